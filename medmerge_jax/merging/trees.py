@@ -1,0 +1,134 @@
+"""Nested dicts of arrays as flat dicts with paths such as "layer1/0/conv2/kernel"."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SEPARATOR = "/"
+
+
+def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Leaves by path, in the tree's own order.
+
+    Args:
+      tree: Nested mappings: dicts, Flax's `FrozenDict`, an `nnx.State` as a pure dict. Keys are
+        strings without "/" or integers (as in `nnx.List`), which are written in decimals.
+        Everything that is not a mapping is a leaf. Empty mappings hold no leaf and leave no trace.
+
+    Returns:
+      `{"layer1/0/conv2/kernel": leaf, ...}`.
+
+    Raises:
+      ValueError: `tree` is not a mapping, a key cannot be part of a path, or two keys make the
+        same path (0 and "0").
+    """
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"a mapping of names to arrays is wanted, found {type(tree).__name__}")
+    flat: dict[str, Any] = {}
+    for path, leaf in _leaves(tree, ""):
+        if path in flat:
+            raise ValueError(f"two leaves have the path {path!r}: keys differ only in their type")
+        flat[path] = leaf
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts from leaves by path; undoes `flatten` on trees with string keys.
+
+    Args:
+      flat: Leaves by path, as `flatten` makes them.
+
+    Returns:
+      Nested dicts in the order of `flat`.
+
+    Raises:
+      ValueError: A path is not a string or has an empty part, or is also the beginning of another.
+    """
+    tree: dict[str, Any] = {}
+    nodes: dict[str, dict[str, Any]] = {"": tree}
+    for path, leaf in flat.items():
+        if not isinstance(path, str) or not all(path.split(SEPARATOR)):
+            raise ValueError(f"{path!r} is not a path of names joined by {SEPARATOR!r}")
+        parent = _node(nodes, path.rpartition(SEPARATOR)[0])
+        name = path.rpartition(SEPARATOR)[2]
+        if name in parent:
+            raise ValueError(f"{path!r} is a leaf and also the beginning of another path")
+        parent[name] = leaf
+    return tree
+
+
+def nest_like(flat: Mapping[str, Any], like: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Those leaves of `flat` whose paths `like` has, nested with the very keys of `like`.
+
+    Unlike `unflatten` this keeps integer keys, so that a tree made from an `nnx.State` goes back
+    into it. Mappings that would be empty are left out.
+    """
+    return _nest_like(flat, like, "")
+
+
+def network_order(path: str) -> tuple[Any, ...]:
+    """Sort key that puts convolutions in the order in which a network applies them.
+
+    Parts of a path are compared by their first number, then by name: conv1 < layer1 < layer2 <
+    layer10, and denseblock1 < transition1 < denseblock2. Parts without a number come last, as
+    the shortcut of a residual block: conv1 < conv2 < downsample. Needed because JAX hands dicts
+    back sorted by the keys' characters.
+
+    Args:
+      path: "layer1/0/conv2/kernel".
+
+    Returns:
+      A key for `sorted`.
+    """
+    return tuple(_part_key(part) for part in path.split(SEPARATOR))
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, child in tree.items():
+        path = prefix + _name(key, prefix)
+        if isinstance(child, Mapping):
+            yield from _leaves(child, path + SEPARATOR)
+        else:
+            yield path, child
+
+
+def _name(key: Any, prefix: str) -> str:
+    if isinstance(key, int) and not isinstance(key, bool):
+        return str(key)
+    if not isinstance(key, str) or not key or SEPARATOR in key:
+        raise ValueError(
+            f"the key {key!r} under {prefix or 'the root'!r} cannot be part of a path: "
+            f"a non-empty string without {SEPARATOR!r} is wanted"
+        )
+    return key
+
+
+def _node(nodes: dict[str, dict[str, Any]], path: str) -> dict[str, Any]:
+    """The dict at `path`, made with all above it where it is missing."""
+    if path not in nodes:
+        above, _, name = path.rpartition(SEPARATOR)
+        parent = _node(nodes, above)
+        if name in parent:
+            raise ValueError(f"{path!r} is a leaf and also the beginning of another path")
+        nodes[path] = parent[name] = {}
+    return nodes[path]
+
+
+def _nest_like(flat: Mapping[str, Any], like: Mapping[Any, Any], prefix: str) -> dict[Any, Any]:
+    nested: dict[Any, Any] = {}
+    for key, child in like.items():
+        path = prefix + _name(key, prefix)
+        if isinstance(child, Mapping):
+            inner = _nest_like(flat, child, path + SEPARATOR)
+            if inner:
+                nested[key] = inner
+        elif path in flat:
+            nested[key] = flat[path]
+    return nested
+
+
+def _part_key(part: str) -> tuple[Any, ...]:
+    pieces = re.split(r"(\d+)", part)
+    numbers = [int(piece) for piece in pieces[1::2]]
+    return (numbers[0] if numbers else math.inf, tuple(pieces[::2]), tuple(numbers))
