@@ -222,8 +222,8 @@ def zeros_parent(variables: Tree, *, is_kernel: IsKernel = is_conv_kernel) -> di
     """MedMerge's parent of zeros: a kernel that prefers it is one whose feature hurts.
 
     Only kernels are zero. Batch norms are those of `variables`, the other parent: were they zero
-    too, averaging would halve every scale, bias and running variance and scale all features, which is not
-    what the ablation asks.
+    too, the mean would halve every scale, bias and running average, and the start would differ
+    from the other parent by more than its kernels.
 
     Args:
       variables: `{"params": ..., "batch_stats": ...}` of the parent to be merged with.
