@@ -63,7 +63,7 @@ def classification_metrics(
 
     Raises:
       FloatingPointError: A logit is NaN or infinite.
-      ValueError: There are no examples, or the shapes do not fit.
+      ValueError: There are no examples, the shapes do not fit, or a label is no class.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     wanted = logits.shape if multilabel else logits.shape[:1]
@@ -110,10 +110,14 @@ def _multiclass(
 
     labels = labels.astype(np.int64)
     classes = np.arange(logits.shape[1])
+    if not np.all(np.isin(labels, classes)):
+        raise ValueError(
+            f"labels are in [{labels.min()}, {labels.max()}], of {len(classes)} classes"
+        )
     predictions = np.argmax(logits, axis=1)
     losses = -np.take_along_axis(log_softmax(logits, axis=1), labels[:, None], axis=1)[:, 0]
     weights = class_weights[labels]
-    scored = [1] if len(classes) == 2 else classes
+    scored = [1] if len(classes) == 2 else classes.tolist()
     aucs = [_auc(labels == c, _log_odds(logits, c)) for c in scored if _both(labels == c)]
     # With one class among labels and predictions alike, agreement by chance is certain.
     certain = len(np.union1d(labels, predictions)) == 1

@@ -1,0 +1,297 @@
+"""Figures of a run, as PNG files. Drawn with matplotlib's `Figure` alone: no pyplot, no display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medmerge_jax.files import write_atomically
+from medmerge_jax.merging.trees import SEPARATOR, network_order
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Coefficients = Mapping[str, np.ndarray]
+"""Coefficients by path of the convolution's kernel."""
+
+_MOST_CLASSES_WITH_NUMBERS = 15
+
+
+def save_coefficients(path: Path, coefficients: Coefficients) -> None:
+    """Writes an .npz with one float32 array per convolution, in network order; atomic.
+
+    Args:
+      path: Of the file.
+      coefficients: By path, of any granularity's shape.
+    """
+    ordered: dict[str, Any] = {
+        name: np.asarray(coefficients[name], np.float32)
+        for name in sorted(coefficients, key=network_order)
+    }
+    write_atomically(path, lambda file: np.savez(file, **ordered))
+
+
+def coefficient_heatmap(
+    coefficients: Mapping[str, Coefficients],
+    path: Path,
+    *,
+    num_parents: int = 2,
+    parent_names: Sequence[str] = (),
+) -> None:
+    """Draws MedMerge's depth-wise heat map: a cell per convolution, a row per target.
+
+    A cell is the mean coefficient of the layer. The colours diverge from 1/n, where every
+    parent has the same weight; for two parents above it is parent b, below it parent c. For more
+    parents each target has a row for every parent, the last one's being one minus the others.
+
+    Args:
+      coefficients: For each row (target), effective coefficients by path, see
+        `merging.effective_coefficients`: any granularity's shape, for n > 2 behind an axis of
+        n - 1. Rows may differ in their convolutions.
+      path: The PNG file.
+      num_parents: n.
+      parent_names: n names, in merging order.
+
+    Raises:
+      ValueError: There are no coefficients, or their shape is not that of n parents.
+    """
+    _save(_draw_heatmap(*heatmap(coefficients, num_parents, parent_names), num_parents), path)
+
+
+def heatmap(
+    coefficients: Mapping[str, Coefficients], num_parents: int = 2, parent_names: Sequence[str] = ()
+) -> tuple[list[str], list[str], np.ndarray]:
+    """What `coefficient_heatmap` shows.
+
+    Returns:
+      Labels of the rows; paths of the columns in network order; means (rows, columns), NaN where
+      a row lacks a convolution.
+    """
+    paths = sorted({path for row in coefficients.values() for path in row}, key=network_order)
+    if not paths:
+        raise ValueError("there are no coefficients to draw")
+    names = list(parent_names) or [f"parent {i + 1}" for i in range(num_parents)]
+    labels, rows = [], []
+    for target, row in coefficients.items():
+        means = np.stack(
+            [
+                _parent_means(path, row[path], num_parents)
+                if path in row
+                else np.full(num_parents, np.nan)
+                for path in paths
+            ],
+            axis=1,
+        )
+        if num_parents == 2:
+            labels.append(target)
+            rows.append(means[0])
+        else:
+            labels.extend(f"{target}: {name}" for name in names)
+            rows.extend(means)
+    return labels, paths, np.stack(rows)
+
+
+def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws loss, validation metrics, learning rate and, if any, coefficients over epochs.
+
+    Stages stand one after another, with a line between them.
+
+    Args:
+      records: Lines of metrics.jsonl: "stage", "epoch" and numbers or None. Without any, nothing
+        is written.
+      path: The PNG file.
+    """
+    if records:
+        _save(_draw_curves(records), path)
+
+
+def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """Draws counts, coloured by the share of each true class.
+
+    Args:
+      matrix: (classes, classes) counts, row the label and column the prediction.
+      classes: Their names.
+      path: The PNG file.
+    """
+    _save(_draw_confusion(np.asarray(matrix), classes), path)
+
+
+def _parent_means(path: str, value: np.ndarray, num_parents: int) -> np.ndarray:
+    """(n,) mean weight of every parent in one convolution."""
+    weights = np.asarray(value, np.float64)
+    if num_parents == 2:
+        weights = weights[None]
+    if weights.shape[:1] != (num_parents - 1,):
+        raise ValueError(
+            f"coefficients of {path}: shape {weights.shape}, but {num_parents} parents have "
+            f"({num_parents - 1}, ...)"
+        )
+    means = weights.reshape(num_parents - 1, -1).mean(axis=1)
+    return np.append(means, 1.0 - means.sum())
+
+
+def _draw_heatmap(
+    labels: Sequence[str], paths: Sequence[str], means: np.ndarray, num_parents: int
+) -> "Figure":
+    figure = _figure(max(6.0, 2.5 + 0.14 * len(paths)), 1.7 + 0.35 * len(labels))
+    axes = figure.add_subplot()
+    centre = 1 / num_parents
+    reach = max(float(np.nanmax(np.abs(means - centre))), 1e-3)
+    image = axes.imshow(
+        means,
+        cmap="RdBu",
+        vmin=centre - reach,
+        vmax=centre + reach,
+        aspect="auto",
+        interpolation="none",
+    )
+    axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
+    axes.set_yticks(range(len(labels)))
+    axes.set_yticklabels(labels, parse_math=False)
+    blocks = _blocks(paths)
+    axes.set_xticks([(start + stop - 1) / 2 for _, start, stop in blocks])
+    axes.set_xticklabels(
+        [name for name, _, _ in blocks], rotation=40, ha="right", fontsize=8, parse_math=False
+    )
+    for _, start, _ in blocks[1:]:
+        axes.axvline(start - 0.5, color="black", linewidth=0.6)
+    axes.set_xlabel("convolutions, from the input to the output")
+    label = "mean coefficient of parent b" if num_parents == 2 else "mean weight"
+    figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
+    return figure
+
+
+def _blocks(paths: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(name, first column, column after the last) of the network's top-level blocks."""
+    parts = [path.split(SEPARATOR) for path in paths]
+    depth = 0
+    while all(len(p) > depth + 2 for p in parts) and len({p[depth] for p in parts}) == 1:
+        depth += 1  # a level that all share, such as DenseNet's "features"
+    blocks: list[tuple[str, int, int]] = []
+    for column, part in enumerate(parts):
+        if blocks and blocks[-1][0] == part[depth]:
+            blocks[-1] = (part[depth], blocks[-1][1], column + 1)
+        else:
+            blocks.append((part[depth], column, column + 1))
+    return blocks
+
+
+def _draw_curves(records: Sequence[Mapping[str, Any]]) -> "Figure":
+    stages = list(dict.fromkeys(record["stage"] for record in records))
+    ordered = [record for stage in stages for record in records if record["stage"] == stage]
+    names = dict.fromkeys(name for record in ordered for name in record)
+    panels: dict[str, list[str]] = {
+        "loss": [name for name in ("train_loss", "val_loss") if name in names],
+        "validation": [
+            name
+            for name in names
+            if name.startswith("val_") and _is_score(name.removeprefix("val_"))
+        ],
+        "learning rate": [name for name in ("learning_rate",) if name in names],
+        "coefficients": [name for name in ("coefficient_mean",) if name in names],
+    }
+    shown = {title: series for title, series in panels.items() if series}
+    figure = _figure(8.0, 0.6 + 2.1 * max(1, len(shown)))
+    for index, (title, series) in enumerate(shown.items()):
+        axes = figure.add_subplot(len(shown), 1, index + 1)
+        axes.set_ylabel(title)
+        _draw_series(axes, ordered, series, title)
+        _mark_stages(axes, ordered, stages if index == 0 else None)
+        if index == len(shown) - 1:
+            axes.set_xlabel("epoch, counted over stages")
+    return figure
+
+
+def _is_score(name: str) -> bool:
+    return name not in ("loss", "num_examples")
+
+
+def _draw_series(
+    axes: "Axes", records: Sequence[Mapping[str, Any]], series: Sequence[str], title: str
+) -> None:
+    epochs = np.arange(1, len(records) + 1)
+    # Gaps between stages: a curve must not join two different things that are trained.
+    for name in series:
+        values = _column(records, name)
+        for index, part in enumerate(_stage_slices(records)):
+            label = name.removeprefix("val_") if title == "validation" else name
+            axes.plot(
+                epochs[part],
+                values[part],
+                marker=".",
+                markersize=4,
+                color=f"C{series.index(name)}",
+                label=label.replace("_", " ") if index == 0 else None,
+            )
+    if title == "coefficients" and all("coefficient_min" in r for r in records if series[0] in r):
+        low, high = _column(records, "coefficient_min"), _column(records, "coefficient_max")
+        axes.fill_between(epochs, low, high, alpha=0.2, linewidth=0, label="minimum to maximum")
+    if title == "learning rate":
+        axes.set_yscale("log" if np.any(_column(records, series[0]) > 0) else "linear")
+    else:
+        axes.legend(fontsize=7, loc="best")
+    axes.grid(alpha=0.3)
+
+
+def _stage_slices(records: Sequence[Mapping[str, Any]]) -> list[slice]:
+    starts = [i for i, r in enumerate(records) if i == 0 or r["stage"] != records[i - 1]["stage"]]
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(records)], strict=True)]
+
+
+def _mark_stages(
+    axes: "Axes", records: Sequence[Mapping[str, Any]], names: Sequence[str] | None
+) -> None:
+    """A line before each stage but the first; above the panel the stages' names, if given."""
+    axes.set_xlim(0.5, len(records) + 0.5)
+    for index, part in enumerate(_stage_slices(records)):
+        if index:
+            axes.axvline(part.start + 0.5, color="grey", linestyle="--", linewidth=0.8)
+        if names:
+            middle = (part.start + part.stop) / 2 + 0.5
+            axes.text(
+                middle,
+                1.02,
+                names[index],
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                fontsize=9,
+                parse_math=False,
+            )
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    values = [record.get(name) for record in records]
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
+    side = min(14.0, 3.0 + 0.5 * len(classes))
+    figure = _figure(side + 1.0, side)
+    axes = figure.add_subplot()
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.set_xticks(range(len(classes)))
+    axes.set_xticklabels(classes, rotation=40, ha="right", parse_math=False)
+    axes.set_yticks(range(len(classes)))
+    axes.set_yticklabels(classes, parse_math=False)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    if len(classes) <= _MOST_CLASSES_WITH_NUMBERS:
+        for (row, column), count in np.ndenumerate(matrix):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    figure.colorbar(image, ax=axes, label="share of the label's images", fraction=0.046)
+    return figure
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """Sizes in inches. matplotlib takes a second to import, so it waits until here."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -1,0 +1,156 @@
+"""A run or a comparison as one HTML file, with its figures inside."""
+
+import base64
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from medmerge_jax.analysis.report_template import TEMPLATE
+from medmerge_jax.analysis.tables import comparison_cells, metric_cells
+from medmerge_jax.files import write_atomically
+
+_FIGURES = ("coefficients", "learning_curves", "confusion_matrix")
+"""What stands first, in this order."""
+
+
+def write_report(run_directory: Path) -> None:
+    """Writes report.html of a run directory: self-contained, loads nothing from anywhere.
+
+    It shows what there is of results.json (of a run or a comparison), config.json, metrics.jsonl
+    and figures/*.png; of a comparison also the coefficients of the first seed of its runs.
+    Missing files leave out their part.
+
+    Args:
+      run_directory: Where these files are and report.html goes.
+    """
+    import jinja2
+
+    results = _read_json(run_directory / "results.json")
+    config = _read_json(run_directory / "config.json")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.from_string(TEMPLATE).render(
+        title=_title(results, run_directory),
+        facts=_facts(results),
+        comparison=_comparison(results),
+        metrics=None if "table" in results else metric_cells(results),
+        stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
+        counts=_counts(results.get("data", {})),
+        parents=_parents(results.get("parents", {})),
+        figures=_figures(run_directory, "table" in results),
+        versions=results.get("versions", config.get("versions", {})),
+        config=json.dumps(config.get("config", config), indent=2) if config else "",
+    )
+
+    def write(file: IO[bytes]) -> None:
+        file.write(text.encode())
+
+    write_atomically(run_directory / "report.html", write)
+
+
+def _title(results: Mapping[str, Any], run_directory: Path) -> str:
+    name = results.get("data", {}).get("name", run_directory.name)
+    recipe = results.get("recipe")
+    if recipe is None:
+        return f"{name}: no results yet"
+    return f"{name}: comparison" if "table" in results else f"{name}: {recipe}"
+
+
+def _facts(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    wanted = ("recipe", "start", "architecture", "seed", "seeds", "wall_seconds")
+    facts = [(name.replace("_", " "), results[name]) for name in wanted if name in results]
+    fingerprint = results.get("data", {}).get("fingerprint")
+    return [*facts, ("data fingerprint", fingerprint)] if fingerprint else facts
+
+
+def _comparison(results: Mapping[str, Any]) -> Any:
+    return comparison_cells(results["table"]) if "table" in results else None
+
+
+def _stages(
+    results: Mapping[str, Any], records: list[dict[str, Any]]
+) -> tuple[list[str], list[list[Any]]] | None:
+    """A table of the stages, each with its median throughput."""
+    stages = results.get("stages", [])
+    if not stages:
+        return None
+    names = list(dict.fromkeys(name for stage in stages for name in stage))
+    rows = []
+    for stage in stages:
+        speeds = [
+            record["images_per_second"]
+            for record in records
+            if record.get("stage") == stage.get("name") and record.get("images_per_second")
+        ]
+        values = {**stage}
+        if speeds:
+            values.setdefault("images_per_second", round(statistics.median(speeds), 1))
+        rows.append(values)
+    if any("images_per_second" in row for row in rows) and "images_per_second" not in names:
+        names.append("images_per_second")
+    cells = [[_shown(row.get(name)) for name in names] for row in rows]
+    return [name.replace("_", " ") for name in names], cells
+
+
+def _shown(value: Any) -> Any:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else value
+
+
+def _counts(data: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]] | None:
+    """Images by split (rows) and class (columns)."""
+    counts = data.get("counts", {})
+    if not counts:
+        return None
+    named = [str(name) for name in data.get("classes", [])]
+    found = [name for by_class in counts.values() for name in by_class]
+    classes = list(dict.fromkeys([*named, *found]))
+    rows = [[split, *(by.get(name, 0) for name in classes)] for split, by in counts.items()]
+    return ["split", *classes], rows
+
+
+def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A line per parent: where it came from, then the rest of its card."""
+    lines = []
+    for name, card in parents.items():
+        rest = {k: v for k, v in card.items() if k != "source" and not isinstance(v, dict | list)}
+        details = ", ".join(f"{key} {value}" for key, value in rest.items())
+        lines.append(
+            (name, "; ".join(part for part in (str(card.get("source", "")), details) if part))
+        )
+    return lines
+
+
+def _figures(run_directory: Path, is_comparison: bool) -> list[tuple[str, str]]:
+    """(caption, base64 of the PNG) of each figure."""
+    own = {path.stem: path for path in sorted((run_directory / "figures").glob("*.png"))}
+    names = [name for name in _FIGURES if name in own]
+    names += [name for name in own if name not in names]
+    paths = {name.replace("_", " "): own[name] for name in names}
+    if is_comparison:
+        for path in sorted(run_directory.glob("*/seed*/figures/coefficients.png"), reverse=True):
+            run = path.parents[1]  # of several seeds the first remains
+            paths[f"coefficients of {run.parent.name}"] = path
+    return [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in paths.items()]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty if the file is missing or not yet whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file."""
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

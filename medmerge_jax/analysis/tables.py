@@ -1,0 +1,129 @@
+"""Results as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+METRIC_TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_auc": "macro AUC",
+    "kappa": "quadratic weighted kappa",
+}
+"""The columns of a comparison, in order; of all of them more is better."""
+
+UNDEFINED = "-"
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table: a line per recipe and start, mean ± standard deviation over seeds.
+
+    The best mean of each column is marked with an asterisk, and so is what equals it to the three
+    decimals shown.
+
+    Args:
+      rows: `{"recipe", "start", metric: {"mean", "std", "values"} or None, ...}`, as in
+        results.json. A metric that is None in every row still has its column.
+
+    Returns:
+      Lines of equal width without a newline at the end.
+    """
+    titles, cells = comparison_cells(rows)
+    text = [titles, *([value + " *" * best for value, best in row] for row in cells)]
+    return _markdown(text, left=2)
+
+
+def comparison_cells(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """Column titles, and for each row its cells as (text, whether best of the column)."""
+    columns = []
+    for metric in METRIC_TITLES:
+        means = [_mean(row.get(metric)) for row in rows]
+        best = max((mean for mean in means if mean is not None), default=None)
+        columns.append(
+            [
+                (_mean_std(row.get(metric)), mean is not None and mean == best)
+                for row, mean in zip(rows, means, strict=True)
+            ]
+        )
+    cells = [
+        [
+            (str(row["recipe"]), False),
+            (str(row["start"]), False),
+            *(column[i] for column in columns),
+        ]
+        for i, row in enumerate(rows)
+    ]
+    return ["recipe", "start", *METRIC_TITLES.values()], cells
+
+
+def results_text(results: Mapping[str, Any]) -> str:
+    """What the program prints of results.json: a comparison's table, or a run's metrics.
+
+    Args:
+      results: The content of a results.json.
+
+    Returns:
+      A Markdown table under a line that says what it shows; several lines.
+    """
+    if "table" in results:
+        seeds = ", ".join(map(str, results.get("seeds", [])))
+        title = f"Test split, mean ± standard deviation over seeds {seeds}; * best of the column"
+        return f"{title}\n\n{comparison_table(results['table'])}"
+    titles, lines = metric_cells(results)
+    names = [str(results[key]) for key in ("recipe", "start", "architecture") if key in results]
+    return (
+        f"{', '.join(names)}, seed {results.get('seed')}\n\n{_markdown([titles, *lines], left=1)}"
+    )
+
+
+def metric_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Column titles, and a row for each metric of a single run: its value on each split."""
+    splits = [split for split in ("val", "test") if split in results]
+    names = dict.fromkeys(name for split in splits for name in results[split])
+    titles = {"num_examples": "images", **METRIC_TITLES}
+    lines = [
+        [titles.get(name, name), *(_value(results[split].get(name)) for split in splits)]
+        for name in names
+    ]
+    return ["metric", *splits], lines
+
+
+def _mean(value: Mapping[str, Any] | None) -> float | None:
+    """As shown, so that what looks equal is equal."""
+    return None if not value or value.get("mean") is None else round(value["mean"], 3)
+
+
+def _mean_std(value: Mapping[str, Any] | None) -> str:
+    mean = _mean(value)
+    if value is None or mean is None:
+        return UNDEFINED
+    std = value.get("std")
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return UNDEFINED
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _markdown(lines: Sequence[Sequence[str]], left: int) -> str:
+    """The first line is the title; all columns but the first `left` are aligned to the right."""
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    widths = [max(3, *(len(line[i]) for line in escaped)) for i in range(len(escaped[0]))]
+
+    def join(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    def pad(line: Sequence[str]) -> str:
+        return join(
+            [
+                cell.ljust(width) if i < left else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ]
+        )
+
+    rule = join(["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)])
+    return "\n".join([pad(escaped[0]), rule, *map(pad, escaped[1:])])
