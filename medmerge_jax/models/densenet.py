@@ -1,0 +1,148 @@
+"""Densely connected networks as in torchvision.
+
+Huang et al., "Densely connected convolutional networks" (arXiv 1608.06993). Submodules bear
+torchvision's names, so that a parameter's path is its PyTorch name with "/" for ".".
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from medmerge_jax.models.layers import (
+    KAIMING_FAN_IN,
+    Conv,
+    dense_head,
+    global_average,
+    max_pool,
+)
+from medmerge_jax.models.norm import BatchNorm
+
+Array = jax.Array
+
+# A layer's 1 x 1 convolution makes this many times `growth` channels.
+BOTTLENECK = 4
+
+
+class DenseLayer(nn.Module):
+    """Batch norm, 1 x 1 convolution, batch norm, 3 x 3 convolution.
+
+    Attributes:
+      growth: Output channels.
+      dtype: Compute dtype.
+    """
+
+    growth: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, c) to the new channels, (n, h, w, growth)."""
+        x = nn.relu(BatchNorm(self.dtype, name="norm1")(x, train))
+        x = Conv(BOTTLENECK * self.growth, 1, 1, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
+        x = nn.relu(BatchNorm(self.dtype, name="norm2")(x, train))
+        return Conv(self.growth, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv2")(x)
+
+
+class DenseBlock(nn.Module):
+    """Layers that each see the concatenation of the input and all earlier layers' outputs.
+
+    Attributes:
+      depth: Number of layers.
+      growth: Output channels of each layer.
+      dtype: Compute dtype.
+    """
+
+    depth: int
+    growth: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, c) to (n, h, w, c + depth · growth)."""
+        for i in range(self.depth):
+            new = DenseLayer(self.growth, self.dtype, name=f"denselayer{i + 1}")(x, train)
+            x = jnp.concatenate([x, new], axis=-1)
+        return x
+
+
+class Transition(nn.Module):
+    """Halves the channels by a 1 x 1 convolution and the sides by averaging 2 x 2.
+
+    Attributes:
+      dtype: Compute dtype.
+    """
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, c) to (n, ⌊h/2⌋, ⌊w/2⌋, ⌊c/2⌋)."""
+        features = x.shape[-1] // 2
+        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, train))
+        x = Conv(features, 1, 1, self.dtype, KAIMING_FAN_IN, name="conv")(x)
+        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+class Features(nn.Module):
+    """Everything before the global average.
+
+    Attributes:
+      depths: Layers in each of the four blocks.
+      growth: Output channels of each layer.
+      init_features: Channels after the first convolution.
+      dtype: Compute dtype.
+    """
+
+    depths: tuple[int, ...]
+    growth: int
+    init_features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, 3) to (n, h/32, w/32, features)."""
+        x = Conv(self.init_features, 7, 2, self.dtype, KAIMING_FAN_IN, name="conv0")(x)
+        x = nn.relu(BatchNorm(self.dtype, name="norm0")(x, train))
+        x = max_pool(x)
+        for i, depth in enumerate(self.depths):
+            x = DenseBlock(depth, self.growth, self.dtype, name=f"denseblock{i + 1}")(x, train)
+            if i + 1 < len(self.depths):
+                x = Transition(self.dtype, name=f"transition{i + 1}")(x, train)
+        return nn.relu(BatchNorm(self.dtype, name="norm5")(x, train))
+
+
+class DenseNet(nn.Module):
+    """torchvision's DenseNet, without dropout.
+
+    Attributes:
+      depths: Layers in each of the four blocks.
+      growth: Output channels of each layer.
+      init_features: Channels after the first convolution.
+      num_classes: Number of logits; 0 leaves the head out.
+      dtype: Compute dtype.
+    """
+
+    depths: tuple[int, ...]
+    growth: int
+    init_features: int
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Logits, or pooled features without a head.
+
+        Args:
+          x: (n, h, w, 3), normalised.
+          train: Batch norms use the batch's statistics.
+
+        Returns:
+          float32 (n, num_classes), or (n, features) if `num_classes` is 0.
+        """
+        features = Features(
+            self.depths, self.growth, self.init_features, self.dtype, name="features"
+        )
+        x = global_average(features(x, train))
+        return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x

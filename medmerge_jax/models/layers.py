@@ -1,0 +1,94 @@
+"""Convolution, pooling and head with PyTorch's conventions in NHWC."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+# kaiming_normal_ of PyTorch, nonlinearity="relu".
+KAIMING_FAN_OUT = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+KAIMING_FAN_IN = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class Conv(nn.Module):
+    """A convolution without bias, padded symmetrically by half its size as in PyTorch.
+
+    `SAME` padding differs from this when the stride is 2: it pads the right side only.
+
+    Attributes:
+      features: Output channels.
+      size: Odd side of the square kernel.
+      stride: In both directions.
+      dtype: Compute dtype; the kernel (size, size, c_in, features) is float32.
+      kernel_init: Initialiser of the kernel.
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Array] = KAIMING_FAN_OUT
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps (n, h, w, c_in) to (n, ⌈h/stride⌉, ⌈w/stride⌉, features)."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.size == 1:
+            # As a matrix product: on a CPU its backward pass is several times faster.
+            return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=[(self.size // 2, self.size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def max_pool(x: Array) -> Array:
+    """Maximum over 3 x 3 with stride 2; the border is padded with -∞."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def global_average(x: Array) -> Array:
+    """(n, h, w, c) to (n, c), in float32 whatever the compute dtype."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def dense_head(num_features: int, num_classes: int) -> nn.Dense:
+    """The head of every model: float32, initialised as PyTorch's `nn.Linear`.
+
+    Weights and bias are uniform in ±1/√num_features.
+    """
+    bound = num_features**-0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(
+        num_classes, dtype=jnp.float32, kernel_init=uniform, bias_init=uniform, name="head"
+    )
+
+
+class LinearHead(nn.Module):
+    """A model that is nothing but the head, for features that are computed beforehand.
+
+    Attributes:
+      num_classes: Number of logits.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features: Array, train: bool = False) -> Array:
+        """Maps (n, num_features) to (n, num_classes) float32; `train` changes nothing."""
+        del train
+        features = jnp.asarray(features, jnp.float32)
+        return dense_head(features.shape[-1], self.num_classes)(features)

@@ -1,0 +1,228 @@
+"""Residual networks: torchvision's for ImageNet and He et al.'s for CIFAR.
+
+He et al., "Deep residual learning for image recognition" (arXiv 1512.03385). Submodules bear
+torchvision's names, so that a parameter's path is its PyTorch name with "/" for ".".
+"""
+
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from medmerge_jax.models.layers import (
+    KAIMING_FAN_IN,
+    Conv,
+    dense_head,
+    global_average,
+    max_pool,
+)
+from medmerge_jax.models.norm import BatchNorm
+
+Array = jax.Array
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and the shortcut.
+
+    Attributes:
+      width: Channels inside and at the output.
+      stride: Of the first convolution and the shortcut.
+      dtype: Compute dtype.
+    """
+
+    width: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, c) to (n, h/stride, w/stride, width)."""
+        y = Conv(self.width, 3, self.stride, self.dtype, name="conv1")(x)
+        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, train))
+        y = Conv(self.width, 3, 1, self.dtype, name="conv2")(y)
+        y = BatchNorm(self.dtype, name="bn2")(y, train)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, train))
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions; the stride is in the 3 x 3 one ("v1.5").
+
+    Attributes:
+      width: Channels inside; four times as many at the output.
+      stride: Of the second convolution and the shortcut.
+      dtype: Compute dtype.
+    """
+
+    width: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, c) to (n, h/stride, w/stride, 4 · width)."""
+        y = Conv(self.width, 1, 1, self.dtype, name="conv1")(x)
+        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, train))
+        y = Conv(self.width, 3, self.stride, self.dtype, name="conv2")(y)
+        y = nn.relu(BatchNorm(self.dtype, name="bn2")(y, train))
+        y = Conv(4 * self.width, 1, 1, self.dtype, name="conv3")(y)
+        y = BatchNorm(self.dtype, name="bn3")(y, train)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, train))
+
+
+class CifarBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut without parameters (option A of the paper).
+
+    Attributes:
+      width: Channels inside and at the output.
+      stride: Of the first convolution and the shortcut.
+      dtype: Compute dtype.
+    """
+
+    width: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, width)."""
+        y = Conv(self.width, 3, self.stride, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
+        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, train))
+        y = Conv(self.width, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv2")(y)
+        y = BatchNorm(self.dtype, name="bn2")(y, train)
+        extra = (self.width - x.shape[-1]) // 2
+        x = x[:, :: self.stride, :: self.stride]
+        return nn.relu(y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra, extra))))
+
+
+class Block(Protocol):
+    """What a stage is made of."""
+
+    def __call__(self, width: int, stride: int, dtype: Any, *, name: str) -> nn.Module:
+        """A residual block."""
+
+
+class Downsample(nn.Module):
+    """The shortcut where the shape changes: 1 x 1 convolution "0" and batch norm "1".
+
+    Attributes:
+      features: Output channels.
+      stride: Of the convolution.
+      dtype: Compute dtype.
+    """
+
+    features: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, features)."""
+        x = Conv(self.features, 1, self.stride, self.dtype, name="0")(x)
+        return BatchNorm(self.dtype, name="1")(x, train)
+
+
+def shortcut(x: Array, features: int, stride: int, dtype: Any, train: bool) -> Array:
+    """The identity where the shape stays, else the calling module's submodule `downsample`."""
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    return Downsample(features, stride, dtype, name="downsample")(x, train)
+
+
+class Stage(nn.Module):
+    """Blocks "0", "1", … of one width.
+
+    Attributes:
+      block: Class of the blocks.
+      depth: Number of blocks.
+      width: Of each block.
+      stride: Of the first block.
+      dtype: Compute dtype.
+    """
+
+    block: Block
+    depth: int
+    width: int
+    stride: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, c')."""
+        for i in range(self.depth):
+            stride = self.stride if i == 0 else 1
+            x = self.block(self.width, stride, self.dtype, name=str(i))(x, train)
+        return x
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet.
+
+    Attributes:
+      block: `BasicBlock` or `Bottleneck`.
+      depths: Blocks in each of the four stages.
+      num_classes: Number of logits; 0 leaves the head out.
+      dtype: Compute dtype.
+    """
+
+    block: Block
+    depths: tuple[int, ...]
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Logits, or pooled features without a head.
+
+        Args:
+          x: (n, h, w, 3), normalised.
+          train: Batch norms use the batch's statistics.
+
+        Returns:
+          float32 (n, num_classes), or (n, features) if `num_classes` is 0.
+        """
+        x = Conv(64, 7, 2, self.dtype, name="conv1")(x)
+        x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, train))
+        x = max_pool(x)
+        for i, depth in enumerate(self.depths):
+            stride = 1 if i == 0 else 2
+            stage = Stage(self.block, depth, 64 * 2**i, stride, self.dtype, name=f"layer{i + 1}")
+            x = stage(x, train)
+        x = global_average(x)
+        return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
+
+
+class CifarResNet(nn.Module):
+    """He et al.'s ResNet for 32-pixel images: three stages of 16, 32 and 64 channels.
+
+    Attributes:
+      depth: Blocks in each stage; the network has 6 · depth + 2 layers.
+      num_classes: Number of logits; 0 leaves the head out.
+      dtype: Compute dtype.
+    """
+
+    depth: int
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Logits, or pooled features without a head.
+
+        Args:
+          x: (n, h, w, 3), normalised.
+          train: Batch norms use the batch's statistics.
+
+        Returns:
+          float32 (n, num_classes), or (n, 64) if `num_classes` is 0.
+        """
+        x = Conv(16, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
+        x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, train))
+        for i in range(3):
+            stride = 1 if i == 0 else 2
+            stage = Stage(
+                CifarBlock, self.depth, 16 * 2**i, stride, self.dtype, name=f"layer{i + 1}"
+            )
+            x = stage(x, train)
+        x = global_average(x)
+        return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
