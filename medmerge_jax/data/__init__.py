@@ -1,0 +1,33 @@
+"""Data sets of images, their splits, the decoded-image cache and batches."""
+
+from medmerge_jax.data.batches import (
+    Batches,
+    ResidentBatches,
+    StreamedBatches,
+    epoch_order,
+    make_batches,
+)
+from medmerge_jax.data.cache import Pixels, cached_pixels
+from medmerge_jax.data.dataset import DataSet, Split
+from medmerge_jax.data.folder import image_folder
+from medmerge_jax.data.images import read_image
+from medmerge_jax.data.splits import stratified_group_split
+from medmerge_jax.data.synthetic import write_synthetic
+from medmerge_jax.data.table import image_table
+
+__all__ = [
+    "Batches",
+    "DataSet",
+    "Pixels",
+    "ResidentBatches",
+    "Split",
+    "StreamedBatches",
+    "cached_pixels",
+    "epoch_order",
+    "image_folder",
+    "image_table",
+    "make_batches",
+    "read_image",
+    "stratified_group_split",
+    "write_synthetic",
+]

@@ -1,0 +1,229 @@
+"""What a data set is, before any pixel is read: ids, paths, labels and groups per split."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medmerge_jax.data.splits import SPLITS, check_fractions, stratified_group_split
+from medmerge_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """The examples of one split, in a fixed order.
+
+    Attributes:
+      ids: Names that are unique in the data set and do not depend on where it lies.
+      paths: The image files.
+      labels: int32 (n,) class indices, or float32 (n, classes) of 0, 1 and NaN (unknown) where
+        an image has several labels.
+      groups: Patient, lesion or the like of each example; None where unknown.
+    """
+
+    ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+    groups: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set of images.
+
+    Attributes:
+      name: For messages and reports.
+      classes: Names; a label is an index into them.
+      multilabel: Whether an image has any number of the classes, instead of exactly one.
+      splits: "train", "val" and "test".
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    multilabel: bool
+    splits: dict[str, Split]
+
+    @property
+    def num_classes(self) -> int:
+        """Length of `classes`."""
+        return len(self.classes)
+
+    def fingerprint(self) -> str:
+        """sha256 of classes, ids, labels and splits, wherever the files are."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.classes, self.multilabel]).encode())
+        for name in SPLITS:
+            split = self.splits[name]
+            digest.update(json.dumps([name, split.ids]).encode())
+            # A NaN has many bit patterns; -1 stands for all of them.
+            labels = np.nan_to_num(split.labels, nan=-1.0) if self.multilabel else split.labels
+            digest.update(labels.astype("<f4" if self.multilabel else "<i4").tobytes())
+        return digest.hexdigest()
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images of each class (positive ones, with several labels per image) in each split."""
+        return {
+            name: dict(zip(self.classes, self._class_counts(split), strict=True))
+            for name, split in self.splits.items()
+        }
+
+    def check(self) -> None:
+        """Refuses what cannot be trained on, and warns where a group crosses splits.
+
+        Raises:
+          UserError: A split is empty, a class has no training image, a label is none of the
+            classes, or an id occurs twice.
+        """
+        if self.num_classes < (1 if self.multilabel else 2):
+            raise UserError(
+                f"data set {self.name}: the only class is {list(self.classes)}; "
+                "two or more are wanted"
+            )
+        for name in SPLITS:
+            if not len(self.splits[name]):
+                raise UserError(
+                    f"data set {self.name}: the split {name!r} is empty; give it images, or "
+                    "leave all splits to the program with fractions above 0"
+                )
+            self._check_labels(name)
+        self._check_ids()
+        self._check_training_classes()
+        self._warn_of_crossing_groups()
+
+    def _class_counts(self, split: Split) -> list[int]:
+        if self.multilabel:
+            return [int(count) for count in np.nansum(split.labels, axis=0)]
+        return [int(count) for count in np.bincount(split.labels, minlength=self.num_classes)]
+
+    def _check_labels(self, name: str) -> None:
+        split = self.splits[name]
+        labels = split.labels
+        if self.multilabel:
+            wrong = np.any((labels != 0) & (labels != 1) & ~np.isnan(labels), axis=1)
+            wanted = "0, 1 or unknown for each class"
+        else:
+            wrong = (labels < 0) | (labels >= self.num_classes)
+            wanted = f"an index into the {self.num_classes} classes {list(self.classes)}"
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(
+                f"data set {self.name}, split {name!r}, image {split.ids[row]}: the label is "
+                f"{labels[row]}; {wanted} is wanted"
+            )
+
+    def _check_ids(self) -> None:
+        home: dict[str, str] = {}
+        for name in SPLITS:
+            for example in self.splits[name].ids:
+                if example in home:
+                    raise UserError(
+                        f"data set {self.name}: the image {example} occurs twice, in the splits "
+                        f"{home[example]!r} and {name!r}; leave one of them"
+                    )
+                home[example] = name
+
+    def _check_training_classes(self) -> None:
+        counts = self.counts()
+        missing = [name for name, count in counts["train"].items() if count == 0]
+        if missing:
+            elsewhere = {
+                name: sum(counts[split][name] for split in ("val", "test")) for name in missing
+            }
+            raise UserError(
+                f"data set {self.name}: no training image of {missing} (images of them in the "
+                f"other splits: {elsewhere}); add some, or leave the class out"
+            )
+
+    def _warn_of_crossing_groups(self) -> None:
+        homes = collections.defaultdict(set)
+        for name in SPLITS:
+            for group in self.splits[name].groups or ():
+                homes[group].add(name)
+        crossing = sorted(group for group, names in homes.items() if len(names) > 1)
+        if crossing:
+            _LOG.warning(
+                "data set %s: %d of %d groups are in more than one split (%s, ...): results on "
+                "the test split will be too good",
+                self.name,
+                len(crossing),
+                len(homes),
+                ", ".join(crossing[:3]),
+            )
+
+
+def build(
+    name: str,
+    classes: Sequence[str],
+    ids: Sequence[str],
+    paths: Sequence[Path],
+    labels: np.ndarray,
+    groups: Sequence[str] | None,
+    assignment: np.ndarray | None,
+    fractions: Sequence[float],
+    seed: int,
+) -> DataSet:
+    """Puts a data set together, making the splits that are missing.
+
+    Args:
+      name: Of the data set.
+      classes: Names.
+      ids: Of all images; likewise paths, labels and groups.
+      paths: Files.
+      labels: int (n,), or float (n, classes) for several labels per image.
+      groups: None if unknown.
+      assignment: int (n,), index into `SPLITS`; None if the data comes without splits. A
+        validation or test split that it leaves empty is taken from the training images.
+      fractions: Of train, val, test.
+      seed: Of the splits that are made.
+    """
+    multilabel = labels.ndim == 2
+    labels = labels.astype(np.float32 if multilabel else np.int32)
+    group_array = None if groups is None else np.asarray(groups)
+    assignment = _complete_assignment(name, labels, group_array, assignment, fractions, seed)
+    splits = {}
+    for index, split in enumerate(SPLITS):
+        rows = np.flatnonzero(assignment == index)
+        splits[split] = Split(
+            tuple(ids[row] for row in rows),
+            tuple(paths[row] for row in rows),
+            labels[rows],
+            None if groups is None else tuple(groups[row] for row in rows),
+        )
+    return DataSet(name, tuple(classes), multilabel, splits)
+
+
+def _complete_assignment(
+    name: str,
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    assignment: np.ndarray | None,
+    fractions: Sequence[float],
+    seed: int,
+) -> np.ndarray:
+    shares = np.asarray(check_fractions(fractions))
+    if assignment is None:
+        return stratified_group_split(labels, groups, shares, seed)
+    missing = [index for index in (1, 2) if not np.any(assignment == index)]
+    missing = [index for index in missing if shares[index] > 0]
+    if not missing or not np.any(assignment == 0):
+        return assignment
+    names = [SPLITS[index] for index in missing]
+    _LOG.info("data set %s: no %s split is given, taken from train", name, " and ".join(names))
+    shares[[index for index in (1, 2) if index not in missing]] = 0.0
+    train = np.flatnonzero(assignment == 0)
+    parts = stratified_group_split(
+        labels[train], None if groups is None else groups[train], shares / shares.sum(), seed
+    )
+    assignment = assignment.copy()
+    assignment[train] = parts
+    return assignment

@@ -1,0 +1,149 @@
+"""Splits that keep the classes' proportions and never part a group."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medmerge_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+SPLIT_NAMES = {
+    "train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2,
+}  # fmt: skip
+"""What folders and tables call the splits, in lower case, to the index into `SPLITS`."""
+
+
+def stratified_group_split(
+    labels: np.ndarray,
+    groups: Sequence[str] | np.ndarray | None,
+    fractions: Sequence[float] | np.ndarray,
+    seed: int,
+) -> np.ndarray:
+    """Assigns examples to train, val and test by iterative stratification over groups.
+
+    Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data", 2011: the
+    rarest remaining label first, each of its groups to the split that lacks most of that label;
+    ties go to the split that lacks most examples. Here a group counts with all its examples,
+    larger ones first, and the last groups of a class go to the splits that have none of it, so
+    that a class of three or more groups is in every split. (Where groups have several classes
+    this can be impossible; then as many as were found.)
+
+    The result depends on the arguments only, not on the platform or numpy's version.
+
+    Args:
+      labels: int (n,) class indices, or (n, classes) of 0, 1 and NaN (counted as 0).
+      groups: (n,) names, or None for a group per example.
+      fractions: Of train, val and test: ≥ 0, train > 0, sum 1. A split of 0 stays empty.
+      seed: Any integer.
+
+    Returns:
+      int (n,): 0 train, 1 val, 2 test.
+
+    Raises:
+      UserError: The fractions are not as above.
+    """
+    shares = np.asarray(check_fractions(fractions))
+    positives = _positives(np.asarray(labels))
+    num_examples = len(positives)
+    if groups is None:
+        group_of = np.arange(num_examples)
+    else:
+        group_of = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    num_groups = int(group_of.max()) + 1 if num_examples else 0
+    counts = np.zeros((num_groups, positives.shape[1]), np.int64)
+    np.add.at(counts, group_of, positives)
+    sizes = np.bincount(group_of, minlength=num_groups)
+    # Raw bits, because numpy promises them to stay the same; it does not for permutations.
+    raw = np.random.Philox(key=seed % 2**64).random_raw(num_groups)
+    shuffled = np.argsort(raw, kind="stable")
+    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    return _Assigner(counts, sizes, shares).run(order)[group_of]
+
+
+def check_fractions(fractions: Sequence[float] | np.ndarray) -> tuple[float, ...]:
+    """The fractions as floats.
+
+    Raises:
+      UserError: They are not three numbers ≥ 0 that sum to 1, the first above 0.
+    """
+    shares = tuple(float(value) for value in fractions)
+    good = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0
+    if not good or abs(sum(shares) - 1) > 1e-6:
+        raise UserError(
+            f"fractions of train, val and test: {shares}; three numbers ≥ 0 that sum to 1 are "
+            "wanted, the first above 0"
+        )
+    return shares
+
+
+class _Assigner:
+    """The state of the greedy assignment of groups to splits."""
+
+    def __init__(self, counts: np.ndarray, sizes: np.ndarray, shares: np.ndarray):
+        self.counts, self.sizes = counts, sizes
+        self.assigned = np.full(len(counts), -1)
+        self.wanted = np.outer(counts.sum(axis=0), shares)  # (classes, splits), still to come
+        self.wanted_examples = sizes.sum() * shares
+        self.open = shares > 0
+        self.has = np.zeros((counts.shape[1], 3), np.int64)  # groups of the class in the split
+        self.left = np.count_nonzero(counts, axis=0)  # groups of the class not yet assigned
+
+    def run(self, order: np.ndarray) -> np.ndarray:
+        """Assigns all groups, in `order` within a class."""
+        members = [order[self.counts[order, label] > 0] for label in range(self.counts.shape[1])]
+        remaining = set(np.flatnonzero(self.left))
+        while remaining:
+            label = min(remaining, key=lambda one: (self.left[one], one))
+            remaining.discard(label)
+            for group in members[label]:
+                if self.assigned[group] < 0:
+                    self._assign(group, self._best_split(group, self.wanted[label]))
+            remaining = {one for one in remaining if self.left[one]}
+        for group in order[self.assigned[order] < 0]:
+            self._assign(group, self._best_split(group, self.wanted_examples))
+        self._repair(members)
+        return self.assigned
+
+    def _best_split(self, group: int, wanted: np.ndarray) -> int:
+        candidates = self.open
+        for label in np.flatnonzero(self.counts[group]):
+            without = self.open & (self.has[label] == 0)
+            if self.left[label] <= np.count_nonzero(without) and np.any(candidates & without):
+                candidates = candidates & without
+        # Rounding keeps ties ties, whatever the order of the subtractions.
+        return max(
+            np.flatnonzero(candidates),
+            key=lambda split: (round(wanted[split], 6), round(self.wanted_examples[split], 6)),
+        )
+
+    def _assign(self, group: int, split: int) -> None:
+        self.assigned[group] = split
+        self.wanted[:, split] -= self.counts[group]
+        self.wanted_examples[split] -= self.sizes[group]
+        present = self.counts[group] > 0
+        self.has[present, split] += 1
+        self.left[present] -= 1
+
+    def _repair(self, members: list[np.ndarray]) -> None:
+        """Moves a group where a class misses a split and no class loses its last one by it."""
+        for label, groups in enumerate(members):
+            for split in np.flatnonzero(self.open & (self.has[label] == 0)):
+                if len(groups) < np.count_nonzero(self.open):
+                    continue
+                for group in groups[::-1]:  # the smallest first
+                    present = self.counts[group] > 0
+                    if np.all(self.has[present, self.assigned[group]] > 1):
+                        self.has[present, self.assigned[group]] -= 1
+                        self.has[present, split] += 1
+                        self.assigned[group] = split
+                        break
+
+
+def _positives(labels: np.ndarray) -> np.ndarray:
+    """Integer (n, classes) of 0 and 1."""
+    if labels.ndim == 2:
+        return (np.nan_to_num(labels) > 0).astype(np.int64)
+    positives = np.zeros((len(labels), int(labels.max()) + 1 if len(labels) else 0), np.int64)
+    positives[np.arange(len(labels)), labels] = 1
+    return positives
