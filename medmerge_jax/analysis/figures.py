@@ -57,7 +57,11 @@ def coefficient_heatmap(
     Raises:
       ValueError: There are no coefficients, or their shape is not that of n parents.
     """
-    _save(_draw_heatmap(*heatmap(coefficients, num_parents, parent_names), num_parents), path)
+    label = f"mean weight of {parent_names[0] if parent_names else 'parent b'}"
+    if num_parents > 2:
+        label = "mean weight"
+    rows = heatmap(coefficients, num_parents, parent_names)
+    _save(_draw_heatmap(*rows, centre=1 / num_parents, label=label), path)
 
 
 def heatmap(
@@ -133,11 +137,10 @@ def _parent_means(path: str, value: np.ndarray, num_parents: int) -> np.ndarray:
 
 
 def _draw_heatmap(
-    labels: Sequence[str], paths: Sequence[str], means: np.ndarray, num_parents: int
+    labels: Sequence[str], paths: Sequence[str], means: np.ndarray, *, centre: float, label: str
 ) -> "Figure":
-    figure = _figure(max(6.0, 2.5 + 0.14 * len(paths)), 1.7 + 0.35 * len(labels))
+    figure = _figure(max(6.0, 2.5 + 0.14 * len(paths)), 2.0 + 0.35 * len(labels))
     axes = figure.add_subplot()
-    centre = 1 / num_parents
     reach = max(float(np.nanmax(np.abs(means - centre))), 1e-3)
     image = axes.imshow(
         means,
@@ -158,8 +161,8 @@ def _draw_heatmap(
     for _, start, _ in blocks[1:]:
         axes.axvline(start - 0.5, color="black", linewidth=0.6)
     axes.set_xlabel("convolutions, from the input to the output")
-    label = "mean coefficient of parent b" if num_parents == 2 else "mean weight"
-    figure.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar.set_label(label, fontsize=8, parse_math=False)
     return figure
 
 
@@ -245,6 +248,7 @@ def _mark_stages(
 ) -> None:
     """A line before each stage but the first; above the panel the stages' names, if given."""
     axes.set_xlim(0.5, len(records) + 0.5)
+    axes.locator_params(axis="x", integer=True)
     for index, part in enumerate(_stage_slices(records)):
         if index:
             axes.axvline(part.start + 0.5, color="grey", linestyle="--", linewidth=0.8)

@@ -128,7 +128,8 @@ def merge_kernels(
     """Parameters of the merged backbone: kernels blended, every other leaf the parents' mean.
 
     θ̂ = Σᵢ wᵢ · θᵢ + (1 - Σᵢ wᵢ) · θ_n, equation 1 of MedMerge (arXiv 2403.11646) for n = 2. It is
-    computed as written, so that w = 1 and w = 0 give the parents' own numbers.
+    computed as written, so that w = 1 and w = 0 give the parents' own numbers (except subnormal
+    ones, below 1.2e-38, which XLA takes for zero).
 
     Example, with `flax.nnx`, whose states hold the same nested dicts:
 
@@ -243,7 +244,7 @@ def zeros_parent(variables: Tree, *, is_kernel: IsKernel = is_conv_kernel) -> di
 
 def _constrain(raw: Any, num_parents: int, constraint: str) -> jax.Array:
     weights = jnp.asarray(raw)
-    weights = weights.astype(jnp.promote_types(weights.dtype, jnp.float32))
+    weights = weights.astype(_at_least_float32(weights.dtype))
     if constraint == "none":
         return weights
     if constraint == "clip":
@@ -286,8 +287,13 @@ def _promote(leaves: Sequence[Any]) -> tuple[list[jax.Array], Any]:
     dtype = arrays[0].dtype
     for array in arrays[1:]:
         dtype = jnp.promote_types(dtype, array.dtype)
-    computed = jnp.promote_types(dtype, jnp.float32)
+    computed = _at_least_float32(dtype)
     return [array.astype(computed) for array in arrays], dtype
+
+
+def _at_least_float32(dtype: Any) -> Any:
+    """Not by `jnp.promote_types`, which refuses this under strict promotion."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def _backbone(tree: Tree) -> dict[str, Any]:
@@ -340,8 +346,8 @@ def _check_coefficients(
     for path in {**kernels, **coefficients}:
         if path not in kernels:
             raise ValueError(
-                f"coefficients of {path}, shape {_shape(coefficients, path)}: the parents have no "
-                "such kernel (absent)"
+                f"coefficients of {path}: {_shape(coefficients, path)}, but such a kernel is "
+                "absent in the parents"
             )
         shape = np.shape(kernels[path])
         wanted = [leading + _granular_shape(shape, granularity) for granularity in GRANULARITIES]
