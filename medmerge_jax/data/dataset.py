@@ -192,7 +192,7 @@ def build(
     assignment = _complete_assignment(name, labels, group_array, assignment, fractions, seed)
     splits = {}
     for index, split in enumerate(SPLITS):
-        rows = np.flatnonzero(assignment == index)
+        rows = np.flatnonzero(assignment == index).tolist()
         splits[split] = Split(
             tuple(ids[row] for row in rows),
             tuple(paths[row] for row in rows),

@@ -40,7 +40,7 @@ def image_folder(
     root = Path(root)
     homes = _split_folders(root)
     if homes is None:
-        found = [(path, None) for path in _folders(root)]
+        found = [(path, 0) for path in _folders(root)]
     else:
         found = [(path, index) for index, home in sorted(homes.items()) for path in _folders(home)]
     names = _class_names(root, [path for path, _ in found], classes)
@@ -51,7 +51,7 @@ def image_folder(
         members = sorted(find_images(folder), key=lambda path: path.relative_to(root).as_posix())
         paths += members
         labels += [names.index(folder.name)] * len(members)
-        assignment += [index or 0] * len(members)
+        assignment += [index] * len(members)
     if not paths:
         raise UserError(
             f"{root}: no images found; {root.name}/train/<class>/*.jpg or .png (likewise val and "
@@ -72,7 +72,8 @@ def image_folder(
 
 def find_images(folder: Path) -> list[Path]:
     """All image files below a folder. Other files are counted in a warning."""
-    found, others = [], []
+    found: list[Path] = []
+    others: list[Path] = []
     for directory, names, file_names in os.walk(folder):
         names[:] = sorted(name for name in names if not _is_litter(name))
         for name in file_names:

@@ -113,8 +113,11 @@ class _Assigner:
                 candidates = candidates & without
         # Rounding keeps ties ties, whatever the order of the subtractions.
         return max(
-            np.flatnonzero(candidates),
-            key=lambda split: (round(wanted[split], 6), round(self.wanted_examples[split], 6)),
+            np.flatnonzero(candidates).tolist(),
+            key=lambda split: (
+                round(float(wanted[split]), 6),
+                round(float(self.wanted_examples[split]), 6),
+            ),
         )
 
     def _assign(self, group: int, split: int) -> None:

@@ -189,7 +189,7 @@ class _Canvas:
         self.n, self.size, self.view, self.rng = n, size, view, rng
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
         self.y, self.x = axis[None, :, None] / view, axis[None, None, :] / view
-        self.edge = np.float32(2.0 / size / view)
+        self.edge = 2.0 / size / view
         self.pixels = np.zeros((n, size, size, 3), np.float32)
 
     def uniform(self, low: float, high: float) -> np.ndarray:
@@ -337,8 +337,9 @@ def _lesion(labels: np.ndarray, size: int, view: float, rng: np.random.Generator
     )
     body = colours[labels][:, None, None] + canvas.colour((0, 0, 0), 0.08)
     mottle = np.abs(per_class((0.16, 0.22, 0.08, 0.12), 0.06))[..., None]
-    tint = np.stack([canvas.texture(4), canvas.texture(4), canvas.texture(4)], axis=-1)
-    canvas.lay(0.92 * mask, body + mottle * tint * np.float32([1.0, 0.7, 0.6]))
+    shade, hue = canvas.texture(4), canvas.texture(4)
+    tint = np.stack([shade + 0.5 * hue, 0.7 * shade, 0.6 * shade - 0.4 * hue], axis=-1)
+    canvas.lay(0.92 * mask, body + mottle * tint)
     # Pigment network: a grid of brown lines; strongest in naevi.
     angle = canvas.uniform(0, np.pi)
     along = np.cos(angle) * canvas.x + np.sin(angle) * canvas.y
@@ -401,7 +402,7 @@ def _photograph(scene: np.ndarray, look: Appearance, rng: np.random.Generator) -
     angle = rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
     slope = np.cos(angle) * axis[None, :, None] + np.sin(angle) * axis[None, None, :]
     light = (1 + look.illumination / 2 * slope) * rng.normal(1, 0.05, (n, 1, 1))
-    image = scene * light.astype(np.float32)[..., None] * np.float32(look.cast)
+    image = scene * light.astype(np.float32)[..., None] * np.array(look.cast, np.float32)
     if look.blur:
         sigma = look.blur / 100 * size
         image = ndimage.gaussian_filter(image, (0, sigma, sigma, 0), truncate=3)
