@@ -1,0 +1,154 @@
+import base64
+import html.parser
+import json
+import re
+
+import pytest
+
+from medmerge_jax.analysis import write_report
+
+EVIL = "<script>alert('x')</script>&\"{{ 7 * 6 }}"
+# A PNG of one pixel.
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+class Page(html.parser.HTMLParser):
+    """Text, images, and everything else that a browser would fetch or run."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.text, self.images, self.open, self.tags = "", [], [], set()
+        self.source = path.read_text()
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(dict(attrs)["src"])
+        if tag not in ("img", "meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.text += " " * (tag in ("td", "th"))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def results(name="aptos"):
+    return {
+        "recipe": "medmerge",
+        "start": "b+c",
+        "seed": 3,
+        "architecture": "resnet20",
+        "val": {"loss": 0.5, "accuracy": 0.8125, "kappa": None},
+        "test": {"loss": 0.6, "accuracy": 0.7125, "kappa": None},
+        "stages": [{"name": "ft", "epochs": 7, "best_epoch": 5, "seconds": 12.5}],
+        "data": {
+            "name": name,
+            "fingerprint": "f00d",
+            "classes": ["healthy", name],
+            "counts": {"train": {"healthy": 301, name: 302}, "test": {"healthy": 41}},
+        },
+        "parents": {"b": {"source": name, "sha256": "beef", "versions": {"jax": "1"}}},
+        "versions": {"jax": "0.10.2"},
+        "wall_seconds": 61.5,
+    }
+
+
+def write(directory, **files):
+    for name, value in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(value))
+
+
+def add_figure(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(PIXEL)
+
+
+def test_report_of_a_run(tmp_path):
+    write(tmp_path, results=results(), config={"config": {"lp": {"epochs": 50}}})
+    speeds = [100.0, 300.0, 200.0]
+    lines = [json.dumps({"stage": "ft", "images_per_second": speed}) + "\n" for speed in speeds]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"stage": "ft", "ima')
+    for name in ("a_feature_map", "learning_curves", "coefficients"):
+        add_figure(tmp_path / "figures" / f"{name}.png")
+    write_report(tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert page.source.startswith("<!DOCTYPE html>")
+    assert page.open == []
+    wanted = "aptos: medmerge|0.7125|0.8125|301|302|41|f00d|beef|0.10.2|12.5|200|61.5|resnet20|b+c"
+    for text in wanted.split("|"):
+        assert re.search(rf"\b{re.escape(text)}\b", page.text), text
+    assert '"epochs": 50' in page.text
+    data = "data:image/png;base64,"
+    assert page.images == [data + base64.b64encode(PIXEL).decode()] * 3
+    order = [page.text.index(name) for name in ("Coefficients", "Learning curves", "A feature map")]
+    assert order == sorted(order)
+
+
+def test_report_loads_nothing(tmp_path):
+    write(tmp_path, results=results(), config={"config": {}})
+    add_figure(tmp_path / "figures" / "coefficients.png")
+    write_report(tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert not page.tags & {"script", "link", "iframe", "object", "a"}
+    assert not re.search(r"https?:|//|url\(|@import", re.sub(r'base64,[^"]*"', "", page.source))
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_report_escapes_names(tmp_path):
+    config = {"config": {"data": EVIL}}
+    write(tmp_path, results=results(EVIL), config=config)
+    add_figure(tmp_path / "figures" / "x<b>y.png")
+    write_report(tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert page.open == []
+    # Title, heading, class, parent: as it was written, neither run nor evaluated.
+    assert page.text.count(EVIL) == 4
+    assert json.dumps(EVIL) in page.text
+
+
+def test_report_of_a_comparison(tmp_path):
+    def value(mean):
+        return {"mean": mean, "std": 0.0125, "values": [mean]}
+
+    rows = [
+        {"recipe": recipe, "start": "b", "seeds": [0, 1], "accuracy": value(mean), "kappa": None}
+        for recipe, mean in (("ft", 0.625), ("medmerge", 0.875))
+    ]
+    data = results()["data"]
+    write(tmp_path, results={"recipe": "compare", "seeds": [0, 1], "table": rows, "data": data})
+    for seed in (0, 1):
+        add_figure(tmp_path / "medmerge" / f"seed{seed}" / "figures" / "coefficients.png")
+    write_report(tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert page.open == []
+    assert "aptos: comparison" in page.text
+    assert re.search(r'<td class="best">0\.875 ± 0\.01[23]</td>', page.source)
+    assert re.search(r"<td>0\.625 ± 0\.01[23]</td>", page.source)
+    assert page.text.count("Coefficients of medmerge") == 1
+    assert len(page.images) == 1
+
+
+@pytest.mark.parametrize("content", [None, "", '{"recipe": ', "[1]"])
+def test_report_without_results(tmp_path, content):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    write_report(tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert f"{tmp_path.name}: no results yet" in page.text
+    assert page.open == []
+
+
+@pytest.mark.parametrize("missing", sorted(results()))
+def test_report_of_results_with_a_part_missing(tmp_path, missing):
+    write(tmp_path, results={k: v for k, v in results().items() if k != missing})
+    write_report(tmp_path)
+    assert Page(tmp_path / "report.html").open == []
