@@ -1,0 +1,107 @@
+"""Files of named tensors."""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.files import write_atomically
+from medmerge_jax.weights.torch_pickle import read_torch_file
+
+SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file by name, with the file's names, layouts and dtypes.
+
+    Args:
+      path: `.safetensors`, `.npz`, or `.pth`/`.pt` (see `torch_pickle`).
+
+    Raises:
+      UserError: There is no such file, its suffix is another, or its content cannot be read.
+    """
+    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+        ".safetensors": _read_safetensors,
+        ".npz": _read_npz,
+        ".pth": read_torch_file,
+        ".pt": read_torch_file,
+    }
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    if path.suffix not in readers:
+        raise UserError(f"{path}: the suffix is {path.suffix!r}; wanted {', '.join(readers)}")
+    return readers[path.suffix](path)
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes the file whole or not at all.
+
+    Args:
+      path: `.safetensors`; its folder is made if need be.
+      tensors: By name.
+      metadata: Strings for the header. `{"format": "pt"}` marks PyTorch's layouts.
+    """
+    # safetensors writes the memory as it lies, so that a transposed view needs a copy.
+    contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    data = safetensors.numpy.save(contiguous, dict(metadata))
+
+    def write(file: IO[bytes]) -> None:
+        file.write(data)
+
+    write_atomically(path, write)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        entries = safetensors.deserialize(path.read_bytes())
+    except Exception as error:  # The library raises its own and others' exceptions.
+        raise _damaged(path, ".safetensors", error) from error
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise UserError(
+                f"{path}: tensor {name!r} has the dtype {entry['dtype']}; floats wanted"
+            )
+        flat = np.frombuffer(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]])
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        content = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an archive of named arrays")
+        with content as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # A malformed zip or array raises exceptions of many kinds.
+        raise _damaged(path, ".npz", error) from error
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: cannot be read as {kind}, it is damaged or incomplete "
+        f"({type(error).__name__}: {error}). Fetch or save it again"
+    )

@@ -1,0 +1,117 @@
+"""ImageNet-1k weights by the name of the architecture."""
+
+import dataclasses
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.files import cache_folder
+from medmerge_jax.models import ModelSpec, get_spec
+
+HUB_FILE = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class LocatedWeights:
+    """A file of weights on this machine.
+
+    Attributes:
+      path: The file.
+      sha256: Of its content, hexadecimal.
+      origin: Where it was found, for the user.
+    """
+
+    path: Path
+    sha256: str
+    origin: str
+
+
+def find_imagenet_weights(architecture: str) -> LocatedWeights:
+    """Finds torchvision's ImageNet-1k weights on this machine, or else downloads them.
+
+    Looks in this library's folder of weights (`$MEDMERGE_JAX_CACHE/weights`, by default
+    `~/.cache/medmerge_jax/weights`), in PyTorch's own cache, and on the Hugging Face hub, whose
+    `timm/<architecture>.tv_in1k` are the same weights under the same names.
+
+    Args:
+      architecture: One of `models.list_models()`.
+
+    Raises:
+      UserError: There are none for this architecture, a file is not what its name says, or it
+        is nowhere and cannot be downloaded; names the file wanted and where to put it.
+    """
+    spec = get_spec(architecture)
+    if spec.hub_id is None or spec.torch_file is None:
+        raise UserError(
+            f"there are no ImageNet weights of {architecture}, a network for {spec.input_size}-"
+            "pixel images. Give the path of a weight file, or take an ImageNet architecture such "
+            "as resnet18"
+        )
+    found = _in_own_folder(architecture) or _in_torch_cache(spec.torch_file)
+    found = found or _from_hub(spec, spec.hub_id, spec.torch_file)
+    logging.getLogger(__name__).info(
+        "%s weights: %s (%s), sha256 %s", architecture, found.path, found.origin, found.sha256
+    )
+    return found
+
+
+def _in_own_folder(architecture: str) -> LocatedWeights | None:
+    folder = cache_folder("weights")
+    for suffix in (".safetensors", ".pth"):
+        path = folder / f"{architecture}{suffix}"
+        if path.is_file():
+            return LocatedWeights(path, _sha256(path), "folder of weights")
+    return None
+
+
+def _in_torch_cache(torch_file: str) -> LocatedWeights | None:
+    path = _torch_cache() / torch_file
+    if not path.is_file():
+        return None
+    sha256 = _sha256(path)
+    digits = path.stem.rpartition("-")[2]
+    if not sha256.startswith(digits):
+        raise UserError(
+            f"{path}: its sha256 begins with {sha256[: len(digits)]}, not with the {digits} of "
+            "its name: the file is damaged or another. Delete it and fetch it again"
+        )
+    return LocatedWeights(path, sha256, "PyTorch's cache")
+
+
+def _torch_cache() -> Path:
+    home = os.environ.get("TORCH_HOME")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(home).expanduser() if home else cache / "torch") / "hub" / "checkpoints"
+
+
+def _from_hub(spec: ModelSpec, hub_id: str, torch_file: str) -> LocatedWeights:
+    try:
+        # Imported here: it takes a while, and only this needs it.
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(hub_id, HUB_FILE))
+    except Exception as error:  # No network, no such library, a proxy, a full disk, ...
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"the ImageNet weights of {spec.name} are not on this machine and cannot be "
+            f"downloaded ({type(error).__name__}: {reason}). Fetch one of these elsewhere:\n"
+            f"  {HUB_FILE} of {hub_id} on the Hugging Face hub, and put it at "
+            f"{cache_folder('weights') / (spec.name + '.safetensors')}\n"
+            f"  torchvision's {torch_file}, and put it at {_torch_cache() / torch_file}"
+        ) from error
+    sha256 = _sha256(path)
+    # The hub's cache links to the content under the checksum that the hub announced.
+    announced = path.resolve().name
+    if len(announced) == 64 and announced != sha256:
+        raise UserError(
+            f"{path}: its sha256 is {sha256}, not {announced} as the hub says: the download is "
+            "damaged. Delete it and try again"
+        )
+    return LocatedWeights(path, sha256, f"{hub_id} on the Hugging Face hub")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

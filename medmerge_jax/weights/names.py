@@ -1,0 +1,238 @@
+"""torchvision's tensor names and layouts <-> Flax variables.
+
+Paths agree but for "." and "/", the head's name and the last part:
+
+| torchvision                       | Flax                              | layout                |
+|-----------------------------------|-----------------------------------|-----------------------|
+| `weight` of a convolution         | `params`, `kernel`                | OIHW <-> HWIO         |
+| `weight` of the head              | `params`, `head/kernel`           | transposed            |
+| `weight`, `bias` of a batch norm  | `params`, `scale`, `bias`         |                       |
+| `running_mean`, `running_var`     | `batch_stats`, `mean`, `var`      |                       |
+| `num_batches_tracked`             | none                              | int64 0 when writing  |
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.merging.trees import flatten, network_order, unflatten
+from medmerge_jax.models import create_model, get_spec, list_models
+
+Variables = dict[str, Any]
+Shape = tuple[int, ...]
+
+LEAVES = {
+    ("params", "scale"): "weight",
+    ("params", "kernel"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+COUNTER = "num_batches_tracked"
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+MOST_LISTED = 8
+
+
+class Slot(NamedTuple):
+    """Where a tensor of a PyTorch state dict lives in Flax.
+
+    Attributes:
+      collection: "params" or "batch_stats".
+      path: "layer1/0/conv1/kernel".
+      shape: In PyTorch's layout.
+    """
+
+    collection: str
+    path: str
+    shape: Shape
+
+
+def variables_from_torch(
+    architecture: str, tensors: Mapping[str, np.ndarray], origin: str
+) -> Variables:
+    """Flax variables from a PyTorch state dict.
+
+    Args:
+      architecture: One of `models.list_models()`.
+      tensors: By PyTorch name. A `module.` before all names, the older names of torchvision's
+        DenseNets, a head of any number of classes and no head at all are all fine.
+      origin: The file, for messages.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` nested in network order, float32.
+
+    Raises:
+      UserError: A tensor is missing, extra, misshapen, not floating point or not finite. Names
+        the tensors, and the architecture that they fit if it is another one.
+    """
+    named = _modern_names(tensors, origin)
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    slots = _slots(architecture, _num_classes(architecture, shapes))
+    problems = _mismatch(slots, shapes)
+    if problems:
+        raise UserError(_mismatch_message(architecture, shapes, problems, origin))
+    flat: dict[str, dict[str, np.ndarray]] = {"params": {}, "batch_stats": {}}
+    for name, slot in slots.items():
+        array = _float32(name, named[name], origin)
+        flat[slot.collection][slot.path] = np.ascontiguousarray(_flax_layout(array))
+    return {collection: unflatten(leaves) for collection, leaves in flat.items()}
+
+
+def variables_to_torch(architecture: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The PyTorch state dict of Flax variables; `load_state_dict(..., strict=True)` takes it.
+
+    Args:
+      architecture: One of `models.list_models()`.
+      variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
+
+    Returns:
+      float32 arrays by PyTorch name, and int64 zeros for the batch norms' counters.
+
+    Raises:
+      UserError: A leaf is missing, extra or misshapen.
+    """
+    leaves = {
+        (collection, path): np.asarray(leaf, dtype=np.float32)
+        for collection in ("params", "batch_stats")
+        for path, leaf in flatten(variables.get(collection, {})).items()
+    }
+    tensors = {
+        _torch_name(architecture, collection, path): _torch_layout(leaf)
+        for (collection, path), leaf in leaves.items()
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    slots = _slots(architecture, _num_classes(architecture, shapes))
+    problems = _mismatch(slots, shapes)
+    if problems:
+        raise UserError(_mismatch_message(architecture, shapes, problems, "these variables"))
+    complete: dict[str, np.ndarray] = {}
+    for name in slots:
+        complete[name] = tensors[name]
+        if name.endswith(".running_var"):
+            complete[_counter(name)] = np.zeros((), np.int64)
+    return complete
+
+
+def _modern_names(tensors: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
+    prefixed = all(name.startswith("module.") for name in tensors)
+    named: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        new = OLD_DENSENET.sub(r"\1\2", name.removeprefix("module.") if prefixed else name)
+        if new in named:
+            raise UserError(f"{origin}: tensor {new!r} is there twice, under an old name too")
+        named[new] = tensor
+    return named
+
+
+def _num_classes(architecture: str, shapes: Mapping[str, Shape]) -> int:
+    """As the head's tensors say; 0 without a head."""
+    head = get_spec(architecture).torch_head
+    sizes = [shapes[name][:1] for name in (f"{head}.weight", f"{head}.bias") if name in shapes]
+    return next((size[0] for size in sizes if size), 1) if sizes else 0
+
+
+@functools.lru_cache(maxsize=64)
+def _slots(architecture: str, num_classes: int) -> dict[str, Slot]:
+    """By PyTorch name, in network order."""
+    model = create_model(architecture, num_classes)
+    # DenseNet needs 32 pixels to have one left after its five halvings.
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    slots = {}
+    for collection, tree in variables.items():
+        for path, leaf in flatten(tree).items():
+            shape = tuple(leaf.shape[axis] for axis in _TORCH_AXES.get(len(leaf.shape), (0,)))
+            slots[_torch_name(architecture, collection, path)] = Slot(collection, path, shape)
+    return dict(sorted(slots.items(), key=lambda item: network_order(item[1].path)))
+
+
+# Axes of a Flax kernel in PyTorch's order, by rank: convolution, head. And back.
+_TORCH_AXES: dict[int, Shape] = {4: (3, 2, 0, 1), 2: (1, 0)}
+_FLAX_AXES: dict[int, Shape] = {4: (2, 3, 1, 0), 2: (1, 0)}
+
+
+def _torch_layout(array: np.ndarray) -> np.ndarray:
+    return array.transpose(_TORCH_AXES.get(array.ndim))
+
+
+def _flax_layout(array: np.ndarray) -> np.ndarray:
+    return array.transpose(_FLAX_AXES.get(array.ndim))
+
+
+def _torch_name(architecture: str, collection: str, path: str) -> str:
+    module, _, leaf = path.rpartition("/")
+    if (collection, leaf) not in LEAVES:
+        raise UserError(f"{collection} has {path!r}, which {architecture} has not")
+    if module == "head":
+        module = get_spec(architecture).torch_head
+    return f"{module.replace('/', '.')}.{LEAVES[collection, leaf]}"
+
+
+def _counter(running_var: str) -> str:
+    return running_var.removesuffix("running_var") + COUNTER
+
+
+def _mismatch(slots: Mapping[str, Slot], shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
+    """What is missing, extra and misshapen, each as a list of descriptions."""
+    counters = {_counter(name) for name in slots if name.endswith(".running_var")}
+    kinds = {
+        "missing": [f"{name} {slot.shape}" for name, slot in slots.items() if name not in shapes],
+        "extra": [
+            f"{name} {shape}"
+            for name, shape in shapes.items()
+            if name not in slots and name not in counters
+        ],
+        "misshapen": [
+            f"{name} is {shapes[name]}, wanted {slot.shape}"
+            for name, slot in slots.items()
+            if name in shapes and shapes[name] != slot.shape
+        ],
+    }
+    return {kind: entries for kind, entries in kinds.items() if entries}
+
+
+def _mismatch_message(
+    architecture: str,
+    shapes: Mapping[str, Shape],
+    problems: Mapping[str, list[str]],
+    origin: str,
+) -> str:
+    lines = [f"{origin}: the tensors do not fit {architecture}."]
+    lines += [f"  {kind}: {_listed(entries)}" for kind, entries in problems.items()]
+    fitting = [name for name in list_models() if name != architecture and _fits(name, shapes)]
+    if fitting:
+        lines.append(f"  They fit {' and '.join(fitting)}: is that the architecture you want?")
+    else:
+        lines.append(f"  Give a file of {architecture} with torchvision's tensor names.")
+    return "\n".join(lines)
+
+
+def _fits(architecture: str, shapes: Mapping[str, Shape]) -> bool:
+    return not _mismatch(_slots(architecture, _num_classes(architecture, shapes)), shapes)
+
+
+def _listed(entries: Iterable[str]) -> str:
+    entries = list(entries)
+    more = len(entries) - MOST_LISTED
+    return "; ".join(entries[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _float32(name: str, tensor: np.ndarray, origin: str) -> np.ndarray:
+    # Asked of JAX, for which bfloat16 is a float: to NumPy it is of kind "V".
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise UserError(f"{origin}: tensor {name!r} is {tensor.dtype}; floating point is wanted")
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = tensor.astype(np.float32)
+    if not np.isfinite(array).all():
+        bad = int(np.size(array) - np.isfinite(array).sum())
+        raise UserError(
+            f"{origin}: tensor {name!r} has {bad} values that are NaN, infinite or beyond "
+            "float32's range; the model it comes from was not sound"
+        )
+    return array

@@ -1,0 +1,366 @@
+"""Reading PyTorch's `.pth` files without PyTorch and without running the pickle's code.
+
+A pickle is a program that may call any function it can import. The unpickler here imports
+nothing: it knows the handful of globals that state dicts are made of, each replaced by an inert
+stand-in, and refuses every other. Stand-ins refuse to be modified, so that nothing outlives the
+reading of a file.
+
+Two layouts exist. PyTorch >= 1.6 writes a zip archive with the pickle in `<root>/data.pkl` and
+one entry `<root>/data/<key>` per storage. Before, it was a stream: a magic number, the protocol
+version, facts about the writing machine, the object, the list of storage keys (five pickles in a
+row), and then for each key the number of elements (int64) and the raw bytes.
+"""
+
+import dataclasses
+import io
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from medmerge_jax.errors import UserError
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+PROTOCOL_VERSION = 1001
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+# Objects registered with `copyreg` by number: they may bypass `find_class`.
+FORBIDDEN_OPCODES = ("EXT1", "EXT2", "EXT4")
+ADVICE = (
+    "Only tensors in plain containers are read. If you trust the file, load it with PyTorch "
+    "and save the state dict as .safetensors"
+)
+
+STORAGE_DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+    "ComplexFloatStorage": np.dtype(np.complex64),
+    "ComplexDoubleStorage": np.dtype(np.complex128),
+}
+
+
+class RefusedError(Exception):
+    """What is wrong with the file, without its name."""
+
+
+def read_torch_file(path: Path) -> dict[str, np.ndarray]:
+    """The state dict in a `.pth` file.
+
+    Args:
+      path: A state dict saved by `torch.save` in either layout, or a checkpoint that is a dict
+        with the state dict under "state_dict", "model_state_dict" or "model" and otherwise
+        plain containers, numbers and strings.
+
+    Returns:
+      Read-only arrays by tensor name, with the file's dtypes (bfloat16 as ml_dtypes').
+
+    Raises:
+      UserError: The file is damaged, in another format, or needs more than tensors in plain
+        containers. No code of the file has run.
+    """
+    try:
+        with path.open("rb") as file:
+            # Zip archives are known by their first bytes: what `is_zipfile` looks for at the
+            # end of a file could also be the data of a tensor in a stream.
+            content = _read_zip(file) if file.read(4) == b"PK\x03\x04" else _read_stream(file)
+        return {name: _array(name, tensor) for name, tensor in content.items()}
+    except RefusedError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # Whatever a malformed pickle, zip or size provokes.
+        raise UserError(
+            f"{path}: the file is damaged or incomplete ({type(error).__name__}: {error}). "
+            "Fetch or save it again"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Storage:
+    """Elements [start, start + size) of a flat buffer."""
+
+    key: str
+    dtype: np.dtype
+    start: int
+    size: int
+    buffers: Mapping[str, bytes]
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedError("the pickle modifies a storage; refused")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tensor:
+    """A strided view of a storage; offset and strides in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedError("the pickle modifies a tensor; refused")
+
+
+class StateDict(dict):
+    """In place of OrderedDict; the `_metadata` attribute that PyTorch adds is dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignores attributes."""
+
+
+class StandIn:
+    """In place of a global of the pickle: can be called if it has a function, nothing else."""
+
+    __slots__ = ("function", "name")
+
+    def __init__(self, name: str, function: Callable[..., Any] | None = None) -> None:
+        self.name = name
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """What the global's own function would build, as far as it matters here."""
+        if self.function is None:
+            raise RefusedError(f"the pickle calls {self.name}; refused. {ADVICE}")
+        return self.function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise RefusedError(f"the pickle modifies {self.name}; refused. {ADVICE}")
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+    """`torch._utils._rebuild_tensor` and `_v2`; gradients and hooks do not matter here."""
+    if not isinstance(storage, Storage):
+        raise RefusedError("a tensor is built from something that is not a storage")
+    for sizes in (shape, strides):
+        if not isinstance(sizes, tuple) or not all(type(n) is int and n >= 0 for n in sizes):
+            raise RefusedError(f"a tensor has the sizes {sizes!r}; non-negative integers wanted")
+    if type(offset) is not int or offset < 0 or len(shape) != len(strides):
+        raise RefusedError(
+            f"a tensor has shape {shape}, strides {strides} and offset {offset!r}, which do not "
+            "fit together"
+        )
+    return Tensor(storage, offset, shape, strides)
+
+
+def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise RefusedError("a parameter is built from something that is not a tensor")
+    return data
+
+
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): StateDict,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch", "Size"): tuple,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds nothing but plain containers, numbers, strings and this module's stand-ins."""
+
+    def __init__(self, file: IO[bytes], buffers: Mapping[str, bytes]) -> None:
+        super().__init__(file, encoding="utf-8")  # Python 2 wrote names as byte strings.
+        self.buffers = buffers
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> StandIn:
+        if (module, name) in _FUNCTIONS:
+            return StandIn(f"{module}.{name}", _FUNCTIONS[module, name])
+        if module in ("torch", "torch.cuda") and name in STORAGE_DTYPES:
+            return StandIn(name)
+        raise RefusedError(f"its pickle asks for {module}.{name}, which is refused. {ADVICE}")
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """Storages are saved as ("storage", type, key, device, elements[, view])."""
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+            raise RefusedError(f"its pickle refers to {pid!r:.80}, not to a storage. {ADVICE}")
+        kind, key, size = pid[1], pid[2], pid[4]
+        view = pid[5] if len(pid) == 6 else None
+        known = isinstance(kind, StandIn) and kind.name in STORAGE_DTYPES
+        if not known or not isinstance(key, str) or type(size) is not int or size < 0:
+            raise RefusedError(f"its pickle refers to a storage of unknown kind: {pid!r:.80}")
+        whole = Storage(key, STORAGE_DTYPES[kind.name], 0, size, self.buffers)
+        if self.storages.setdefault(key, whole) != whole:
+            raise RefusedError(f"storage {key!r} is described in two ways")
+        return whole if view is None else _view(whole, view)
+
+
+def _view(whole: Storage, view: Any) -> Storage:
+    """A part of a storage, as PyTorch 0.1 saved it: (key of the view, start, elements)."""
+    if not isinstance(view, tuple) or len(view) != 3:
+        raise RefusedError(f"a view of storage {whole.key!r} is malformed: {view!r:.80}")
+    _, start, size = view
+    sane = type(start) is int and type(size) is int and start >= 0 and size >= 0
+    if not sane or start + size > whole.size:
+        raise RefusedError(
+            f"a view of storage {whole.key!r} starts at {start!r} with {size!r} elements, "
+            f"but the storage has {whole.size}"
+        )
+    return dataclasses.replace(whole, start=start, size=size)
+
+
+def _load(file: IO[bytes], buffers: Mapping[str, bytes]) -> tuple[Any, dict[str, Storage]]:
+    """One restricted pickle at the file's position, which is moved behind it."""
+    start = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in FORBIDDEN_OPCODES:
+            raise RefusedError(f"its pickle uses the opcode {opcode.name}, which is refused")
+        # An invented index would make the unpickler allocate a memo of that size.
+        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > count:
+            raise RefusedError(f"its pickle is malformed: memo index {argument}")
+    file.seek(start)
+    unpickler = _Unpickler(file, buffers)
+    return unpickler.load(), unpickler.storages
+
+
+def _read_stream(file: IO[bytes]) -> dict[str, Tensor]:
+    file.seek(257)
+    if file.read(5) == b"ustar":
+        raise RefusedError(
+            "the tar layout of PyTorch < 0.2 is not read. Load it with PyTorch and save it again"
+        )
+    file.seek(0)
+    try:
+        magic, _ = _load(file, {})
+    except (pickle.UnpicklingError, ValueError, EOFError):
+        magic = None
+    if type(magic) is not int or magic != MAGIC_NUMBER:
+        raise RefusedError("this is no file of torch.save: neither its zip nor its stream layout")
+    protocol, _ = _load(file, {})
+    if type(protocol) is not int or protocol != PROTOCOL_VERSION:
+        raise RefusedError(f"its protocol is {protocol!r:.40}; {PROTOCOL_VERSION} is wanted")
+    machine, _ = _load(file, {})
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise RefusedError("it was not written on a little-endian machine. Save it again on one")
+    buffers: dict[str, bytes] = {}
+    content, storages = _load(file, buffers)
+    keys, _ = _load(file, {})
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        raise RefusedError("the list of storages does not match the tensors")
+    for key in keys:
+        buffers[key] = _stream_bytes(file, storages[key])
+    return _state_dict(content)
+
+
+def _stream_bytes(file: IO[bytes], storage: Storage) -> bytes:
+    header = file.read(8)
+    if len(header) < 8:
+        raise RefusedError(f"the file ends before storage {storage.key!r}; it is incomplete")
+    (size,) = struct.unpack("<q", header)
+    if size != storage.size:
+        raise RefusedError(
+            f"storage {storage.key!r} has {size} elements where {storage.size} are announced"
+        )
+    wanted = size * storage.dtype.itemsize
+    # Not more at once than is there: an invented size must not ask for that much memory.
+    here = file.tell()
+    left = file.seek(0, 2) - here
+    file.seek(here)
+    if left < wanted:
+        raise RefusedError(
+            f"the file ends inside storage {storage.key!r}: {left} of {wanted} bytes are there"
+        )
+    return file.read(wanted)
+
+
+def _read_zip(file: IO[bytes]) -> dict[str, Tensor]:
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1:
+            raise RefusedError(
+                "it is a zip archive, but not of torch.save: one entry <name>/data.pkl is wanted"
+            )
+        root = pickles[0].removesuffix("data.pkl")
+        if any(name.startswith(root + "code/") or name == root + "constants.pkl" for name in names):
+            raise RefusedError(
+                "it is a TorchScript archive, a program. Save the model's state_dict() instead"
+            )
+        if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
+            raise RefusedError("its numbers are big-endian. Save it again on a usual machine")
+        buffers: dict[str, bytes] = {}
+        with archive.open(_stored(archive, pickles[0])) as data:
+            content, storages = _load(io.BytesIO(data.read()), buffers)
+        state_dict = _state_dict(content)
+        # Only what the state dict needs: a checkpoint's optimizer state may be twice its size.
+        for key in {tensor.storage.key for tensor in state_dict.values()}:
+            buffers[key] = _zip_bytes(archive, f"{root}data/{key}", storages[key])
+    return state_dict
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """An entry that takes no more memory than it takes on disk, as torch.save writes all."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise RefusedError(f"its entry {name} is compressed, which torch.save never does; refused")
+    return info
+
+
+def _zip_bytes(archive: zipfile.ZipFile, name: str, storage: Storage) -> bytes:
+    if name not in archive.NameToInfo:
+        raise RefusedError(f"its entry {name} is missing: the file is incomplete")
+    info = _stored(archive, name)
+    wanted = storage.size * storage.dtype.itemsize
+    if info.file_size != wanted:
+        raise RefusedError(f"its entry {name} has {info.file_size} bytes; {wanted} are wanted")
+    return archive.read(info)
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by name, out of a checkpoint's other entries if need be."""
+    if not isinstance(content, dict):
+        raise RefusedError(f"it holds {_describe(content)}; a state dict is wanted")
+    for key in STATE_DICT_KEYS:
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not content:
+        raise RefusedError("it holds an empty dict; a state dict is wanted")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise RefusedError(
+                f"its entry {name!r:.80} is {_describe(tensor)}; a state dict holds tensors by "
+                f"name, by itself or in a dict under {', '.join(map(repr, STATE_DICT_KEYS))}"
+            )
+    return content
+
+
+def _describe(value: Any) -> str:
+    return f"the global {value.name}" if isinstance(value, StandIn) else type(value).__name__
+
+
+def _array(name: str, tensor: Tensor) -> np.ndarray:
+    storage = tensor.storage
+    size = storage.dtype.itemsize
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    if 0 not in tensor.shape and tensor.offset + last >= storage.size:
+        raise RefusedError(
+            f"tensor {name!r} of shape {tensor.shape} reaches beyond its storage of "
+            f"{storage.size} elements"
+        )
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, storage.dtype)
+    array: np.ndarray = np.ndarray(
+        tensor.shape,
+        storage.dtype,
+        storage.buffers[storage.key],
+        offset=(storage.start + tensor.offset) * size,
+        strides=tuple(stride * size for stride in tensor.strides),
+    )
+    return array
