@@ -27,7 +27,7 @@ def stratified_group_split(
     ties go to the split that lacks most examples. Here a group counts with all its examples,
     larger ones first, and the last groups of a class go to the splits that have none of it, so
     that a class of three or more groups is in every split. (Where groups have several classes
-    this can be impossible; then as many as were found.)
+    at once this can be impossible, and is not promised.)
 
     The result depends on the arguments only, not on the platform or numpy's version.
 
@@ -102,7 +102,6 @@ class _Assigner:
             remaining = {one for one in remaining if self.left[one]}
         for group in order[self.assigned[order] < 0]:
             self._assign(group, self._best_split(group, self.wanted_examples))
-        self._repair(members)
         return self.assigned
 
     def _best_split(self, group: int, wanted: np.ndarray) -> int:
@@ -127,20 +126,6 @@ class _Assigner:
         present = self.counts[group] > 0
         self.has[present, split] += 1
         self.left[present] -= 1
-
-    def _repair(self, members: list[np.ndarray]) -> None:
-        """Moves a group where a class misses a split and no class loses its last one by it."""
-        for label, groups in enumerate(members):
-            for split in np.flatnonzero(self.open & (self.has[label] == 0)):
-                if len(groups) < np.count_nonzero(self.open):
-                    continue
-                for group in groups[::-1]:  # the smallest first
-                    present = self.counts[group] > 0
-                    if np.all(self.has[present, self.assigned[group]] > 1):
-                        self.has[present, self.assigned[group]] -= 1
-                        self.has[present, split] += 1
-                        self.assigned[group] = split
-                        break
 
 
 def _positives(labels: np.ndarray) -> np.ndarray:

@@ -323,7 +323,7 @@ def _missing_error(
     hint = f"; there is {same_stem[0]}, of another type" if same_stem else ""
     return UserError(
         f"{sheet.path}: {len(missing)} of {len(values)} rows have no image file below {root} "
-        f"(column {column!r}): {shown}{more}{hint}. {len(index)} images ({', '.join(SUFFIXES)}) "
+        f"(column {column!r}): {shown}{more}{hint}; {len(index)} images ({', '.join(SUFFIXES)}) "
         "are there; correct data.root or data.image_column, or remove the rows"
     )
 
@@ -336,6 +336,7 @@ class _Index:
             what = "is a file" if root.exists() else "does not exist"
             raise UserError(f"{root}: {what}; the folder of the images is wanted")
         files = sorted(path.relative_to(root).as_posix() for path in find_images(root))
+        self._root_name = root.resolve().name
         self._number = len(files)
         self._by_name: dict[str, list[str]] = collections.defaultdict(list)
         for file in files:
@@ -349,16 +350,18 @@ class _Index:
     def find(self, value: str) -> list[str]:
         """Relative paths of the files that `value` may mean.
 
-        An exact path is preferred to a bare name. Leading folders of `value` that are not below
-        the root are skipped: tables often name the root itself.
+        An exact path is preferred to a bare name. Tables often name the root itself, so leading
+        folders of `value` are skipped as long as a folder is left, or up to the root's name.
         """
         parts = [part for part in value.replace("\\", "/").split("/") if part not in ("", ".")]
         for start in range(len(parts)):
             wanted = "/".join(parts[start:])
             found = self._by_name.get(wanted, [])
             exact = [file for file in found if wanted in (file, _stem(file))]
-            if len(exact) == 1 or (found and (len(parts) == 1 or "/" in wanted)):
-                return exact or found
+            if len(parts) == 1:
+                return exact if len(exact) == 1 else found
+            if exact and (start == 0 or "/" in wanted or parts[start - 1] == self._root_name):
+                return exact
         return []
 
 

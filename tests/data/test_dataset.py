@@ -1,0 +1,130 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medmerge_jax.data import DataSet, Split
+from medmerge_jax.errors import UserError
+
+
+def make_split(name, labels, groups=None, root="/somewhere"):
+    ids = tuple(f"{name}/{row}" for row in range(len(labels)))
+    paths = tuple(Path(root, one) for one in ids)
+    multilabel = np.ndim(labels) == 2
+    return Split(ids, paths, np.asarray(labels, np.float32 if multilabel else np.int32), groups)
+
+
+def make_dataset(train=(0, 1, 1), val=(0, 1), test=(1, 0), groups=(None,) * 3, root="/somewhere"):
+    splits = {
+        name: make_split(name, labels, group, root)
+        for name, labels, group in zip(
+            ("train", "val", "test"), (train, val, test), groups, strict=True
+        )
+    }
+    return DataSet("eyes", ("good", "bad"), np.ndim(train) == 2, splits)
+
+
+def with_split(dataset, name, **changes):
+    split = dataclasses.replace(dataset.splits[name], **changes)
+    return dataclasses.replace(dataset, splits={**dataset.splits, name: split})
+
+
+def test_counts_and_sizes():
+    dataset = make_dataset()
+    dataset.check()
+    assert dataset.num_classes == 2
+    assert len(dataset.splits["train"]) == 3
+    assert dataset.counts() == {
+        "train": {"good": 1, "bad": 2},
+        "val": {"good": 1, "bad": 1},
+        "test": {"good": 1, "bad": 1},
+    }
+
+
+def test_counts_of_several_labels_leave_out_the_unknown():
+    dataset = make_dataset(train=[(1, 1), (np.nan, 1)], val=[(0, 0)], test=[(np.nan, np.nan)])
+    dataset.check()
+    assert dataset.counts()["train"] == {"good": 1, "bad": 2}
+    assert dataset.counts()["test"] == {"good": 0, "bad": 0}
+
+
+def test_fingerprint_is_of_the_contents_and_not_of_the_place():
+    first = make_dataset()
+    assert first.fingerprint() == make_dataset(root="/elsewhere").fingerprint()
+    others = [
+        make_dataset(train=(1, 1, 0)),
+        make_dataset(val=(0,)),
+        dataclasses.replace(first, classes=("bad", "good")),
+        with_split(first, "test", ids=("test/0", "test/9")),
+        DataSet(
+            "eyes",
+            first.classes,
+            False,
+            {**first.splits, "val": first.splits["test"], "test": first.splits["val"]},
+        ),
+        make_dataset(train=[(1, 0), (0, 1), (0, 1)], val=[(0, 1), (1, 0)], test=[(0, 1), (1, 0)]),
+    ]
+    fingerprints = {first.fingerprint(), *(other.fingerprint() for other in others)}
+    assert len(fingerprints) == 1 + len(others)
+
+
+def test_fingerprint_of_unknown_labels_is_stable():
+    other_nan = np.uint32(0x7FC00001).view(np.float32)
+    datasets = [
+        make_dataset(train=[(1, nan), (0, 1)], val=[(0, 1)], test=[(1, 1)])
+        for nan in (np.nan, other_nan)
+    ]
+    assert datasets[0].fingerprint() == datasets[1].fingerprint()
+    zero = make_dataset(train=[(1, 0), (0, 1)], val=[(0, 1)], test=[(1, 1)])
+    assert zero.fingerprint() != datasets[0].fingerprint()
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_empty_split(name):
+    with pytest.raises(UserError, match=f"data set eyes: the split '{name}' is empty"):
+        make_dataset(**{name: ()}).check()
+
+
+def test_class_without_training_image():
+    with pytest.raises(UserError, match=r"no training image of \['bad'\] .*\{'bad': 2\}"):
+        make_dataset(train=(0, 0)).check()
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_label_outside_the_classes(label):
+    with pytest.raises(UserError, match=rf"'val', image val/1: the label is {label}; .* 2 classes"):
+        make_dataset(val=(0, label)).check()
+
+
+def test_half_a_label():
+    with pytest.raises(
+        UserError, match=r"'test', image test/0: the label is .*0\.5.*0, 1 or unknown"
+    ):
+        make_dataset(train=[(1, 1)], val=[(0, 1)], test=[(0.5, 1)]).check()
+
+
+def test_one_class_only():
+    dataset = dataclasses.replace(make_dataset(train=(0,), val=(0,), test=(0,)), classes=("good",))
+    with pytest.raises(UserError, match=r"the only class is \['good'\]"):
+        dataset.check()
+
+
+def test_duplicated_ids():
+    within = with_split(make_dataset(), "val", ids=("val/0", "val/0"))
+    with pytest.raises(
+        UserError, match="the image val/0 occurs twice, in the splits 'val' and 'val'"
+    ):
+        within.check()
+    across = with_split(make_dataset(), "test", ids=("test/0", "train/2"))
+    with pytest.raises(UserError, match="train/2 occurs twice, in the splits 'train' and 'test'"):
+        across.check()
+
+
+def test_a_group_in_two_splits_is_a_warning(caplog):
+    groups = (("a", "b", "c"), ("d", "e"), ("a", "f"))
+    make_dataset(groups=groups).check()
+    assert "1 of 6 groups are in more than one split (a" in caplog.text
+    caplog.clear()
+    make_dataset(groups=(("a", "a", "c"), ("d", "d"), ("e", "f"))).check()
+    assert not caplog.records

@@ -1,0 +1,217 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmerge_jax.data import read_image
+from medmerge_jax.errors import UserError
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def photo(rng, width=48, height=40):
+    """Smooth enough that JPEG keeps it."""
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_an_image_of_the_size_is_not_resampled(tmp_path, rng):
+    pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+    path = save(tmp_path / "a.png", Image.fromarray(pixels))
+    for resize in ("squash", "crop"):
+        read = read_image(path, 16, resize)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, pixels)
+
+
+def test_greyscale_becomes_three_equal_channels(tmp_path, rng):
+    pixels = rng.integers(0, 256, (16, 16), np.uint8)
+    read = read_image(save(tmp_path / "a.png", Image.fromarray(pixels)), 16)
+    np.testing.assert_array_equal(read, np.repeat(pixels[..., None], 3, axis=-1))
+
+
+def test_one_bit(tmp_path, rng):
+    pixels = rng.integers(0, 2, (16, 16)).astype(bool)
+    read = read_image(save(tmp_path / "a.png", Image.fromarray(pixels)), 16)
+    np.testing.assert_array_equal(read, np.repeat(pixels[..., None], 3, axis=-1) * 255)
+
+
+def palette_image(rng):
+    colours = rng.integers(0, 256, (4, 3), np.uint8)
+    indices = rng.integers(0, 4, (16, 16), np.uint8)
+    image = Image.fromarray(indices).convert("L")
+    image = Image.frombytes("P", (16, 16), indices.tobytes())
+    image.putpalette(colours.tobytes())
+    return image, colours, indices
+
+
+def test_palette(tmp_path, rng):
+    image, colours, indices = palette_image(rng)
+    read = read_image(save(tmp_path / "a.png", image), 16)
+    np.testing.assert_array_equal(read, colours[indices])
+
+
+def test_palette_with_transparency_is_put_over_black(tmp_path, rng):
+    image, colours, indices = palette_image(rng)
+    path = save(tmp_path / "a.png", image, transparency=bytes([0, 255, 255, 255]))
+    expected = np.where((indices == 0)[..., None], 0, colours[indices])
+    np.testing.assert_array_equal(read_image(path, 16), expected)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_is_put_over_black(tmp_path, rng, mode):
+    channels = {"LA": 1, "RGBA": 3}[mode]
+    colour = rng.integers(0, 256, (16, 16, channels), np.uint8)
+    alpha = rng.integers(0, 256, (16, 16, 1), np.uint8)
+    image = Image.fromarray(np.concatenate([colour, alpha], axis=-1), mode=None)
+    assert image.mode == mode
+    read = read_image(save(tmp_path / "a.png", image), 16).astype(float)
+    np.testing.assert_allclose(read, colour * (alpha / 255.0) * np.ones(3), atol=1)
+
+
+def test_rgb_with_a_transparent_colour(tmp_path):
+    pixels = np.full((16, 16, 3), 200, np.uint8)
+    pixels[:4] = (1, 2, 3)
+    path = save(tmp_path / "a.png", Image.fromarray(pixels), transparency=(200, 200, 200))
+    read = read_image(path, 16)
+    np.testing.assert_array_equal(read[:4], pixels[:4])
+    assert not read[4:].any()
+
+
+def test_cmyk_jpeg(tmp_path):
+    image = Image.new("RGB", (16, 16), (200, 40, 90)).convert("CMYK")
+    read = read_image(save(tmp_path / "a.jpg", image, quality=100), 16)
+    np.testing.assert_allclose(read, np.broadcast_to((200, 40, 90), read.shape), atol=3)
+
+
+def test_sixteen_bit_greyscale_keeps_its_range(tmp_path):
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    image = Image.fromarray(values)
+    assert image.mode == "I;16"
+    read = read_image(save(tmp_path / "a.png", image), 16)
+    np.testing.assert_array_equal(read[..., 0], np.round(values / 257.0))
+    np.testing.assert_array_equal(read[..., 0], read[..., 2])
+
+
+def test_integers_beyond_sixteen_bits_are_refused(tmp_path):
+    values = np.linspace(0, 65535, 256).astype(np.int32).reshape(16, 16)
+    path = save(tmp_path / "a.tiff", Image.fromarray(values))
+    np.testing.assert_array_equal(read_image(path, 16)[..., 0], np.round(values / 257.0))
+    save(tmp_path / "b.tiff", Image.fromarray(values + 1))
+    with pytest.raises(UserError, match=r"b\.tiff.* 1 to 65536; 0 to 65535 is wanted"):
+        read_image(tmp_path / "b.tiff", 16)
+
+
+def test_floats_are_refused(tmp_path, rng):
+    path = save(tmp_path / "a.tiff", Image.fromarray(rng.random((16, 16)).astype(np.float32)))
+    with pytest.raises(UserError, match=r"a\.tiff: the pixels are floating-point"):
+        read_image(path, 16)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, rng, orientation):
+    upright = photo(rng)
+    undo = {  # how a camera held that way stores the upright scene
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if undo is None else upright.transpose(undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.png", "a.jpg"):
+        options = {"quality": 95, "subsampling": 0} if name == "a.jpg" else {}
+        path = save(tmp_path / name, stored, exif=exif, **options)
+        expected = np.asarray(upright.resize((16, 16), Image.Resampling.BILINEAR), int)
+        np.testing.assert_allclose(read_image(path, 16), expected, atol=0 if not options else 12)
+
+
+def test_damaged_metadata_does_not_matter(tmp_path, rng):
+    image = photo(rng)
+    path = save(tmp_path / "a.png", image, exif=b"Exif\x00\x00this is no exif")
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(read_image(path, 16), expected)
+
+
+@pytest.mark.parametrize(
+    "width, height", [(48, 40), (40, 47), (33, 20), (16, 16), (16, 30), (9, 7)]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_resizing_is_that_of_torchvision(transforms, tmp_path, rng, width, height, mode):
+    image = photo(rng, width, height).convert(mode)
+    path = save(tmp_path / "a.png", image)
+    squash = transforms.Resize((16, 16))
+    crop = transforms.Compose([transforms.Resize(16), transforms.CenterCrop(16)])
+    for resize, transform in (("squash", squash), ("crop", crop)):
+        expected = np.asarray(transform(image.convert("RGB")))
+        np.testing.assert_array_equal(read_image(path, 16, resize), expected)
+
+
+def test_unknown_resize(tmp_path):
+    with pytest.raises(UserError, match="'stretch': squash or crop is wanted"):
+        read_image(tmp_path / "a.png", 16, "stretch")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+@pytest.mark.parametrize("kept", [0.3, 0.7])
+def test_truncated(tmp_path, rng, name, kept):
+    noise = Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8))
+    path = save(tmp_path / name, noise)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(UserError, match=rf"{name}: cannot be decoded \(.*truncated"):
+        read_image(path, 16)
+
+
+def test_zero_bytes(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.png: the file is empty"):
+        read_image(path, 16)
+
+
+def test_text_named_png(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_text("This is a text file, not an image.\n")
+    with pytest.raises(UserError, match=r"a\.png: is not an image .*b'This is a text f'"):
+        read_image(path, 16)
+
+
+def test_missing(tmp_path):
+    with pytest.raises(UserError, match=r"a\.png: there is no such file"):
+        read_image(tmp_path / "a.png", 16)
+
+
+def test_a_folder(tmp_path):
+    with pytest.raises(UserError, match="cannot be decoded"):
+        read_image(tmp_path, 16)
+
+
+def test_decompression_bomb(tmp_path):
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    )
+    with pytest.raises(UserError, match=r"a\.png: too many pixels .*3600000000"):
+        read_image(path, 16)
