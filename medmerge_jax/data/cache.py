@@ -72,18 +72,20 @@ def cached_pixels(
     name = _key(split, size, resize)
     array_path, card_path = cache_dir / f"{name}.npy", cache_dir / f"{name}.json"
     shape = (len(split), size, size, 3)
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with _locked(cache_dir / f"{name}.lock") as locked:
-            found = _open(array_path, card_path, shape)
-            if found is None:
-                if locked:  # then nobody else is writing them
-                    _remove_leftovers(cache_dir, name)
-                digest = _build(array_path, split, size, resize, workers or _cores(), progress)
-                files.write_json(card_path, {"sha256": digest, "shape": list(shape)})
-                found = _open(array_path, card_path, shape)
-    except OSError as error:
-        raise UserError(_explain(error, cache_dir, shape)) from error
+    found = _open(array_path, card_path, shape)
+    if found is None:
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _locked(cache_dir / f"{name}.lock") as locked:
+                found = _open(array_path, card_path, shape)  # another process may have made it
+                if found is None:
+                    if locked:  # then nobody else is writing them
+                        _remove_leftovers(cache_dir, name)
+                    digest = _build(array_path, split, size, resize, workers or _cores(), progress)
+                    files.write_json(card_path, {"sha256": digest, "shape": list(shape)})
+                    found = _open(array_path, card_path, shape)
+        except OSError as error:
+            raise UserError(_explain(error, cache_dir, shape)) from error
     if found is None:
         raise UserError(f"{array_path}: changed while it was opened; run the command again")
     if progress is not None:

@@ -1,0 +1,257 @@
+import errno
+import hashlib
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medmerge_jax import files
+from medmerge_jax.data import Split, cache, cached_pixels, images
+from medmerge_jax.errors import UserError
+
+N = 50
+
+
+@pytest.fixture
+def split(tmp_path, write_images):
+    paths = write_images(*(tmp_path / "images" / f"{i}.png" for i in range(N)))
+    return split_of(paths)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The paths that were decoded."""
+    seen = []
+    real = images.read_image
+
+    def read_image(path, size, resize):
+        seen.append(path)
+        return real(path, size, resize)
+
+    monkeypatch.setattr(images, "read_image", read_image)
+    return seen
+
+
+def split_of(paths):
+    return Split(tuple(path.name for path in paths), tuple(paths), np.zeros(len(paths), np.int32))
+
+
+def cache_of(tmp_path, pattern="*.npy"):
+    return sorted((tmp_path / "cache").glob(pattern))
+
+
+@pytest.mark.parametrize("workers", [1, 3, None])
+@pytest.mark.parametrize("size, resize", [(8, "squash"), (5, "crop")])
+def test_pixels_are_those_of_read_image_in_order(tmp_path, split, workers, size, resize):
+    pixels = cached_pixels(split, size, resize, tmp_path / "cache", workers)
+    expected = np.stack([images.read_image(path, size, resize) for path in split.paths])
+    assert pixels.array.dtype == np.uint8
+    np.testing.assert_array_equal(pixels.array, expected)
+    assert pixels.sha256 == hashlib.sha256(expected.tobytes()).hexdigest()
+    assert not pixels.array.flags.writeable
+
+
+def test_a_second_call_decodes_nothing(tmp_path, split, decoded):
+    first = cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert sorted(decoded) == sorted(split.paths)
+    decoded.clear()
+    second = cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert not decoded
+    assert first.sha256 == second.sha256
+    np.testing.assert_array_equal(first.array, second.array)
+
+
+def test_the_cache_follows_the_images_when_they_move(tmp_path, split, decoded):
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    decoded.clear()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    moved = split_of([tmp_path / "moved" / path.name for path in split.paths])
+    cached_pixels(moved, 8, "squash", tmp_path / "cache")
+    assert not decoded
+
+
+def test_whatever_shapes_the_pixels_makes_another_cache(tmp_path, split, decoded, monkeypatch):
+    def decodes(split=split, size=8, resize="squash"):
+        decoded.clear()
+        cached_pixels(split, size, resize, tmp_path / "cache")
+        return bool(decoded)
+
+    assert decodes()
+    assert decodes(size=9)
+    assert decodes(resize="crop")
+    assert decodes(split=split_of(split.paths[::-1]))
+    assert decodes(split=split_of(split.paths[:-1]))
+    state = split.paths[7].stat()
+    os.utime(split.paths[7], ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert decodes()
+    with split.paths[8].open("ab") as file:
+        file.write(b"more")
+    assert decodes()
+    monkeypatch.setattr("PIL.__version__", "0.0")
+    assert decodes()
+    monkeypatch.setattr(cache, "_FORMAT", -1)
+    assert decodes()
+    assert not decodes()
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def extend(path):
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def scribble(path):
+    path.write_bytes(b"no array" * (path.stat().st_size // 8))
+
+
+def misshape(path):
+    np.save(path, np.zeros((N, 4, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize("damage", [truncate, extend, empty, scribble, misshape, Path.unlink])
+@pytest.mark.parametrize("pattern", ["*.npy", "*.json"])
+def test_a_damaged_cache_is_made_again(tmp_path, split, decoded, damage, pattern):
+    if pattern == "*.json" and damage in (extend, truncate, misshape):
+        damage = scribble
+    good = np.array(cached_pixels(split, 8, "squash", tmp_path / "cache").array)
+    decoded.clear()
+    (path,) = cache_of(tmp_path, pattern)
+    damage(path)
+    again = cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert len(decoded) == N
+    np.testing.assert_array_equal(again.array, good)
+    decoded.clear()
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert not decoded
+
+
+def test_all_unreadable_images_are_in_one_error(tmp_path, split):
+    for path in split.paths[10:25]:
+        path.write_text("This is no image.")
+    split.paths[30].write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        cached_pixels(split, 8, "squash", tmp_path / "cache", workers=3)
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"16 of {N} images cannot be read:"
+    for path, line in zip(split.paths[10:20], lines[1:11], strict=True):
+        assert str(path) in line
+    assert all("is not an image" in line for line in lines[1:11])
+    assert lines[11:] == ["  ... and 6 more"]
+    assert not cache_of(tmp_path)
+    assert not cache_of(tmp_path, ".*.npy.*")
+
+
+def test_missing_images_are_in_one_error(tmp_path, split):
+    for path in split.paths[3:5]:
+        path.unlink()
+    with pytest.raises(
+        UserError, match=rf"2 of {N} images cannot be read:\n.*3\.png: No such file"
+    ):
+        cached_pixels(split, 8, "squash", tmp_path / "cache")
+
+
+def test_a_split_without_images(tmp_path):
+    with pytest.raises(UserError, match="without images"):
+        cached_pixels(split_of([]), 8, "squash", tmp_path / "cache")
+
+
+def test_progress(tmp_path, split):
+    calls = []
+    cached_pixels(
+        split,
+        8,
+        "squash",
+        tmp_path / "cache",
+        progress=lambda *call: calls.append((call, threading.get_ident())),
+    )
+    assert {thread for _, thread in calls} == {threading.get_ident()}
+    assert [call for call, _ in calls] == [(16, N), (32, N), (48, N), (N, N)]
+    calls.clear()
+    cached_pixels(split, 8, "squash", tmp_path / "cache", progress=lambda *call: calls.append(call))
+    assert calls == [(N, N)]
+
+
+@pytest.mark.parametrize(
+    "number, words", [(errno.ENOSPC, "the disk is full"), (errno.EIO, "cannot be written")]
+)
+def test_a_full_disk_leaves_no_part(tmp_path, split, monkeypatch, number, words):
+    real = files.write_atomically
+
+    def write_atomically(path, write):
+        def fail_late(file):
+            write(file)
+            raise OSError(number, os.strerror(number))
+
+        real(path, fail_late)
+
+    monkeypatch.setattr(files, "write_atomically", write_atomically)
+    with pytest.raises(UserError, match=words) as error:
+        cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert str(tmp_path / "cache") in str(error.value)
+    assert "MEDMERGE_JAX_CACHE" in str(error.value)
+    assert not [path for path in cache_of(tmp_path, "*") if path.suffix != ".lock"]
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path, split):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="cannot be written"):
+        cached_pixels(split, 8, "squash", tmp_path / "cache")
+
+
+def test_an_interrupted_build_stops_and_leaves_no_part(tmp_path, split):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_pixels(split, 8, "squash", tmp_path / "cache", progress=interrupt)
+    assert not [path for path in cache_of(tmp_path, "*") if path.suffix != ".lock"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path, split):
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    (path,) = cache_of(tmp_path)
+    path.rename(path.with_name(f".{path.name}.abc123"))
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert cache_of(tmp_path) == [path]
+    assert not cache_of(tmp_path, ".*")
+
+
+def _build_slowly(split, folder, log):
+    real = images.read_image
+
+    def read_image(path, size, resize):
+        with log.open("a") as file:
+            file.write(f"{path.name}\n")
+        time.sleep(0.005)
+        return real(path, size, resize)
+
+    images.read_image = read_image
+    pixels = cached_pixels(split, 8, "squash", folder, 2)
+    assert hashlib.sha256(np.ascontiguousarray(pixels.array).data).hexdigest() == pixels.sha256
+
+
+def test_two_processes_decode_once(tmp_path, split):
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    processes = [
+        context.Process(target=_build_slowly, args=(split, tmp_path / "cache", log))
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(log.read_text().splitlines()) == N
