@@ -3,7 +3,7 @@
 import collections
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
@@ -197,7 +197,4 @@ def _default_budget() -> int:
 
 @jax.jit
 def _take(arrays: Any, rows: jax.Array) -> Any:
-    take: Callable[[jax.Array], jax.Array] = lambda array: array.at[rows].get(  # noqa: E731
-        mode="promise_in_bounds"
-    )
-    return jax.tree.map(take, arrays)
+    return jax.tree.map(lambda array: array.at[rows].get(mode="promise_in_bounds"), arrays)

@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -149,3 +151,8 @@ def test_inputs_may_be_on_the_device_already(labels):
 def test_sizes_that_do_not_fit(kind, images, labels, inputs, size):
     with pytest.raises(ValueError, match=f"{inputs} inputs, .* batch size {size}"):
         kind(images[:inputs], labels[: inputs or 0] if inputs == 0 else labels, size)
+
+
+def test_grain_is_imported_only_for_streaming():
+    code = "import sys, medmerge_jax.data; sys.exit('grain' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
