@@ -15,6 +15,11 @@ KAIMING_FAN_OUT = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_FAN_IN = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
+def at_least_float32(x: Array) -> Array:
+    """`x` as float32, or float64 if it is that: for statistics, averages and logits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class Conv(nn.Module):
     """A convolution without bias, padded symmetrically by half its size as in PyTorch.
 
@@ -58,12 +63,12 @@ def max_pool(x: Array) -> Array:
 
 
 def global_average(x: Array) -> Array:
-    """(n, h, w, c) to (n, c), in float32 whatever the compute dtype."""
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    """(n, h, w, c) to (n, c), in float32 even if `x` is bfloat16."""
+    return jnp.mean(at_least_float32(x), axis=(1, 2))
 
 
 def dense_head(num_features: int, num_classes: int) -> nn.Dense:
-    """The head of every model: float32, initialised as PyTorch's `nn.Linear`.
+    """The head of every model, initialised as PyTorch's `nn.Linear`.
 
     Weights and bias are uniform in ±1/√num_features.
     """
@@ -72,9 +77,7 @@ def dense_head(num_features: int, num_classes: int) -> nn.Dense:
     def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Dense(
-        num_classes, dtype=jnp.float32, kernel_init=uniform, bias_init=uniform, name="head"
-    )
+    return nn.Dense(num_classes, kernel_init=uniform, bias_init=uniform, name="head")
 
 
 class LinearHead(nn.Module):
@@ -90,5 +93,5 @@ class LinearHead(nn.Module):
     def __call__(self, features: Array, train: bool = False) -> Array:
         """Maps (n, num_features) to (n, num_classes) float32; `train` changes nothing."""
         del train
-        features = jnp.asarray(features, jnp.float32)
+        features = at_least_float32(jnp.asarray(features))
         return dense_head(features.shape[-1], self.num_classes)(features)

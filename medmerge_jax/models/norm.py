@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from medmerge_jax.models.layers import at_least_float32
+
 EPSILON = 1e-5
 MOMENTUM = 0.9
 
@@ -15,7 +17,7 @@ class BatchNorm(nn.Module):
 
     As PyTorch's `BatchNorm2d` with its defaults, unlike Flax's: the running variance takes in the
     unbiased variance of the batch, n/(n - 1) of what normalises it. Statistics and the
-    arithmetic are float32 whatever the compute dtype. The batch variance is computed in two
+    arithmetic are float32 even if the input is bfloat16. The batch variance is computed in two
     passes: E[x²] - E[x]² loses the small variances.
 
     Parameters are `scale` and `bias`; `batch_stats` has `mean` and `var`, updated when the
@@ -36,7 +38,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
 
-        x = x.astype(jnp.float32)
+        x = at_least_float32(x)
         if train:
             axes = tuple(range(x.ndim - 1))
             mean = jnp.mean(x, axes)

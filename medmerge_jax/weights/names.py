@@ -84,21 +84,24 @@ def variables_from_torch(
     return {collection: unflatten(leaves) for collection, leaves in flat.items()}
 
 
-def variables_to_torch(architecture: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def variables_to_torch(
+    architecture: str, variables: Mapping[str, Any], dtype: Any = np.float32
+) -> dict[str, np.ndarray]:
     """The PyTorch state dict of Flax variables; `load_state_dict(..., strict=True)` takes it.
 
     Args:
       architecture: One of `models.list_models()`.
       variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
+      dtype: Of the arrays.
 
     Returns:
-      float32 arrays by PyTorch name, and int64 zeros for the batch norms' counters.
+      Arrays by PyTorch name, and int64 zeros for the batch norms' counters.
 
     Raises:
       UserError: A leaf is missing, extra or misshapen.
     """
     leaves = {
-        (collection, path): np.asarray(leaf, dtype=np.float32)
+        (collection, path): np.asarray(leaf, dtype=dtype)
         for collection in ("params", "batch_stats")
         for path, leaf in flatten(variables.get(collection, {})).items()
     }

@@ -1,0 +1,42 @@
+import os
+
+# Before JAX and matplotlib are imported: the tests are the same on every machine.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["MPLBACKEND"] = "Agg"
+
+import importlib
+import sys
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch on two threads; without it the test is skipped."""
+    module = pytest.importorskip("torch")
+    module.set_num_threads(2)
+    return module
+
+
+@pytest.fixture(scope="session")
+def torchvision(torch):
+    """torchvision, also where its compiled operators cannot be loaded: the models need none."""
+    try:
+        return importlib.import_module("torchvision")
+    except ImportError:
+        pytest.skip("torchvision is not installed")
+    except RuntimeError:  # "operator torchvision::nms does not exist"
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    module = importlib.import_module("torchvision")
+    module.schemas_kept_alive = library
+    return module
