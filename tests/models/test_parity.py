@@ -30,7 +30,7 @@ from medmerge_jax.models import create_model
 from medmerge_jax.weights import variables_from_torch, variables_to_torch
 
 TOLERANCE = 1e-4
-TOLERANCE_64 = 1e-8
+TOLERANCE_64 = 1e-10
 QUICK = ("resnet18", "resnet34", "resnet20", "resnet32")
 MODELS = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)

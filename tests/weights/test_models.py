@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.weights import (
+    load_parent,
+    load_weights,
+    model_fingerprint,
+    save_model,
+    save_weights,
+    variables_to_torch,
+)
+
+CARD = {"num_classes": 5, "classes": list("abcde"), "recipe": "ft", "architecture": "ignored"}
+
+
+def test_model_directory(tmp_path, variables, assert_same):
+    save_model(tmp_path / "run" / "model", "resnet20", variables, CARD)
+
+    for source in (tmp_path / "run" / "model", str(tmp_path / "run")):
+        found, card = load_parent(source, "resnet20")
+        assert_same(found, variables)
+        assert card["classes"] == CARD["classes"]
+        assert card["architecture"] == "resnet20"
+        assert card["versions"].keys() >= {"jax", "flax", "numpy"}
+        assert card["file"] == str(tmp_path / "run" / "model" / "model.safetensors")
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"model"}
+    with safe_open(tmp_path / "run" / "model" / "model.safetensors", "numpy") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+def test_a_model_directory_is_replaced(tmp_path, variables, make_variables, assert_same):
+    save_model(tmp_path / "model", "resnet20", variables, {"seed": 0, "versions": {"jax": "1"}})
+    other = make_variables("resnet20", seed=1)
+    save_model(tmp_path / "model", "resnet20", other, {"seed": 1, "versions": {"jax": "2"}})
+    found, card = load_parent(tmp_path / "model", "resnet20")
+    assert_same(found, other)
+    assert (card["seed"], card["versions"]) == (1, {"jax": "2"})
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("broken", ["card", "disk"])
+def test_a_failed_save_leaves_nothing_or_the_old_model(
+    tmp_path, variables, make_variables, assert_same, monkeypatch, broken
+):
+    save_model(tmp_path / "old", "resnet20", variables, {})
+    card = {"value": float("nan")} if broken == "card" else {}
+    if broken == "disk":
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+    for name in ("old", "new"):
+        with pytest.raises((ValueError, OSError)):
+            save_model(tmp_path / name, "resnet20", make_variables("resnet20", seed=1), card)
+    assert [file.name for file in tmp_path.iterdir()] == ["old"]
+    assert_same(load_parent(tmp_path / "old", "resnet20")[0], variables)
+
+
+@pytest.mark.parametrize("card_name", ["eyes.json", "model.json"])
+def test_bare_files_and_their_cards(tmp_path, variables, assert_same, card_name):
+    file = tmp_path / "eyes.npz"
+    np.savez(file, **variables_to_torch("resnet20", variables))
+    found, card = load_parent(file, "resnet20")
+    assert_same(found, variables)
+    assert card == {"architecture": "resnet20", "file": str(file)}
+
+    (tmp_path / card_name).write_text(json.dumps({"classes": ["x"], "architecture": "resnet20"}))
+    assert load_parent(file, "resnet20")[1]["classes"] == ["x"]
+
+    (tmp_path / card_name).write_text(json.dumps({"architecture": "resnet56"}))
+    with pytest.raises(UserError, match=r"eyes\.npz: this is a resnet56.*resnet20 is wanted"):
+        load_parent(file, "resnet20")
+
+
+def test_a_model_json_belongs_to_its_model(tmp_path, variables):
+    save_model(tmp_path, "resnet20", variables, {"seed": 7})
+    save_weights(tmp_path / "other.safetensors", "resnet20", variables)
+    assert load_parent(tmp_path, "resnet20")[1]["seed"] == 7
+    assert "seed" not in load_parent(tmp_path / "other.safetensors", "resnet20")[1]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
+def test_broken_cards(tmp_path, variables, text):
+    save_weights(tmp_path / "model.safetensors", "resnet20", variables)
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"model\.json: (this is no JSON|holds a list)"):
+        load_parent(tmp_path, "resnet20")
+
+
+def test_missing_sources_name_what_is_there(tmp_path):
+    wanted = tmp_path / "runs" / "eyepacs" / "model"
+    with pytest.raises(UserError, match=f"{wanted}: there is no such .* {tmp_path} is there"):
+        load_parent(wanted, "resnet20")
+    with pytest.raises(UserError, match=r"holds no model. Wanted model\.safetensors in it"):
+        load_parent(tmp_path, "resnet20")
+
+
+def test_unknown_architecture_and_suffix(tmp_path, variables):
+    for call in (load_weights, lambda name, path: load_parent(path, name)):
+        with pytest.raises(UserError, match="did you mean 'resnet20'"):
+            call("resnet2", tmp_path / "x.npz")
+    with pytest.raises(UserError, match=r"written as \.safetensors, not '\.pth'"):
+        save_weights(tmp_path / "x.pth", "resnet20", variables)
+
+
+def test_fingerprint_is_of_names_shapes_and_values(variables, make_variables):
+    wanted = model_fingerprint(variables)
+    backwards = {key: variables[key] for key in reversed(variables)}
+    assert model_fingerprint(backwards) == wanted
+    assert model_fingerprint(make_variables("resnet20", seed=1)) != wanted
+    assert model_fingerprint({"a": np.zeros(2)}) != model_fingerprint({"b": np.zeros(2)})
+    assert model_fingerprint({"a": np.zeros(2)}) != model_fingerprint({"a": np.zeros((2, 1))})

@@ -1,0 +1,32 @@
+"""What we write torchvision loads with `strict=True`, and what it writes we load, bit for bit."""
+
+import pytest
+
+from medmerge_jax.models import get_spec, list_models
+from medmerge_jax.weights import load_weights, save_weights
+
+IMAGENET_MODELS = [name for name in list_models() if get_spec(name).torch_file]
+LARGE = ("resnet50", "resnet101", "resnet152", "densenet161", "densenet169", "densenet201")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in IMAGENET_MODELS],
+)
+def test_round_trip_through_torchvision(
+    torch, torchvision, tmp_path, make_variables, assert_same, name
+):
+    from safetensors.torch import load_file, save_file
+
+    variables = make_variables(name)
+    save_weights(tmp_path / "ours.safetensors", name, variables)
+    network = getattr(torchvision.models, name)(weights=None, num_classes=5)
+    network.load_state_dict(load_file(tmp_path / "ours.safetensors"), strict=True)
+
+    state = network.state_dict()
+    save_file(state, tmp_path / "theirs.safetensors")
+    torch.save(state, tmp_path / "zip.pth")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "checkpoint.pt")
+    torch.save(state, tmp_path / "stream.pth", _use_new_zipfile_serialization=False)
+    for file in ("theirs.safetensors", "zip.pth", "checkpoint.pt", "stream.pth"):
+        assert_same(load_weights(name, tmp_path / file), variables)
