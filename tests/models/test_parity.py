@@ -31,14 +31,16 @@ from medmerge_jax.weights import variables_from_torch, variables_to_torch
 
 TOLERANCE = 1e-4
 TOLERANCE_64 = 1e-10
-QUICK = ("resnet18", "resnet34", "resnet20", "resnet32")
-MODELS = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in IMAGENET_MODELS + CIFAR_MODELS
-]
+QUICK_FORWARDS = ("resnet18", "resnet34", "resnet50", "densenet121", "resnet20", "resnet56")
+QUICK_BACKWARDS = ("resnet18", "resnet34", "resnet20")
 CLASSES = 5
 # These networks compile for long and compute for a moment.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
+
+
+def all_models(*quick):
+    names = IMAGENET_MODELS + CIFAR_MODELS
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def case(torch, torchvision, request, rng):
     return reference(torch, torchvision, name, CLASSES), images, np.arange(4) % CLASSES
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", all_models(*QUICK_FORWARDS))
 def test_evaluation_matches_pytorch(torch, case, name):
     network, images, _ = case
     variables = variables_from_torch(name, state(network), "the reference")
@@ -64,7 +66,7 @@ def test_evaluation_matches_pytorch(torch, case, name):
     assert relative_error(found, wanted) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", all_models(*QUICK_BACKWARDS))
 def test_training_matches_pytorch(torch, case, name, monkeypatch):
     network, images, labels = case
     variables = variables_from_torch(name, state(network), "the reference")
@@ -81,7 +83,7 @@ def test_training_matches_pytorch(torch, case, name, monkeypatch):
     assert fraction <= 1e-4  # ... and in no more than this part of the elements
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", all_models(*QUICK_BACKWARDS))
 def test_gradients_match_pytorch_in_float64(torch, case, name):
     network, images, labels = case
     variables = variables_from_torch(name, state(network), "the reference")

@@ -6,7 +6,6 @@ from medmerge_jax.models import get_spec, list_models
 
 IMAGENET_MODELS = [name for name in list_models() if get_spec(name).torch_file]
 CIFAR_MODELS = [name for name in list_models() if not get_spec(name).torch_file]
-SMALL = ("resnet18", "densenet121", "resnet20")
 
 
 def cifar_resnet(torch, layers, num_classes):

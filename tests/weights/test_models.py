@@ -103,7 +103,7 @@ def test_missing_sources_name_what_is_there(tmp_path):
 def test_unknown_architecture_and_suffix(tmp_path, variables):
     for call in (load_weights, lambda name, path: load_parent(path, name)):
         with pytest.raises(UserError, match="did you mean 'resnet20'"):
-            call("resnet2", tmp_path / "x.npz")
+            call("resnet_20", tmp_path / "x.npz")
     with pytest.raises(UserError, match=r"written as \.safetensors, not '\.pth'"):
         save_weights(tmp_path / "x.pth", "resnet20", variables)
 
