@@ -1,0 +1,50 @@
+"""MedMerge and its baselines in JAX and Flax.
+
+    import medmerge_jax as mm
+
+    model = mm.create_model("densenet121", num_classes=5)
+    parents = [mm.load_weights("densenet121", path) for path in paths]
+    coefficients = mm.init_coefficients(parents[0]["params"])
+    params = mm.merge_kernels([parent["params"] for parent in parents], coefficients)
+
+Names are imported on first use, so that `medmerge_jax.merging` needs only jax, numpy and scipy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medmerge_jax.merging import (
+        effective_coefficients,
+        init_coefficients,
+        merge_kernels,
+        merge_variables,
+        zeros_parent,
+    )
+    from medmerge_jax.models import create_model, list_models
+    from medmerge_jax.weights import load_weights, save_weights
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "create_model": "models",
+    "effective_coefficients": "merging",
+    "init_coefficients": "merging",
+    "list_models": "models",
+    "load_weights": "weights",
+    "merge_kernels": "merging",
+    "merge_variables": "merging",
+    "save_weights": "weights",
+    "zeros_parent": "merging",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,150 @@
+"""The fields of an experiment, and the check that a config makes sense."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from medmerge_jax.errors import UserError
+
+RECIPES = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge", "compare")
+_CHOICES = {
+    "recipe": RECIPES,
+    "data.kind": ("folder", "table", "synthetic"),
+    "data.resize": ("squash", "crop"),
+    "data.loader": ("auto", "resident", "stream"),
+    "merge.granularity": ("kernel", "layer", "slice", "parameter"),
+    "merge.constraint": ("none", "clip", "sigmoid"),
+    "lp.schedule": ("constant", "cosine"),
+    "ft.schedule": ("constant", "cosine"),
+    "select.epoch": ("best", "last"),
+    "select.metric": (
+        "macro_f1", "accuracy", "balanced_accuracy", "macro_auc", "kappa", "loss",
+    ),
+    "class_weights": ("none", "balanced"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+_AT_LEAST_ONE = ("batch_size", "image_size", "lp.epochs", "ft.epochs")
+_NOT_NEGATIVE = (
+    "seed", "weight_decay", "lp.learning_rate", "ft.learning_rate", "lp.warmup_epochs",
+    "ft.warmup_epochs", "checkpoint_seconds",
+)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The paper's values (MedMerge, arXiv 2403.11646) where it gives one.
+
+    A parent is one of: a path (a model directory, a run directory, a `.safetensors`, `.pth` or
+    `.npz` file with torchvision's names); "imagenet" (torchvision's ImageNet-1k weights of the
+    architecture); "random"; "zeros" (the paper's ablation); "source:NAME" (the model of
+    `sources.NAME`, an experiment of its own that is run first). Parents are merged in the order
+    of their names; the last one gets one minus the other coefficients.
+    """
+    config = ml_collections.ConfigDict()
+    config.recipe = "medmerge"
+    config.architecture = "densenet121"
+    config.image_size = 224
+    config.seed = 0
+    config.parents = ml_collections.ConfigDict({"b": "", "c": "imagenet"})
+    config.start = "b"  # the parent that the recipes with one parent start from
+    config.sources = ml_collections.ConfigDict()
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "images"
+    config.data.kind = "folder"  # or "table", "synthetic"
+    config.data.root = ""  # the image folder; with a table, where its images are
+    config.data.table = ""  # CSV: image, label(s), optionally split and group
+    config.data.image_column = ""  # empty: found by its usual names
+    config.data.label_columns = ()
+    config.data.split_column = ""
+    config.data.group_column = ""
+    config.data.classes = ()  # names in order; empty: all that occur, sorted
+    config.data.multilabel = False
+    config.data.fractions = (0.8, 0.1, 0.1)  # train, val, test, where the data has no split
+    config.data.split_seed = 0
+    config.data.resize = "squash"  # or "crop": shorter side, then the centre
+    config.data.loader = "auto"  # "resident" on the device, or "stream"
+    config.data.synthetic = ml_collections.ConfigDict()
+    config.data.synthetic.kind = "fundus"
+    config.data.synthetic.appearance = 0
+    config.data.synthetic.counts = (400, 100, 100)
+    config.data.synthetic.seed = 0
+
+    config.merge = ml_collections.ConfigDict()
+    config.merge.granularity = "kernel"  # or "layer", "slice", "parameter"
+    config.merge.constraint = "none"  # or "clip", "sigmoid"
+    config.merge.train_batch_norm = True
+
+    config.lp = _stage(learning_rate=1e-4)  # linear probe, and merge linear probe
+    config.ft = _stage(learning_rate=1e-5)  # fine-tuning
+    config.batch_size = 64  # the paper does not say
+    config.weight_decay = 1e-2  # the default of the paper's framework
+    config.class_weights = "none"  # or "balanced"
+    config.precision = "auto"  # bfloat16 compute on a GPU, float32 on a CPU
+    config.select = ml_collections.ConfigDict()
+    config.select.epoch = "best"  # by the validation metric, or "last"
+    config.select.metric = "macro_f1"
+    config.checkpoint_seconds = 30.0
+
+    config.compare = ml_collections.ConfigDict()
+    config.compare.recipes = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge")
+    config.compare.seeds = (0, 1, 2)
+    return config.lock()
+
+
+def _stage(learning_rate: float) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "learning_rate": learning_rate,
+            "epochs": 50,
+            "schedule": "constant",
+            "warmup_epochs": 0.0,
+        }
+    )
+
+
+def check_config(config: ml_collections.ConfigDict, prefix: str = "") -> None:
+    """Raises a UserError that names every field with an unusable value."""
+    problems = list(_problems(config))
+    if problems:
+        raise UserError(
+            "the config cannot be used:\n" + "\n".join(f"  {prefix}{line}" for line in problems)
+        )
+    for name, source in config.sources.items():
+        check_config(source, f"{prefix}sources.{name}.")
+
+
+def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:
+    for field, choices in _CHOICES.items():
+        value = _get(config, field)
+        if value not in choices:
+            yield f"{field} = {value!r}: {nearest(value, choices)}"
+    for field in _AT_LEAST_ONE:
+        if _get(config, field) < 1:
+            yield f"{field} = {_get(config, field)}: at least 1 is wanted"
+    for field in _NOT_NEGATIVE:
+        if _get(config, field) < 0:
+            yield f"{field} = {_get(config, field)}: 0 or more is wanted"
+    if config.recipe in ("medmerge", "compare") and len(config.parents) < 2:
+        yield f"parents = {list(config.parents)}: a merge wants two or more"
+    if config.start not in config.parents:
+        yield f"start = {config.start!r}: {nearest(config.start, list(config.parents))}"
+    for recipe in config.compare.recipes:
+        if recipe == "compare" or recipe not in RECIPES:
+            yield f"compare.recipes has {recipe!r}: {nearest(recipe, RECIPES[:-1])}"
+    if not config.compare.seeds or len(set(config.compare.seeds)) < len(config.compare.seeds):
+        yield f"compare.seeds = {config.compare.seeds}: one or more different seeds are wanted"
+
+
+def nearest(value: Any, choices: Any) -> str:
+    """The sentence that says what is wanted instead of `value`."""
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}one of {', '.join(choices)} is wanted"
+
+
+def _get(config: ml_collections.ConfigDict, field: str) -> Any:
+    for name in field.split("."):
+        config = config[name]
+    return config

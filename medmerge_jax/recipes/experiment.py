@@ -1,0 +1,172 @@
+"""One run: its inputs, its stages, its results."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from medmerge_jax.data import Batches, DataSet, make_batches
+from medmerge_jax.models import LinearHead, create_model, get_spec
+from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.training import parameterization
+from medmerge_jax.training.loop import Stage, StageResult, predict, train_stage
+from medmerge_jax.training.parameterization import Parameterization, Tree
+from medmerge_jax.training.run_directory import RunDirectory
+from medmerge_jax.training.step import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the runs of a comparison share.
+
+    Attributes:
+      dataset: Labels and names.
+      batches: Images, for each split.
+      parents: Variables and provenance, by name, in merging order.
+      class_weights: (classes,) of the loss.
+      fingerprint: Of the data: labels, splits and pixels.
+      features: Filled by linear probes: a parent's features, by (parent, split).
+    """
+
+    dataset: DataSet
+    batches: dict[str, Batches]
+    parents: dict[str, Parent]
+    class_weights: np.ndarray
+    fingerprint: str
+    features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Experiment:
+    """The stages that a recipe composes, on one config, run directory and seed.
+
+    Every method that trains resumes from the stage's checkpoints; a finished stage costs no
+    more than reading its last one.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, directory: RunDirectory, inputs: Inputs):
+        self.config = config
+        self.directory = directory
+        self.inputs = inputs
+        self.summaries: list[dict[str, Any]] = []
+        self.coefficients: Tree | None = None
+        spec = get_spec(config.architecture)
+        self._num_features = spec.num_features
+        self._normalisation = {"mean": spec.mean, "std": spec.std}
+        self._dtype = compute_dtype(config.precision)
+
+    def start(self) -> Tree:
+        """The parent `config.start` with a new head."""
+        return self._with_new_head(self.inputs.parents[self.config.start][0])
+
+    def parents(self) -> list[Tree]:
+        """All parents, in the order of their names."""
+        return [variables for variables, _ in self.inputs.parents.values()]
+
+    def fine_tune(self, variables: Tree) -> Tree:
+        """Trains everything."""
+        start = parameterization.fine_tune(variables)
+        return self._train("ft", start, self.config.ft).variables
+
+    def linear_probe(self, variables: Tree, *, train_batch_norm: bool = False) -> Tree:
+        """Trains the head; on frozen features that are computed once, unless norms train too."""
+        if train_batch_norm:
+            start = parameterization.linear_probe(variables, train_batch_norm=True)
+            return self._train("lp_bn", start, self.config.lp).variables
+        head = {"params": {"head": variables["params"]["head"]}}
+        result = self._train(
+            "lp",
+            parameterization.fine_tune(head),
+            self.config.lp,
+            model=LinearHead(self.inputs.dataset.num_classes),
+            batches=lambda split: self._feature_batches(variables, split),
+        )
+        params = {**variables["params"], **result.variables["params"]}
+        return {**variables, "params": params}
+
+    def merge_linear_probe(self, parents: Sequence[Tree]) -> Tree:
+        """Trains coefficients, batch norms and head; returns the collapsed model."""
+        merge = self.config.merge
+        start = parameterization.merge_linear_probe(
+            parents,
+            self._new_head(),
+            granularity=merge.granularity,
+            constraint=merge.constraint,
+            train_batch_norm=merge.train_batch_norm,
+        )
+        result = self._train("merge_lp", start, self.config.lp)
+        self.coefficients = result.coefficients
+        return result.variables
+
+    def logits(self, variables: Tree, split: str) -> np.ndarray:
+        """(images, classes) float32 in evaluation mode."""
+        return predict(self._network(self._model()), variables, self.inputs.batches[split])
+
+    def _train(
+        self,
+        name: str,
+        start: Parameterization,
+        settings: ml_collections.ConfigDict,
+        model: Any = None,
+        batches: Callable[[str], Batches] | None = None,
+    ) -> StageResult:
+        config = self.config
+        stage = Stage(
+            name=name,
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup_epochs=settings.warmup_epochs,
+            weight_decay=config.weight_decay,
+            select=config.select.epoch,
+            metric=config.select.metric,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+        result = train_stage(
+            stage,
+            start,
+            self._network(model or self._model()),
+            batches or self.inputs.batches.__getitem__,
+            self.directory,
+            seed=config.seed,
+            multilabel=self.inputs.dataset.multilabel,
+            class_weights=self.inputs.class_weights,
+        )
+        self.summaries.append(result.summary)
+        return result
+
+    def _model(self, num_classes: int | None = None) -> Any:
+        classes = self.inputs.dataset.num_classes if num_classes is None else num_classes
+        return create_model(self.config.architecture, num_classes=classes, dtype=self._dtype)
+
+    def _network(self, model: Any) -> Network:
+        return Network(model, **self._normalisation)
+
+    def _feature_batches(self, variables: Tree, split: str) -> Batches:
+        """The split as features of a frozen backbone, computed once for all recipes and seeds."""
+        batches, key = self.inputs.batches[split], (self.config.start, split)
+        if key not in self.inputs.features:
+            backbone = {**variables, "params": parameterization.without_head(variables["params"])}
+            network = self._network(self._model(num_classes=0))
+            self.inputs.features[key] = predict(network, backbone, batches)
+        return make_batches(self.inputs.features[key], batches.labels, self.config.batch_size)
+
+    def _with_new_head(self, variables: Tree) -> Tree:
+        backbone = parameterization.without_head(variables["params"])
+        return {**variables, "params": {**backbone, "head": self._new_head()}}
+
+    def _new_head(self) -> Tree:
+        """The same for every recipe of one seed."""
+        head = LinearHead(self.inputs.dataset.num_classes)
+        features = jnp.zeros((1, self._num_features))
+        return head.init(jax.random.key(self.config.seed), features)["params"]["head"]
+
+
+def compute_dtype(precision: str) -> Any:
+    """bfloat16 on a GPU and float32 elsewhere, unless the config says which."""
+    if precision == "auto":
+        precision = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    return jnp.dtype(precision).type

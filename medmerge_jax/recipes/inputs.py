@@ -1,0 +1,204 @@
+"""From config fields to data and parents."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from medmerge_jax import files, weights
+from medmerge_jax.data import (
+    Batches,
+    DataSet,
+    cached_pixels,
+    image_folder,
+    image_table,
+    make_batches,
+    write_synthetic,
+)
+from medmerge_jax.errors import UserError
+from medmerge_jax.merging import zeros_parent
+from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.progress import Bar
+from medmerge_jax.training.parameterization import Tree
+
+SPLITS = ("train", "val", "test")
+Parent = tuple[Tree, dict[str, Any]]
+
+
+def load_data(config: ml_collections.ConfigDict, workdir: Path) -> DataSet:
+    """The data set that `config.data` describes; synthetic ones are made in the workdir."""
+    data = config.data
+    if data.kind == "table":
+        return image_table(
+            Path(data.table).expanduser(),
+            Path(data.root).expanduser(),
+            image_column=data.image_column,
+            label_columns=tuple(data.label_columns),
+            split_column=data.split_column,
+            group_column=data.group_column,
+            classes=tuple(data.classes),
+            multilabel=data.multilabel,
+            fractions=tuple(data.fractions),
+            seed=data.split_seed,
+        )
+    root = Path(data.root).expanduser()
+    if data.kind == "synthetic":
+        root = workdir / "data" / data.name
+        write_synthetic(
+            root,
+            data.synthetic.kind,
+            dict(zip(SPLITS, data.synthetic.counts, strict=True)),
+            size=config.image_size,
+            seed=data.synthetic.seed,
+            appearance=data.synthetic.appearance,
+        )
+    return image_folder(root, tuple(data.classes) or None, tuple(data.fractions), data.split_seed)
+
+
+def missing_data(data: ml_collections.ConfigDict) -> list[str]:
+    """One line for each path of `config.data` that is not there."""
+    wanted = {"folder": ("root",), "table": ("root", "table"), "synthetic": ()}[data.kind]
+    lines = []
+    for field in wanted:
+        value = data[field]
+        if not value:
+            lines.append(f"data.{field} is empty: give a path, --config.data.{field}=PATH")
+        elif not Path(value).expanduser().exists():
+            lines.append(f"data.{field} = {value}: there is no such file or folder")
+    return lines
+
+
+def image_batches(
+    config: ml_collections.ConfigDict, dataset: DataSet
+) -> tuple[dict[str, Batches], dict[str, str]]:
+    """Batches of uint8 images for each split, and the sha256 of each split's pixels."""
+    batches, hashes = {}, {}
+    for name in SPLITS:
+        split = dataset.splits[name]
+        with Bar(f"decoding {dataset.name} {name}", len(split), "images") as bar:
+            pixels = cached_pixels(
+                split,
+                config.image_size,
+                config.data.resize,
+                files.cache_folder("images"),
+                progress=bar.to,
+            )
+        hashes[name] = pixels.sha256
+        batches[name] = make_batches(
+            pixels.array, split.labels, config.batch_size, loader=config.data.loader
+        )
+    return batches, hashes
+
+
+def load_parents(
+    config: ml_collections.ConfigDict, names: list[str], source_directories: dict[str, Path]
+) -> dict[str, Parent]:
+    """Variables and provenance of each named parent.
+
+    Args:
+      config: The experiment.
+      names: Of `config.parents`.
+      source_directories: Where the models of `config.sources` are.
+
+    Raises:
+      UserError: One for all the parents that cannot be loaded.
+    """
+    parents: dict[str, Parent] = {}
+    problems = []
+    for name in names:
+        try:
+            parents[name] = _load_parent(config, config.parents[name], source_directories)
+        except UserError as error:
+            problems.append(f"parents.{name}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return _with_zeros(config, parents)
+
+
+def _load_parent(
+    config: ml_collections.ConfigDict, value: str, source_directories: dict[str, Path]
+) -> Parent:
+    if value == "zeros":
+        return {}, {"source": "zeros"}
+    if value == "random":
+        return random_variables(config), {"source": f"random, seed {config.seed}"}
+    if value.startswith("source:"):
+        value = os.fspath(source_directories[value.removeprefix("source:")])
+    if not value:
+        raise UserError("no parent is given: a model directory, a run directory or a weight file")
+    variables, card = weights.load_parent(value, config.architecture)
+    fingerprint = weights.model_fingerprint(variables)
+    return variables, {**card, "source": value, "fingerprint": fingerprint}
+
+
+def _with_zeros(config: ml_collections.ConfigDict, parents: dict[str, Parent]) -> dict[str, Parent]:
+    """Gives the parents of zeros the others' mean batch norms, so that the mean is theirs."""
+    zeros = [name for name, (variables, _) in parents.items() if not variables]
+    if not zeros:
+        return parents
+    backbones = [
+        {**variables, "params": {k: v for k, v in variables["params"].items() if k != "head"}}
+        for variables, _ in parents.values()
+        if variables
+    ]
+    if not backbones:
+        raise UserError("parents: all are zeros; one trained parent is wanted")
+    mean = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *backbones)
+    return {
+        name: (zeros_parent(mean), card) if name in zeros else (variables, card)
+        for name, (variables, card) in parents.items()
+    }
+
+
+def missing_parents(
+    config: ml_collections.ConfigDict, names: list[str], sources: list[str]
+) -> list[str]:
+    """One line for each of the parents `names` that cannot be there, without loading any."""
+    lines = []
+    for name in names:
+        value = config.parents[name]
+        if value.startswith("source:"):
+            if value.removeprefix("source:") not in sources:
+                lines.append(f"parents.{name} = {value}: the config has no such source ({sources})")
+        elif value == "imagenet":
+            try:
+                weights.find_imagenet_weights(config.architecture)
+            except UserError as error:
+                lines.append(f"parents.{name}: {error}")
+        elif value not in ("zeros", "random") and not value:
+            lines.append(
+                f"parents.{name} is empty: give a model directory, a run directory or a weight "
+                f"file, --config.parents.{name}=PATH"
+            )
+        elif value not in ("zeros", "random") and not Path(value).expanduser().exists():
+            lines.append(f"parents.{name} = {value}: there is no such file or folder")
+    return lines
+
+
+def random_variables(config: ml_collections.ConfigDict) -> Tree:
+    """A backbone as initialised, from `config.seed`."""
+    model = create_model(config.architecture, num_classes=0)
+    size = get_spec(config.architecture).input_size
+    images = jnp.zeros((1, size, size, 3))
+    return jax.jit(model.init)(jax.random.key(config.seed), images)
+
+
+def loss_weights(config: ml_collections.ConfigDict, dataset: DataSet) -> np.ndarray:
+    """Class weights (classes,) from the training split, for `training.step.weighted_loss`.
+
+    "balanced" is n / (classes · n_c), as scikit-learn's; for several labels per image it is the
+    negatives over the positives of each label.
+    """
+    labels = dataset.splits["train"].labels
+    if config.class_weights == "none":
+        return np.ones(dataset.num_classes, np.float32)
+    if dataset.multilabel:
+        positives = np.nansum(labels, axis=0)
+        negatives = np.nansum(1 - labels, axis=0)
+        return (negatives / np.maximum(positives, 1)).astype(np.float32)
+    counts = np.bincount(labels, minlength=dataset.num_classes)
+    return (len(labels) / (dataset.num_classes * counts)).astype(np.float32)

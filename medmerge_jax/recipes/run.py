@@ -1,0 +1,284 @@
+"""Runs an experiment in its run directory: one recipe, or a comparison of several."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from medmerge_jax import analysis, files, weights
+from medmerge_jax.config import check_config
+from medmerge_jax.errors import UserError
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models import get_spec
+from medmerge_jax.progress import say
+from medmerge_jax.recipes import inputs as inputs_lib
+from medmerge_jax.recipes.experiment import Experiment, Inputs
+from medmerge_jax.recipes.recipes import ONE_PARENT, RECIPES
+from medmerge_jax.training.metrics import METRICS, classification_metrics, confusion_matrix, mean_std
+from medmerge_jax.training.parameterization import Tree
+from medmerge_jax.training.run_directory import RunDirectory
+
+_PACKAGES = ("medmerge-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs, resumes, or returns the results of, the experiment in `workdir`.
+
+    Returns:
+      The content of results.json.
+
+    Raises:
+      UserError: Before anything is compiled or written, if a field, path or file is unusable.
+    """
+    check_config(config)
+    get_spec(config.architecture)
+    directory = RunDirectory(workdir)
+    with directory.locked():
+        directory.check_config(_json(config))
+        results = directory.read_json("results.json")
+        if results is not None:
+            say(f"{workdir} is finished; nothing to do")
+            return results
+        _check_paths(config)
+        sources = _run_sources(config, workdir)
+        names = _needed_parents(config)
+        inputs = _load_inputs(config, workdir, names, sources)
+        directory.record_config(_json(config), inputs.fingerprint, package_versions())
+        if config.recipe == "compare":
+            return _compare(config, directory, inputs)
+        return _run_recipe(config, directory, inputs)
+
+
+def package_versions() -> dict[str, str]:
+    """Of this package and of what decides its numbers."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json())
+
+
+def _check_paths(config: ml_collections.ConfigDict) -> None:
+    """Names everything that is missing at once, of this experiment and of its sources."""
+    lines = [
+        f"  {prefix}{line}"
+        for prefix, part in [("", config), *((f"sources.{n}.", s) for n, s in config.sources.items())]
+        for line in (
+            *inputs_lib.missing_data(part.data),
+            *inputs_lib.missing_parents(part, _needed_parents(part), list(config.sources)),
+        )
+    ]
+    if lines:
+        raise UserError("not everything that the config names is there:\n" + "\n".join(lines))
+
+
+def _needed_parents(config: ml_collections.ConfigDict) -> list[str]:
+    if config.recipe in ONE_PARENT:
+        return [config.start]
+    return sorted(config.parents)
+
+
+def _run_sources(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Path]:
+    """Makes the parents that the config describes as experiments of their own."""
+    finished: dict[str, Path] = {}
+    waiting = sorted(config.sources)
+    while waiting:
+        ready = [name for name in waiting if _sources_of(config.sources[name]) <= finished.keys()]
+        if not ready:
+            raise UserError(f"sources {waiting} start from each other; one must start elsewhere")
+        for name in ready:
+            source, path = config.sources[name], workdir / "sources" / name
+            say(f"source {name}: {source.recipe} of {source.architecture} on {source.data.name}")
+            _run_source(source, path, workdir, finished)
+            finished[name] = path
+            waiting.remove(name)
+    return finished
+
+
+def _sources_of(config: ml_collections.ConfigDict) -> set[str]:
+    values = [config.parents[name] for name in _needed_parents(config)]
+    return {v.removeprefix("source:") for v in values if v.startswith("source:")}
+
+
+def _run_source(
+    config: ml_collections.ConfigDict, path: Path, workdir: Path, sources: dict[str, Path]
+) -> None:
+    directory = RunDirectory(path)
+    if directory.read_json("results.json") is None:
+        inputs = _load_inputs(config, workdir, _needed_parents(config), sources)
+        directory.record_config(_json(config), inputs.fingerprint, package_versions())
+        _run_recipe(config, directory, inputs)
+
+
+def _load_inputs(
+    config: ml_collections.ConfigDict, workdir: Path, names: list[str], sources: dict[str, Path]
+) -> Inputs:
+    dataset = inputs_lib.load_data(config, workdir)
+    dataset.check()
+    parents = inputs_lib.load_parents(config, names, sources)
+    batches, hashes = inputs_lib.image_batches(config, dataset)
+    hashed = json.dumps([dataset.fingerprint(), hashes], sort_keys=True)
+    return Inputs(
+        dataset=dataset,
+        batches=batches,
+        parents=parents,
+        class_weights=inputs_lib.loss_weights(config, dataset),
+        fingerprint=hashlib.sha256(hashed.encode()).hexdigest(),
+    )
+
+
+def _run_recipe(
+    config: ml_collections.ConfigDict, directory: RunDirectory, inputs: Inputs
+) -> dict[str, Any]:
+    """One recipe, from its stages to results.json, which is written last."""
+    started = time.monotonic()
+    experiment = Experiment(config, directory, inputs)
+    variables = RECIPES[config.recipe](experiment)
+    results = {
+        "recipe": config.recipe,
+        "start": config.start if config.recipe in ONE_PARENT else "+".join(inputs.parents),
+        "seed": config.seed,
+        "architecture": config.architecture,
+        **_evaluate(experiment, variables),
+        "stages": experiment.summaries,
+        "data": {
+            "name": config.data.name,
+            "fingerprint": inputs.fingerprint,
+            "classes": list(inputs.dataset.classes),
+            "counts": inputs.dataset.counts(),
+        },
+        "parents": {name: card for name, (_, card) in inputs.parents.items()},
+        "versions": package_versions(),
+        "wall_seconds": round(time.monotonic() - started, 3),
+    }
+    weights.save_model(
+        directory.path / "model", config.architecture, variables, _model_card(config, inputs)
+    )
+    _draw(experiment)
+    directory.write_json("results.json", results)
+    analysis.write_report(directory.path)
+    return results
+
+
+def _evaluate(experiment: Experiment, variables: Tree) -> dict[str, Any]:
+    """Metrics on validation and test split; writes predictions.npz and the confusion matrix."""
+    dataset, directory = experiment.inputs.dataset, experiment.directory
+    metrics = {}
+    for split in ("val", "test"):
+        logits, labels = experiment.logits(variables, split), dataset.splits[split].labels
+        metrics[split] = classification_metrics(logits, labels, multilabel=dataset.multilabel)
+    predictions = {"ids": np.asarray(dataset.splits["test"].ids), "logits": logits, "labels": labels}
+    files.write_atomically(
+        directory.path / "predictions.npz", lambda file: np.savez(file, **predictions)
+    )
+    if not dataset.multilabel:
+        matrix = confusion_matrix(logits, labels)
+        path = directory.figures / "confusion_matrix.png"
+        analysis.confusion_matrix_figure(matrix, dataset.classes, path)
+    return metrics
+
+
+def _model_card(config: ml_collections.ConfigDict, inputs: Inputs) -> dict[str, Any]:
+    spec = get_spec(config.architecture)
+    return {
+        "num_classes": inputs.dataset.num_classes,
+        "classes": list(inputs.dataset.classes),
+        "multilabel": inputs.dataset.multilabel,
+        "image_size": config.image_size,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "parents": {name: card for name, (_, card) in inputs.parents.items()},
+        "data_fingerprint": inputs.fingerprint,
+        "versions": package_versions(),
+    }
+
+
+def _draw(experiment: Experiment) -> None:
+    directory = experiment.directory
+    analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
+    if experiment.coefficients is not None:
+        coefficients = {
+            path: np.asarray(leaf) for path, leaf in flatten(experiment.coefficients).items()
+        }
+        analysis.save_coefficients(directory.path / "coefficients.npz", coefficients)
+        rows = {experiment.config.data.name: coefficients}
+        analysis.coefficient_heatmap(rows, directory.figures / "coefficients.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """A line of the comparison: a recipe, for recipes with one parent from each trained one."""
+
+    recipe: str
+    start: str
+
+    @property
+    def folder(self) -> str:
+        return f"{self.recipe}-{self.start}" if self.recipe in ONE_PARENT else self.recipe
+
+
+def _rows(config: ml_collections.ConfigDict, inputs: Inputs) -> list[_Row]:
+    trained = [name for name, value in sorted(config.parents.items()) if value != "zeros"]
+    return [
+        _Row(recipe, start)
+        for recipe in config.compare.recipes
+        for start in (trained if recipe in ONE_PARENT else [config.start])
+    ]
+
+
+def _compare(
+    config: ml_collections.ConfigDict, directory: RunDirectory, inputs: Inputs
+) -> dict[str, Any]:
+    """Every recipe on the same parents, splits and seeds; each run in a directory of its own."""
+    started = time.monotonic()
+    runs: dict[_Row, list[dict[str, Any]]] = {row: [] for row in _rows(config, inputs)}
+    for seed in config.compare.seeds:
+        for row, results in runs.items():
+            part = ml_collections.ConfigDict(config)
+            part.update(recipe=row.recipe, start=row.start, seed=seed)
+            results.append(_run_part(part, directory.path / row.folder / f"seed{seed}", inputs))
+    results = {
+        "recipe": "compare",
+        "architecture": config.architecture,
+        "seeds": list(config.compare.seeds),
+        "table": [_summarise(row, results) for row, results in runs.items()],
+        "data": next(iter(runs.values()))[0]["data"],
+        "parents": {name: card for name, (_, card) in inputs.parents.items()},
+        "versions": package_versions(),
+        "wall_seconds": round(time.monotonic() - started, 3),
+    }
+    directory.write_json("results.json", results)
+    analysis.write_report(directory.path)
+    return results
+
+
+def _run_part(config: ml_collections.ConfigDict, path: Path, inputs: Inputs) -> dict[str, Any]:
+    directory = RunDirectory(path)
+    results = directory.read_json("results.json")
+    if results is None:
+        say(f"{path.parent.name}, seed {config.seed}")
+        directory.record_config(_json(config), inputs.fingerprint, package_versions())
+        results = _run_recipe(config, directory, inputs)
+        directory.close()
+    return results
+
+
+def _summarise(row: _Row, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    metrics = {}
+    for name in METRICS:
+        values = [run["test"][name] for run in runs]
+        metrics[name] = None if None in values else mean_std(values)
+    return {
+        "recipe": row.recipe,
+        "start": runs[0]["start"],
+        "seeds": [run["seed"] for run in runs],
+        **metrics,
+    }

@@ -1,0 +1,1 @@
+"""One training step, one loop: every stage is the same step on another parameterization."""

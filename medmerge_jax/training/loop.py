@@ -1,0 +1,299 @@
+"""The one training loop: a stage is a number of epochs of the one step."""
+
+import collections
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax.data.batches import Batches
+from medmerge_jax.errors import UserError
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.progress import Bar, say
+from medmerge_jax.training.checkpoints import StageCheckpoints
+from medmerge_jax.training.metrics import classification_metrics, higher_is_better
+from medmerge_jax.training.parameterization import Parameterization, Tree
+from medmerge_jax.training.run_directory import RunDirectory
+from medmerge_jax.training.schedules import learning_rates
+from medmerge_jax.training.step import (
+    Network,
+    Task,
+    TrainState,
+    collapse,
+    init_state,
+    predict_step,
+    train_step,
+)
+
+_STEPS_IN_FLIGHT = 4
+"""Steps dispatched ahead of the one that the progress bar waits for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """How long and how a stage trains.
+
+    Attributes:
+      name: Names its checkpoints and its lines in metrics.jsonl.
+      epochs: Passes over the training split.
+      learning_rate: Peak.
+      schedule: See `schedules.learning_rates`.
+      warmup_epochs: Of linear warm-up, may be a fraction.
+      weight_decay: Of AdamW.
+      select: "best" epoch by validation `metric`, or the "last".
+      metric: A name of `metrics.METRICS`.
+      checkpoint_seconds: Least time between two checkpoints; the first and the last epoch always
+        have one.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    schedule: str = "constant"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 1e-2
+    select: str = "best"
+    metric: str = "macro_f1"
+    checkpoint_seconds: float = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """What a stage leaves.
+
+    Attributes:
+      variables: `{"params", "batch_stats"}` of an ordinary model, already collapsed.
+      coefficients: The merge coefficients, None for a stage without.
+      summary: JSON values for results.json.
+    """
+
+    variables: Tree
+    coefficients: Tree | None
+    summary: dict[str, Any]
+
+
+def train_stage(
+    stage: Stage,
+    start: Parameterization,
+    network: Network,
+    batches: Callable[[str], Batches],
+    directory: RunDirectory,
+    *,
+    seed: int,
+    multilabel: bool,
+    class_weights: np.ndarray,
+) -> StageResult:
+    """Trains, or goes on from the newest checkpoint, or returns what was finished before.
+
+    Args:
+      stage: How long and how.
+      start: What is trained, from where.
+      network: The model.
+      batches: Of the split "train" or "val"; not called for a finished stage.
+      directory: Takes checkpoints and metrics.
+      seed: Of the order of the training images.
+      multilabel: See `step.weighted_loss`.
+      class_weights: (classes,), see `step.weighted_loss`.
+
+    Raises:
+      UserError: The loss is no longer finite. The checkpoints keep the last good epoch.
+    """
+    task = Task(network, start.assemble, start.train_batch_norm, multilabel, stage.weight_decay)
+    checkpoints = StageCheckpoints(directory.path / "checkpoints" / stage.name)
+    try:
+        frozen = jax.device_put(start.frozen)
+        progress = _Progress(stage, task, init_state(task, start), checkpoints)
+        directory.rewind(stage.name, progress.epoch)
+        if progress.epoch == stage.epochs:
+            return progress.result(frozen)
+        train, validation = batches("train"), batches("val")
+        rates = learning_rates(
+            stage.schedule,
+            stage.learning_rate,
+            stage.epochs * train.steps_per_epoch,
+            warmup_steps=round(stage.warmup_epochs * train.steps_per_epoch),
+        )
+        weights = jnp.asarray(class_weights, jnp.float32)
+        images = stage.epochs * train.steps_per_epoch * train.batch_size
+        with Bar(stage.name, images, "images") as bar:
+            bar.skip(progress.epoch * train.steps_per_epoch * train.batch_size)
+            while progress.epoch < stage.epochs:
+                record = _train_epoch(stage, task, progress, frozen, train, rates, weights, seed, bar)
+                metrics = _validate(stage, network, progress, frozen, validation, multilabel)
+                progress.finish_epoch(metrics, record["seconds"])
+                directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}})
+                _say_epoch(stage, record, metrics)
+        checkpoints.wait()
+        return progress.result(frozen)
+    finally:
+        checkpoints.close()
+
+
+def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
+    """Outputs (num_examples, ...) float32 in evaluation mode, fetched once at the end."""
+    outputs = [
+        (predict_step(network, variables, batch["inputs"]), valid)
+        for batch, valid in batches.ordered()
+    ]
+    return np.concatenate([np.asarray(output)[:valid] for output, valid in outputs])
+
+
+def evaluate(
+    network: Network, variables: Tree, batches: Batches, multilabel: bool
+) -> dict[str, Any]:
+    """Metrics over a whole split, see `metrics.classification_metrics`."""
+    logits = predict(network, variables, batches)
+    return classification_metrics(logits, batches.labels, multilabel=multilabel)
+
+
+class _Progress:
+    """Where a stage stands, in memory and in its checkpoints."""
+
+    def __init__(
+        self, stage: Stage, task: Task, state: TrainState, checkpoints: StageCheckpoints
+    ):
+        self.stage, self.task, self.state = stage, task, state
+        self.best = _copy((state.trainable, state.batch_stats)) if stage.select == "best" else ()
+        self.values: dict[str, Any] = {
+            "epoch": 0, "seconds": 0.0, "best_epoch": 0, "best_value": None,
+        }
+        self._checkpoints = checkpoints
+        self._last_save = -math.inf  # the first epoch is always saved
+        restored = checkpoints.restore(self._tree())
+        if restored is not None:
+            tree, self.values = restored
+            self.state, self.best = tree["state"], tree["best"]
+            say(f"{stage.name}: resumed after epoch {self.epoch} of {stage.epochs}")
+
+    @property
+    def epoch(self) -> int:
+        return self.values["epoch"]
+
+    def variables(self, frozen: Tree) -> Tree:
+        params = collapse(self.task.assemble, self.state.trainable, frozen)
+        return {"params": params, "batch_stats": self.state.batch_stats}
+
+    def finish_epoch(self, metrics: dict[str, Any], seconds: float) -> None:
+        values = self.values = {**self.values, "epoch": self.epoch + 1}
+        values["seconds"] += seconds
+        if self._is_best(metrics[self.stage.metric]):
+            values.update(best_epoch=self.epoch, best_value=metrics[self.stage.metric])
+            if self.stage.select == "best":
+                self.best = _copy((self.state.trainable, self.state.batch_stats))
+        since = time.monotonic() - self._last_save
+        if self.epoch == self.stage.epochs or since >= self.stage.checkpoint_seconds:
+            # The step donates the state's buffers, so the writer gets a copy of its own.
+            self._checkpoints.save(self.epoch, _copy(self._tree()), values)
+            self._last_save = time.monotonic()
+
+    def result(self, frozen: Tree) -> StageResult:
+        trainable, batch_stats = self.best or (self.state.trainable, self.state.batch_stats)
+        params = collapse(self.task.assemble, trainable, frozen)
+        summary = {
+            "name": self.stage.name,
+            "epochs": self.stage.epochs,
+            "selected_epoch": self.values["best_epoch"] if self.best else self.epoch,
+            "best_epoch": self.values["best_epoch"],
+            f"best_val_{self.stage.metric}": self.values["best_value"],
+            "seconds": round(self.values["seconds"], 3),
+        }
+        variables = {"params": params, "batch_stats": batch_stats}
+        return StageResult(variables, trainable.get("coefficients"), summary)
+
+    def _is_best(self, value: float | None) -> bool:
+        best = self.values["best_value"]
+        if value is None or best is None:
+            return self.values["best_epoch"] == 0 or (best is None and value is not None)
+        return value > best if higher_is_better(self.stage.metric) else value < best
+
+    def _tree(self) -> dict[str, Any]:
+        return {"state": self.state, "best": self.best}
+
+
+def _validate(
+    stage: Stage,
+    network: Network,
+    progress: _Progress,
+    frozen: Tree,
+    validation: Batches,
+    multilabel: bool,
+) -> dict[str, Any]:
+    try:
+        return evaluate(network, progress.variables(frozen), validation, multilabel)
+    except FloatingPointError as error:
+        raise _diverged(stage, progress.epoch, f"validation after epoch {progress.epoch + 1}: {error}") from error
+
+
+def _diverged(stage: Stage, epochs_kept: int, what: str) -> UserError:
+    return UserError(
+        f"stage {stage.name}: {what}; the checkpoints up to epoch {epochs_kept} are kept. "
+        "Lower the stage's learning_rate or raise its warmup_epochs, in a new --workdir."
+    )
+
+
+def _train_epoch(
+    stage: Stage,
+    task: Task,
+    progress: _Progress,
+    frozen: Tree,
+    train: Batches,
+    rates: np.ndarray,
+    class_weights: jax.Array,
+    seed: int,
+    bar: Bar,
+) -> dict[str, Any]:
+    """One pass over the training split; moves `progress.state` on."""
+    epoch, steps = progress.epoch, train.steps_per_epoch
+    state = progress.state._replace(loss_sum=jnp.zeros((), jnp.float32))
+    in_flight: collections.deque[jax.Array] = collections.deque()
+    started = time.perf_counter()
+    for index, batch in enumerate(train.epoch(seed, epoch)):
+        rate = rates[epoch * steps + index]
+        state, loss = train_step(task, state, frozen, batch, rate, class_weights)
+        in_flight.append(loss)
+        if len(in_flight) > _STEPS_IN_FLIGHT:
+            in_flight.popleft().block_until_ready()
+        bar.advance(train.batch_size, f"{stage.name} epoch {epoch + 1}/{stage.epochs}")
+    loss_sum, bad_step = jax.device_get((state.loss_sum, state.bad_step))
+    seconds = time.perf_counter() - started
+    if bad_step >= 0:
+        step = int(bad_step)
+        what = f"the loss was not finite at step {step + 1} (epoch {epoch + 1}, learning rate "
+        raise _diverged(stage, epoch, f"{what}{rates[step]:.3g})")
+    progress.state = state
+    return {
+        "stage": stage.name,
+        "epoch": epoch + 1,
+        "learning_rate": float(rates[(epoch + 1) * steps - 1]),
+        "train_loss": float(loss_sum) / steps,
+        "seconds": round(seconds, 4),
+        "images_per_second": round(steps * train.batch_size / seconds, 1),
+        **_coefficient_summary(state.trainable),
+    }
+
+
+def _coefficient_summary(trainable: Tree) -> dict[str, float]:
+    coefficients = flatten(trainable.get("coefficients", {})).values()
+    if not coefficients:
+        return {}
+    values = np.concatenate([np.ravel(leaf) for leaf in jax.device_get(list(coefficients))])
+    summary = {"mean": values.mean(), "min": values.min(), "max": values.max()}
+    return {f"coefficient_{name}": float(value) for name, value in summary.items()}
+
+
+def _say_epoch(stage: Stage, record: dict[str, Any], metrics: dict[str, Any]) -> None:
+    value = metrics[stage.metric]
+    shown = "undefined" if value is None else f"{value:.4f}"
+    say(
+        f"{stage.name} {record['epoch']}/{stage.epochs}: loss {record['train_loss']:.4f}, "
+        f"val {stage.metric} {shown}, {record['images_per_second']:.0f} images/s"
+    )
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)

@@ -1,0 +1,174 @@
+"""A run directory: one process at a time, one config, and everything that the run leaves.
+
+    config.json             resolved config, package versions, data fingerprint
+    checkpoints/<stage>/    see `checkpoints`
+    metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
+    coefficients.npz, model/, predictions.npz, results.json, report.html, figures/
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medmerge_jax import files
+from medmerge_jax.errors import UserError
+
+Record = dict[str, Any]
+
+
+class RunDirectory:
+    """The files of one run. Does not create anything until something is written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.figures = path / "figures"
+        self._events: Any = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory against other processes; the lock dies with the process.
+
+        Raises:
+          UserError: Another process holds it, or the directory cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(
+                f"workdir {self.path} cannot be written ({error.strerror}); "
+                "choose a folder of yours with --workdir"
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise UserError(
+                    f"workdir {self.path} is in use by {holder}; wait for it to end, "
+                    "or choose another --workdir"
+                ) from error
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.flush()
+            try:
+                yield
+            finally:
+                lock.truncate(0)
+                self.close()
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Raises a UserError if the directory holds a run of another config, with the fields."""
+        recorded = self.read_json("config.json")
+        if recorded is not None:
+            self._refuse_differences(recorded["config"], dict(config))
+
+    def record_config(
+        self, config: Mapping[str, Any], data_fingerprint: str, versions: Mapping[str, str]
+    ) -> None:
+        """Writes config.json of a new run; of an old one, checks config and data against it.
+
+        Raises:
+          UserError: The directory holds a run of another config, or of other data.
+        """
+        recorded = self.read_json("config.json")
+        now = {"config": dict(config), "data_fingerprint": data_fingerprint}
+        if recorded is None:
+            self.write_json("config.json", {**now, "versions": dict(versions)})
+            return
+        self._refuse_differences(recorded["config"], now["config"])
+        if recorded["data_fingerprint"] != data_fingerprint:
+            raise UserError(
+                f"workdir {self.path} holds a run on other data: images, labels or splits have "
+                "changed since. Restore them to resume it, or use another --workdir."
+            )
+
+    def _refuse_differences(self, recorded: Record, wanted: Record) -> None:
+        differing = [
+            f"  {field}: {_show(old)} there, {_show(new)} now"
+            for field, old, new in _differences(recorded, wanted)
+        ]
+        if differing:
+            raise UserError(
+                f"workdir {self.path} holds a run with another config:\n"
+                + "\n".join(differing)
+                + "\nUse the same config to resume it, or another --workdir."
+            )
+
+    def read_json(self, name: str) -> Any:
+        """The file's value, or None if there is no such file."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); delete it to start anew") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes `name` atomically."""
+        files.write_json(self.path / name, value)
+
+    def records(self) -> list[Record]:
+        """All lines of metrics.jsonl; a last line cut short by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [json.loads(line) for line in whole]
+
+    def rewind(self, stage: str, epoch: int) -> None:
+        """Drops the lines of `stage` after `epoch`, which will be trained again."""
+        records = self.records()
+        kept = [r for r in records if r["stage"] != stage or r["epoch"] <= epoch]
+        if kept != records:
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            path = self.path / "metrics.jsonl"
+            files.write_atomically(path, lambda file: file.write(text.encode()) and None)
+
+    def log(self, record: Record) -> None:
+        """Appends a line to metrics.jsonl, and its numbers to the TensorBoard events.
+
+        Args:
+          record: Has "stage" and "epoch" (from 1); the rest are numbers or None.
+        """
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self.path / "events"), write_to_disk=True)
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "epoch":
+                self._events.add_scalar(f"{record['stage']}/{name}", value, record["epoch"])
+        self._events.flush()
+
+    def close(self) -> None:
+        """Ends the event file."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+def _differences(
+    old: Any, new: Any, field: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            path = f"{field}.{key}" if field else key
+            yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), path)
+    elif old != new:
+        yield field, old, new
+
+
+_ABSENT = object()
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value)

@@ -1,0 +1,181 @@
+"""The one training step, and prediction."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
+
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A model and what its input means. Compared by value, so that equal ones compile once.
+
+    Attributes:
+      model: Maps normalised NHWC float images (or features) to logits.
+      mean: Per channel, of images scaled to [0, 1]; unused for inputs that are not uint8.
+      std: As `mean`.
+    """
+
+    model: nn.Module
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def normalise(self, inputs: jax.Array) -> jax.Array:
+        """uint8 images (n, h, w, c) → (x / 255 − mean) / std in float32; else unchanged."""
+        if inputs.dtype != jnp.uint8:
+            return inputs
+        images = inputs.astype(jnp.float32) / 255.0
+        return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """All that is fixed while a stage is compiled.
+
+    Attributes:
+      network: The model and its normalisation.
+      assemble: See `Parameterization`.
+      train_batch_norm: See `Parameterization`.
+      multilabel: Binary cross-entropy per label (NaN labels are left out) instead of softmax.
+      weight_decay: Decoupled, applied to everything trainable, as PyTorch's AdamW does.
+    """
+
+    network: Network
+    assemble: Assemble
+    train_batch_norm: bool
+    multilabel: bool
+    weight_decay: float
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW (Loshchilov & Hutter, 2019) up to the factor −learning rate."""
+        return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(self.weight_decay))
+
+
+class TrainState(NamedTuple):
+    """What a step changes: all that a checkpoint needs.
+
+    Attributes:
+      step: Steps taken in this stage, int32.
+      trainable: See `Parameterization`.
+      batch_stats: Running statistics.
+      opt_state: State of `Task.optimizer`.
+      loss_sum: Sum of the losses of this epoch's steps, float32.
+      bad_step: First step whose loss was not finite, or −1, int32.
+    """
+
+    step: jax.Array
+    trainable: Tree
+    batch_stats: Tree
+    opt_state: Any
+    loss_sum: jax.Array
+    bad_step: jax.Array
+
+
+def init_state(task: Task, start: Parameterization) -> TrainState:
+    """The state before the first step; the arrays of `start` are copied, not aliased."""
+    trainable, batch_stats = jax.tree.map(
+        lambda leaf: jnp.array(leaf, copy=True), (start.trainable, start.batch_stats)
+    )
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        batch_stats=batch_stats,
+        opt_state=task.optimizer.init(trainable),
+        loss_sum=jnp.zeros((), jnp.float32),
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="task", donate_argnames="state")
+def train_step(
+    task: Task,
+    state: TrainState,
+    frozen: Tree,
+    batch: Batch,
+    learning_rate: jax.Array,
+    class_weights: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """One step of AdamW on the trainable part.
+
+    Args:
+      task: What is compiled.
+      state: Donated.
+      frozen: Constants of `task.assemble`.
+      batch: `inputs` uint8 (n, h, w, c) or float32 (n, features); `labels` int32 (n,) or
+        float32 (n, classes).
+      learning_rate: Scalar; an argument, so that one compilation serves every schedule.
+      class_weights: (classes,), see `weighted_loss`.
+
+    Returns:
+      The new state and the loss of this batch before the step, a float32 scalar.
+    """
+
+    def loss_fn(trainable: Tree) -> tuple[jax.Array, Tree]:
+        params = task.assemble(trainable, frozen)
+        inputs = task.network.normalise(batch["inputs"])
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updated = task.network.model.apply(
+            variables, inputs, train=task.train_batch_norm, mutable=["batch_stats"]
+        )
+        loss = weighted_loss(logits, batch["labels"], class_weights, multilabel=task.multilabel)
+        return loss, updated.get("batch_stats", state.batch_stats)
+
+    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+    updates, opt_state = task.optimizer.update(grads, state.opt_state, state.trainable)
+    updates = jax.tree.map(lambda update: -learning_rate * update, updates)
+    state = TrainState(
+        step=state.step + 1,
+        trainable=optax.apply_updates(state.trainable, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        loss_sum=state.loss_sum + loss,
+        bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
+    )
+    return state, loss
+
+
+def weighted_loss(
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array, *, multilabel: bool
+) -> jax.Array:
+    """Cross-entropy as PyTorch weighs it.
+
+    Args:
+      logits: (n, classes).
+      labels: Class indices int32 (n,); for multi-label float32 (n, classes) of 0, 1 and NaN for
+        unknown.
+      class_weights: (classes,). Multi-class: the mean is Σ w_y l / Σ w_y. Multi-label: the
+        factor of the positive term (`pos_weight`); the mean is over known labels.
+      multilabel: Which of the two.
+
+    Returns:
+      A float32 scalar.
+    """
+    logits = logits.astype(jnp.float32)
+    if multilabel:
+        known = ~jnp.isnan(labels)
+        targets = jnp.where(known, labels, 0.0)
+        positive = targets * class_weights * jax.nn.log_sigmoid(logits)
+        negative = (1.0 - targets) * jax.nn.log_sigmoid(-logits)
+        return -jnp.sum((positive + negative) * known) / jnp.maximum(jnp.sum(known), 1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    weights = class_weights[labels]
+    return jnp.sum(weights * losses) / jnp.sum(weights)
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def predict_step(network: Network, variables: Tree, inputs: jax.Array) -> jax.Array:
+    """Outputs in evaluation mode: logits, or features of a network without a head."""
+    return network.model.apply(variables, network.normalise(inputs), train=False)
+
+
+collapse = jax.jit(lambda assemble, trainable, frozen: assemble(trainable, frozen), static_argnums=0)
+"""The model's own parameters: coefficients and parents are used up."""
