@@ -1,7 +1,7 @@
-"""MedMerge on APTOS 2019, diabetic retinopathy in five grades: the paper's run.
+r"""MedMerge on APTOS 2019, diabetic retinopathy in five grades: the paper's run.
 
-    python -m medmerge_jax.main --config configs/aptos.py --workdir runs/aptos \\
-        --config.data.root=aptos2019/train_images --config.data.table=aptos2019/train.csv \\
+    python -m medmerge_jax.main --config configs/aptos.py --workdir runs/aptos \
+        --config.data.root=aptos2019/train_images --config.data.table=aptos2019/train.csv \
         --config.parents.b=runs/eyepacs
 
 Data: the Kaggle competition "APTOS 2019 Blindness Detection", as downloaded: `train.csv`

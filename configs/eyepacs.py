@@ -1,6 +1,6 @@
-"""The EyePACS parent of `configs/aptos.py`: fine-tuned from ImageNet, five grades.
+r"""The EyePACS parent of `configs/aptos.py`: fine-tuned from ImageNet, five grades.
 
-    python -m medmerge_jax.main --config configs/eyepacs.py --workdir runs/eyepacs \\
+    python -m medmerge_jax.main --config configs/eyepacs.py --workdir runs/eyepacs \
         --config.data.root=eyepacs/train --config.data.table=eyepacs/trainLabels.csv
 
 Data: the Kaggle competition "Diabetic Retinopathy Detection", as downloaded: `trainLabels.csv`

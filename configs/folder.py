@@ -1,7 +1,7 @@
-"""Your own images and your own two weight files.
+r"""Your own images and your own two weight files.
 
-    python -m medmerge_jax.main --config configs/folder.py --workdir runs/mine \\
-        --config.data.root=images \\
+    python -m medmerge_jax.main --config configs/folder.py --workdir runs/mine \
+        --config.data.root=images \
         --config.parents.b=medical.pth --config.parents.c=imagenet.safetensors
 
 `images/<split>/<class>/*.jpg|png` with the splits train, val and test; or

@@ -14,15 +14,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medmerge_jax.merging import (
-        effective_coefficients,
-        init_coefficients,
-        merge_kernels,
-        merge_variables,
-        zeros_parent,
-    )
-    from medmerge_jax.models import create_model, list_models
-    from medmerge_jax.weights import load_weights, save_weights
+    from medmerge_jax.merging import effective_coefficients as effective_coefficients
+    from medmerge_jax.merging import init_coefficients as init_coefficients
+    from medmerge_jax.merging import merge_kernels as merge_kernels
+    from medmerge_jax.merging import merge_variables as merge_variables
+    from medmerge_jax.merging import zeros_parent as zeros_parent
+    from medmerge_jax.models import create_model as create_model
+    from medmerge_jax.models import list_models as list_models
+    from medmerge_jax.weights import load_weights as load_weights
+    from medmerge_jax.weights import save_weights as save_weights
 
 __version__ = "0.1.0"
 

@@ -20,15 +20,25 @@ _CHOICES = {
     "ft.schedule": ("constant", "cosine"),
     "select.epoch": ("best", "last"),
     "select.metric": (
-        "macro_f1", "accuracy", "balanced_accuracy", "macro_auc", "kappa", "loss",
+        "macro_f1",
+        "accuracy",
+        "balanced_accuracy",
+        "macro_auc",
+        "kappa",
+        "loss",
     ),
     "class_weights": ("none", "balanced"),
     "precision": ("auto", "float32", "bfloat16"),
 }
 _AT_LEAST_ONE = ("batch_size", "image_size", "lp.epochs", "ft.epochs")
 _NOT_NEGATIVE = (
-    "seed", "weight_decay", "lp.learning_rate", "ft.learning_rate", "lp.warmup_epochs",
-    "ft.warmup_epochs", "checkpoint_seconds",
+    "seed",
+    "weight_decay",
+    "lp.learning_rate",
+    "ft.learning_rate",
+    "lp.warmup_epochs",
+    "ft.warmup_epochs",
+    "checkpoint_seconds",
 )
 
 

@@ -8,12 +8,13 @@ import errno
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from medmerge_jax import files
 from medmerge_jax.errors import UserError
 
+_USAGE = "python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if it is not there.")
 
@@ -22,16 +23,20 @@ def main(argv: list[str]) -> None:
     """Runs the experiment and prints its results."""
     if len(argv) > 1:
         raise UserError(f"{argv[1]!r} is no flag; --config FILE and --workdir FOLDER are wanted")
-    for name, flag in (("--config", _CONFIG), ("--workdir", _WORKDIR)):
-        if flag.value is None:
-            raise UserError(f"{name} is missing: {flag.name} wants {flag.help}")
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if config is None or workdir is None:
+        missing = "--config FILE" if config is None else "--workdir FOLDER"
+        raise UserError(f"{missing} is missing, as in: {_USAGE}")
     import jax
+
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # the libraries' notes are not for our readers
 
     jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
     from medmerge_jax.analysis import results_text
     from medmerge_jax.recipes.run import run
 
-    results = run(_CONFIG.value, Path(_WORKDIR.value).expanduser())
+    results = run(config, Path(workdir).expanduser())
     print(results_text(results))
 
 

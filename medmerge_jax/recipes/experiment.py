@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from medmerge_jax.data import Batches, DataSet, make_batches
+from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.training import parameterization
@@ -52,7 +53,7 @@ class Experiment:
         self.directory = directory
         self.inputs = inputs
         self.summaries: list[dict[str, Any]] = []
-        self.coefficients: Tree | None = None
+        self.coefficients: Tree | None = None  # effective ones, of a merge
         spec = get_spec(config.architecture)
         self._num_features = spec.num_features
         self._normalisation = {"mean": spec.mean, "std": spec.std}
@@ -98,7 +99,9 @@ class Experiment:
             train_batch_norm=merge.train_batch_norm,
         )
         result = self._train("merge_lp", start, self.config.lp)
-        self.coefficients = result.coefficients
+        self.coefficients = effective_coefficients(
+            result.coefficients, len(parents), merge.constraint
+        )
         return result.variables
 
     def logits(self, variables: Tree, split: str) -> np.ndarray:

@@ -1,10 +1,10 @@
 """The recipes: each a short composition of stages.
 
-    ft        fine-tune everything from one parent
-    lp        train the head on one parent's frozen features
-    lp_ft     lp, then ft (Kumar et al. 2022)
-    lp_bn_ft  the control for medmerge: as lp_ft, but with the batch norms trained in the probe
-    medmerge  merge linear probe, collapse, then ft (Almakky et al., arXiv 2403.11646)
+ft        fine-tune everything from one parent
+lp        train the head on one parent's frozen features
+lp_ft     lp, then ft (Kumar et al. 2022)
+lp_bn_ft  the control for medmerge: as lp_ft, but with the batch norms trained in the probe
+medmerge  merge linear probe, collapse, then ft (Almakky et al., arXiv 2403.11646)
 """
 
 from collections.abc import Callable

@@ -20,11 +20,25 @@ from medmerge_jax.progress import say
 from medmerge_jax.recipes import inputs as inputs_lib
 from medmerge_jax.recipes.experiment import Experiment, Inputs
 from medmerge_jax.recipes.recipes import ONE_PARENT, RECIPES
-from medmerge_jax.training.metrics import METRICS, classification_metrics, confusion_matrix, mean_std
+from medmerge_jax.training.metrics import (
+    METRICS,
+    classification_metrics,
+    confusion_matrix,
+    mean_std,
+)
 from medmerge_jax.training.parameterization import Tree
 from medmerge_jax.training.run_directory import RunDirectory
 
-_PACKAGES = ("medmerge-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+_PACKAGES = (
+    "medmerge-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "pillow",
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -68,7 +82,10 @@ def _check_paths(config: ml_collections.ConfigDict) -> None:
     """Names everything that is missing at once, of this experiment and of its sources."""
     lines = [
         f"  {prefix}{line}"
-        for prefix, part in [("", config), *((f"sources.{n}.", s) for n, s in config.sources.items())]
+        for prefix, part in [
+            ("", config),
+            *((f"sources.{n}.", s) for n, s in config.sources.items()),
+        ]
         for line in (
             *inputs_lib.missing_data(part.data),
             *inputs_lib.missing_parents(part, _needed_parents(part), list(config.sources)),
@@ -173,7 +190,11 @@ def _evaluate(experiment: Experiment, variables: Tree) -> dict[str, Any]:
     for split in ("val", "test"):
         logits, labels = experiment.logits(variables, split), dataset.splits[split].labels
         metrics[split] = classification_metrics(logits, labels, multilabel=dataset.multilabel)
-    predictions = {"ids": np.asarray(dataset.splits["test"].ids), "logits": logits, "labels": labels}
+    predictions: dict[str, Any] = {
+        "ids": np.asarray(dataset.splits["test"].ids),
+        "logits": logits,
+        "labels": labels,
+    }
     files.write_atomically(
         directory.path / "predictions.npz", lambda file: np.savez(file, **predictions)
     )
@@ -210,7 +231,13 @@ def _draw(experiment: Experiment) -> None:
         }
         analysis.save_coefficients(directory.path / "coefficients.npz", coefficients)
         rows = {experiment.config.data.name: coefficients}
-        analysis.coefficient_heatmap(rows, directory.figures / "coefficients.png")
+        names = sorted(experiment.inputs.parents)
+        analysis.coefficient_heatmap(
+            rows,
+            directory.figures / "coefficients.png",
+            num_parents=len(names),
+            parent_names=names,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,15 +268,15 @@ def _compare(
     started = time.monotonic()
     runs: dict[_Row, list[dict[str, Any]]] = {row: [] for row in _rows(config, inputs)}
     for seed in config.compare.seeds:
-        for row, results in runs.items():
+        for row, finished in runs.items():
             part = ml_collections.ConfigDict(config)
             part.update(recipe=row.recipe, start=row.start, seed=seed)
-            results.append(_run_part(part, directory.path / row.folder / f"seed{seed}", inputs))
+            finished.append(_run_part(part, directory.path / row.folder / f"seed{seed}", inputs))
     results = {
         "recipe": "compare",
         "architecture": config.architecture,
         "seeds": list(config.compare.seeds),
-        "table": [_summarise(row, results) for row, results in runs.items()],
+        "table": [_summarise(row, finished) for row, finished in runs.items()],
         "data": next(iter(runs.values()))[0]["data"],
         "parents": {name: card for name, (_, card) in inputs.parents.items()},
         "versions": package_versions(),

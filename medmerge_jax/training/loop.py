@@ -123,7 +123,9 @@ def train_stage(
         with Bar(stage.name, images, "images") as bar:
             bar.skip(progress.epoch * train.steps_per_epoch * train.batch_size)
             while progress.epoch < stage.epochs:
-                record = _train_epoch(stage, task, progress, frozen, train, rates, weights, seed, bar)
+                record = _train_epoch(
+                    stage, task, progress, frozen, train, rates, weights, seed, bar
+                )
                 metrics = _validate(stage, network, progress, frozen, validation, multilabel)
                 progress.finish_epoch(metrics, record["seconds"])
                 directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}})
@@ -154,13 +156,14 @@ def evaluate(
 class _Progress:
     """Where a stage stands, in memory and in its checkpoints."""
 
-    def __init__(
-        self, stage: Stage, task: Task, state: TrainState, checkpoints: StageCheckpoints
-    ):
+    def __init__(self, stage: Stage, task: Task, state: TrainState, checkpoints: StageCheckpoints):
         self.stage, self.task, self.state = stage, task, state
         self.best = _copy((state.trainable, state.batch_stats)) if stage.select == "best" else ()
         self.values: dict[str, Any] = {
-            "epoch": 0, "seconds": 0.0, "best_epoch": 0, "best_value": None,
+            "epoch": 0,
+            "seconds": 0.0,
+            "best_epoch": 0,
+            "best_value": None,
         }
         self._checkpoints = checkpoints
         self._last_save = -math.inf  # the first epoch is always saved
@@ -226,7 +229,9 @@ def _validate(
     try:
         return evaluate(network, progress.variables(frozen), validation, multilabel)
     except FloatingPointError as error:
-        raise _diverged(stage, progress.epoch, f"validation after epoch {progress.epoch + 1}: {error}") from error
+        raise _diverged(
+            stage, progress.epoch, f"validation after epoch {progress.epoch + 1}: {error}"
+        ) from error
 
 
 def _diverged(stage: Stage, epochs_kept: int, what: str) -> UserError:

@@ -1,9 +1,9 @@
 """A run directory: one process at a time, one config, and everything that the run leaves.
 
-    config.json             resolved config, package versions, data fingerprint
-    checkpoints/<stage>/    see `checkpoints`
-    metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
-    coefficients.npz, model/, predictions.npz, results.json, report.html, figures/
+config.json             resolved config, package versions, data fingerprint
+checkpoints/<stage>/    see `checkpoints`
+metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
+coefficients.npz, model/, predictions.npz, results.json, report.html, figures/
 """
 
 import contextlib
@@ -78,7 +78,7 @@ class RunDirectory:
           UserError: The directory holds a run of another config, or of other data.
         """
         recorded = self.read_json("config.json")
-        now = {"config": dict(config), "data_fingerprint": data_fingerprint}
+        now: Record = {"config": dict(config), "data_fingerprint": data_fingerprint}
         if recorded is None:
             self.write_json("config.json", {**now, "versions": dict(versions)})
             return
@@ -129,8 +129,7 @@ class RunDirectory:
         kept = [r for r in records if r["stage"] != stage or r["epoch"] <= epoch]
         if kept != records:
             text = "".join(json.dumps(record) + "\n" for record in kept)
-            path = self.path / "metrics.jsonl"
-            files.write_atomically(path, lambda file: file.write(text.encode()) and None)
+            files.write_text(self.path / "metrics.jsonl", text)
 
     def log(self, record: Record) -> None:
         """Appends a line to metrics.jsonl, and its numbers to the TensorBoard events.
@@ -156,9 +155,7 @@ class RunDirectory:
             self._events = None
 
 
-def _differences(
-    old: Any, new: Any, field: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
+def _differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             path = f"{field}.{key}" if field else key

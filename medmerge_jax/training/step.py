@@ -174,8 +174,11 @@ def weighted_loss(
 @functools.partial(jax.jit, static_argnames="network")
 def predict_step(network: Network, variables: Tree, inputs: jax.Array) -> jax.Array:
     """Outputs in evaluation mode: logits, or features of a network without a head."""
-    return network.model.apply(variables, network.normalise(inputs), train=False)
+    outputs: Any = network.model.apply(variables, network.normalise(inputs), train=False)
+    return outputs
 
 
-collapse = jax.jit(lambda assemble, trainable, frozen: assemble(trainable, frozen), static_argnums=0)
+collapse = jax.jit(
+    lambda assemble, trainable, frozen: assemble(trainable, frozen), static_argnums=0
+)
 """The model's own parameters: coefficients and parents are used up."""
