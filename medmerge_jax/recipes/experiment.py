@@ -100,7 +100,7 @@ class Experiment:
         )
         result = self._train("merge_lp", start, self.config.lp)
         self.coefficients = effective_coefficients(
-            result.coefficients, len(parents), merge.constraint
+            result.trainable["coefficients"], len(parents), merge.constraint
         )
         return result.variables
 

@@ -68,12 +68,12 @@ class StageResult:
 
     Attributes:
       variables: `{"params", "batch_stats"}` of an ordinary model, already collapsed.
-      coefficients: The merge coefficients, None for a stage without.
+      trainable: What was trained, see `Parameterization`; of a merge with its coefficients.
       summary: JSON values for results.json.
     """
 
     variables: Tree
-    coefficients: Tree | None
+    trainable: Tree
     summary: dict[str, Any]
 
 
@@ -206,7 +206,7 @@ class _Progress:
             "seconds": round(self.values["seconds"], 3),
         }
         variables = {"params": params, "batch_stats": batch_stats}
-        return StageResult(variables, trainable.get("coefficients"), summary)
+        return StageResult(variables, trainable, summary)
 
     def _is_best(self, value: float | None) -> bool:
         best = self.values["best_value"]
