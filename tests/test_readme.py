@@ -1,0 +1,48 @@
+"""The README's Python runs as it stands."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import medmerge_jax as mm
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def weight_files(tmp_path, monkeypatch):
+    """The files that the README names, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    init = jax.jit(mm.create_model("resnet18", num_classes=3).init)
+    for seed, name in enumerate(("medical", "natural")):
+        variables = init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
+        mm.save_weights(f"{name}.safetensors", "resnet18", variables)
+
+
+def test_the_merge_of_two_files(weight_files):
+    names = run(BLOCKS[0])
+    kernels = [tree["params"]["conv1"]["kernel"] for tree in names["parents"]]
+    merged = names["variables"]["params"]["conv1"]["kernel"]
+    assert jnp.allclose(merged, (kernels[0] + kernels[1]) / 2)
+    assert "head" not in names["variables"]["params"]
+
+
+def test_the_merge_of_nnx_models():
+    names = run(BLOCKS[1])
+    kernels = [names[model].conv.kernel[...] for model in "bc"]
+    assert jnp.allclose(names["model"].conv.kernel[...], (kernels[0] + kernels[1]) / 2)
+
+
+def test_commands_name_files_that_are_there():
+    for config in re.findall(r"--config (\S+?\.py)", README.read_text()):
+        assert (README.parent / config).is_file()
+
+
+def run(block):
+    names = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), names)
+    return names
