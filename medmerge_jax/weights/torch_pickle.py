@@ -1,9 +1,7 @@
 """Reading PyTorch's `.pth` files without PyTorch and without running the pickle's code.
 
-A pickle is a program that may call any function it can import. The unpickler here imports
-nothing: it knows the handful of globals that state dicts are made of, each replaced by an inert
-stand-in, and refuses every other. Stand-ins refuse to be modified, so that nothing outlives the
-reading of a file.
+The unpickler here knows the handful of globals that state dicts are made of, each replaced by an
+inert stand-in (see `medmerge_jax.pickles`), and refuses every other.
 
 Two layouts exist. PyTorch >= 1.6 writes a zip archive with the pickle in `<root>/data.pkl` and
 one entry `<root>/data/<key>` per storage. Before, it was a stream: a magic number, the protocol
@@ -14,7 +12,6 @@ row), and then for each key the number of elements (int64) and the raw bytes.
 import dataclasses
 import io
 import pickle
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -25,12 +22,11 @@ import ml_dtypes
 import numpy as np
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.pickles import ForbiddenError, RefusedError, StandIn, check_opcodes
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
-# Objects registered with `copyreg` by number: they may bypass `find_class`.
-FORBIDDEN_OPCODES = ("EXT1", "EXT2", "EXT4")
 ADVICE = (
     "Only tensors in plain containers are read. If you trust the file, load it with PyTorch "
     "and save the state dict as .safetensors"
@@ -50,10 +46,6 @@ STORAGE_DTYPES = {
     "ComplexFloatStorage": np.dtype(np.complex64),
     "ComplexDoubleStorage": np.dtype(np.complex128),
 }
-
-
-class RefusedError(Exception):
-    """What is wrong with the file, without its name."""
 
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
@@ -77,6 +69,8 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             # end of a file could also be the data of a tensor in a stream.
             content = _read_zip(file) if file.read(4) == b"PK\x03\x04" else _read_stream(file)
         return {name: _array(name, tensor) for name, tensor in content.items()}
+    except ForbiddenError as error:
+        raise UserError(f"{path}: {error}. {ADVICE}") from None
     except RefusedError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # Whatever a malformed pickle, zip or size provokes.
@@ -122,25 +116,6 @@ class StateDict(dict):
         """Ignores attributes."""
 
 
-class StandIn:
-    """In place of a global of the pickle: can be called if it has a function, nothing else."""
-
-    __slots__ = ("function", "name")
-
-    def __init__(self, name: str, function: Callable[..., Any] | None = None) -> None:
-        self.name = name
-        self.function = function
-
-    def __call__(self, *args: Any) -> Any:
-        """What the global's own function would build, as far as it matters here."""
-        if self.function is None:
-            raise RefusedError(f"the pickle calls {self.name}; refused. {ADVICE}")
-        return self.function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise RefusedError(f"the pickle modifies {self.name}; refused. {ADVICE}")
-
-
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     """`torch._utils._rebuild_tensor` and `_v2`; gradients and hooks do not matter here."""
     if not isinstance(storage, Storage):
@@ -184,12 +159,12 @@ class _Unpickler(pickle.Unpickler):
             return StandIn(f"{module}.{name}", _FUNCTIONS[module, name])
         if module in ("torch", "torch.cuda") and name in STORAGE_DTYPES:
             return StandIn(name)
-        raise RefusedError(f"its pickle asks for {module}.{name}, which is refused. {ADVICE}")
+        raise ForbiddenError(f"its pickle asks for {module}.{name}, which is refused")
 
     def persistent_load(self, pid: Any) -> Storage:
         """Storages are saved as ("storage", type, key, device, elements[, view])."""
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise RefusedError(f"its pickle refers to {pid!r:.80}, not to a storage. {ADVICE}")
+            raise ForbiddenError(f"its pickle refers to {pid!r:.80}, not to a storage")
         kind, key, size = pid[1], pid[2], pid[4]
         view = pid[5] if len(pid) == 6 else None
         known = isinstance(kind, StandIn) and kind.name in STORAGE_DTYPES
@@ -217,14 +192,7 @@ def _view(whole: Storage, view: Any) -> Storage:
 
 def _load(file: IO[bytes], buffers: Mapping[str, bytes]) -> tuple[Any, dict[str, Storage]]:
     """One restricted pickle at the file's position, which is moved behind it."""
-    start = file.tell()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in FORBIDDEN_OPCODES:
-            raise RefusedError(f"its pickle uses the opcode {opcode.name}, which is refused")
-        # An invented index would make the unpickler allocate a memo of that size.
-        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > count:
-            raise RefusedError(f"its pickle is malformed: memo index {argument}")
-    file.seek(start)
+    check_opcodes(file)
     unpickler = _Unpickler(file, buffers)
     return unpickler.load(), unpickler.storages
 
