@@ -1,0 +1,169 @@
+"""CheXpert: chest X-rays with labels that may be uncertain."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from medmerge_jax.data.official.files import image_file
+from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.tables import Row, number, read_table, row_error
+from medmerge_jax.errors import UserError
+
+CLASSES = (
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""13 of the 14 columns, in their order. The papers train on 13 labels without naming them; the
+one left out here is "No Finding", which is not an observation but says that none of the others
+(support devices excepted) was made."""
+
+NO_FINDING = "No Finding"
+
+VARIANTS = ("zeros", "ones", "ignore")
+"""What an uncertain label (-1) becomes: 0, 1, or unknown."""
+
+_UNCERTAIN = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
+
+_TABLES = {"train.csv": "train", "valid.csv": "val", "test.csv": "test"}
+
+_VIEW = "Frontal/Lateral"
+
+
+def read_chexpert(root: Path, variant: str = "") -> Records:
+    """The frontal images of CheXpert with 13 labels each.
+
+    An empty label is 0, as in the authors' baseline. `train.csv` is the training split,
+    `valid.csv` the validation split and `test.csv`, if there is one, the test split; otherwise
+    the test images are left to the caller. A patient is a group.
+
+    Args:
+      root: Holds the tables and the folders train, valid and test. Paths in the tables may begin
+        with any folder ("CheXpert-v1.0-small/train/...").
+      variant: "zeros" (default), "ones" or "ignore".
+
+    Raises:
+      UserError: Anything that is not as above, with file and line.
+    """
+    root, variant = Path(root), variant or VARIANTS[0]
+    if variant not in VARIANTS:
+        raise UserError(f"chexpert: the variant {variant!r} is none of {', '.join(VARIANTS)}")
+    ids: list[str] = []
+    paths: list[Path] = []
+    labels: list[list[float]] = []
+    splits: list[str] = []
+    for name, split in _TABLES.items():
+        path = root / name
+        if split == "test" and not path.exists():
+            continue
+        for row, image in _frontal_rows(path, split):
+            ids.append(image)
+            paths.append(image_file(path, row.line, root / image))
+            labels.append([_label(path, row, column, variant) for column in CLASSES])
+            splits.append(split)
+    return Records(
+        classes=CLASSES,
+        ids=tuple(ids),
+        paths=tuple(paths),
+        labels=np.array(labels, np.float32).reshape(-1, len(CLASSES)),
+        groups=tuple(image.split("/")[1] for image in ids),
+        splits=tuple(splits),
+    )
+
+
+def _frontal_rows(path: Path, split: str) -> Iterator[tuple[Row, str]]:
+    """Each frontal row of a table, and the image's path from the folder `train` etc. on."""
+    # The test table as published has neither views nor ages.
+    columns = ["Path", NO_FINDING, *CLASSES] + ([_VIEW] if split != "test" else [])
+    first: dict[str, int] = {}
+    for row in read_table(path, columns):
+        image = _image_path(path, row)
+        if image in first:
+            raise row_error(
+                path, row.line, f"{image} has a row already, at line {first[image]}; leave one"
+            )
+        first[image] = row.line
+        if _is_frontal(path, row, image):
+            yield row, image
+
+
+def _image_path(path: Path, row: Row) -> str:
+    parts = [part for part in row["Path"].replace("\\", "/").split("/") if part not in ("", ".")]
+    folders = [index for index, part in enumerate(parts) if part in ("train", "valid", "test")]
+    if not folders or len(parts) < folders[0] + 3 or ".." in parts:
+        raise row_error(
+            path,
+            row.line,
+            f"the Path is {row['Path']!r}; one like "
+            "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg is wanted",
+        )
+    return "/".join(parts[folders[0] :])
+
+
+def _is_frontal(path: Path, row: Row, image: str) -> bool:
+    try:
+        view = row[_VIEW]
+    except KeyError:
+        view = "Lateral" if "lateral" in PurePosixPath(image).name else "Frontal"
+    if view not in ("Frontal", "Lateral"):
+        raise row_error(
+            path, row.line, f"column {_VIEW!r} holds {view!r}; Frontal or Lateral is wanted"
+        )
+    return view == "Frontal"
+
+
+def _label(path: Path, row: Row, column: str, variant: str) -> float:
+    if not row[column]:
+        return 0.0
+    value = number(path, row, column, (0, 1, -1))
+    return _UNCERTAIN[variant] if value == -1 else float(value)
+
+
+LAYOUT = Layout(
+    name="chexpert",
+    read=read_chexpert,
+    description=(
+        "CheXpert: 224,316 chest X-rays of 65,240 patients with 14 observations taken from the "
+        "reports, which may be uncertain. Here: the frontal ones with 13 labels, without 'No "
+        "Finding'. The variant says what an uncertain label becomes: 0 (zeros), 1 (ones) or "
+        "unknown (ignore); an empty one is 0."
+    ),
+    citation="""\
+@inproceedings{irvin2019chexpert,
+  title = {{CheXpert}: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert
+           Comparison},
+  author = {Irvin, Jeremy and Rajpurkar, Pranav and Ko, Michael and Yu, Yifan and
+            Ciurea-Ilcus, Silviana and Chute, Chris and Marklund, Henrik and Haghgoo, Behzad and
+            Ball, Robyn and Shpanskaya, Katie and Seekins, Jayne and Mong, David A. and
+            Halabi, Safwan S. and Sandberg, Jesse K. and Jones, Ricky and Larson, David B. and
+            Langlotz, Curtis P. and Patel, Bhavik N. and Lungren, Matthew P. and Ng, Andrew Y.},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  volume = {33},
+  pages = {590--597},
+  year = {2019},
+  doi = {10.1609/aaai.v33i01.3301590},
+}
+""",
+    licence="Stanford University Dataset Research Use Agreement (non-commercial research)",
+    homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
+    instructions="""\
+Register at https://stanfordmlgroup.github.io/competitions/chexpert/, download CheXpert-v1.0-small
+(or CheXpert-v1.0) and unpack it, so that the folder holds:
+
+    train.csv, train/patient00001/study1/view1_frontal.jpg, ...
+    valid.csv, valid/patient64541/study1/view1_frontal.jpg, ...
+    test.csv,  test/patient64741/study1/view1_frontal.jpg, ...     (if you have it)
+""",
+    variants=VARIANTS,
+)

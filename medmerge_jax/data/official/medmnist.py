@@ -1,0 +1,302 @@
+"""MedMNIST: any of its `.npz` files of 2-D images."""
+
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.splits import SPLITS
+from medmerge_jax.errors import UserError
+
+_ORGANS = (
+    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver",
+    "lung-left", "lung-right", "pancreas", "spleen",
+)  # fmt: skip
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "pathmnist": (
+        "adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle",
+        "normal colon mucosa", "cancer-associated stroma",
+        "colorectal adenocarcinoma epithelium",
+    ),
+    "chestmnist": (
+        "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia",
+        "pneumothorax", "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia",
+    ),
+    "dermamnist": (
+        "actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma",
+        "benign keratosis-like lesions", "dermatofibroma", "melanoma", "melanocytic nevi",
+        "vascular lesions",
+    ),
+    "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+    "pneumoniamnist": ("normal", "pneumonia"),
+    "retinamnist": ("0", "1", "2", "3", "4"),
+    "breastmnist": ("malignant", "normal, benign"),
+    "bloodmnist": (
+        "basophil", "eosinophil", "erythroblast",
+        "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)", "lymphocyte",
+        "monocyte", "neutrophil", "platelet",
+    ),
+    "tissuemnist": (
+        "Collecting Duct, Connecting Tubule", "Distal Convoluted Tubule",
+        "Glomerular endothelial cells", "Interstitial endothelial cells", "Leukocytes",
+        "Podocytes", "Proximal Tubule Segments", "Thick Ascending Limb",
+    ),
+    "organamnist": _ORGANS,
+    "organcmnist": _ORGANS,
+    "organsmnist": _ORGANS,
+}  # fmt: skip
+"""Names that the authors give the classes, by file name without size."""
+
+_SIZES = ("", "_64", "_128", "_224")
+
+_CHUNK = 2**24
+"""Bytes read at once."""
+
+# What zipfile, zlib and numpy raise on damaged files.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, KeyError)
+
+
+def read_medmnist(root: Path, variant: str = "") -> Records:
+    """A file of MedMNIST, with its own split.
+
+    Classes have the authors' names where the file does (`pneumoniamnist.npz`,
+    `bloodmnist_64.npz`), otherwise "0", "1", ... Several columns of labels (ChestMNIST) are
+    several labels per image; grades (RetinaMNIST) are classes.
+
+    Args:
+      root: The file, or the folder that holds it.
+      variant: The file's name, with or without `.npz`; not needed where there is only one.
+
+    Raises:
+      UserError: No such file, or it is damaged, of volumes, or not made like MedMNIST.
+    """
+    path = _find(Path(root), variant)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read(path, archive)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except _DAMAGE as error:
+        raise UserError(f"{path}: is damaged or incomplete ({error}); download it again") from error
+
+
+def _find(root: Path, variant: str) -> Path:
+    if root.is_file():
+        return root
+    if not root.is_dir():
+        raise UserError(f"{root}: does not exist; the folder of a MedMNIST file is wanted")
+    there = sorted(root.glob("*.npz"))
+    names = ", ".join(path.name for path in there) or "no .npz file"
+    if variant:
+        path = root / f"{variant.removesuffix('.npz')}.npz"
+        if path not in there:
+            raise UserError(f"{path}: there is no such file; {root} holds {names}")
+        return path
+    if len(there) != 1:
+        raise UserError(
+            f"{root}: holds {names}; "
+            + ("name one of them in data.variant" if there else "put one of MedMNIST there")
+        )
+    return there[0]
+
+
+def _read(path: Path, archive: zipfile.ZipFile) -> Records:
+    missing = [
+        f"{split}_{kind}"
+        for split in SPLITS
+        for kind in ("images", "labels")
+        if f"{split}_{kind}.npy" not in archive.namelist()
+    ]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; is it a file of MedMNIST?")
+    parts = [_labels(path, archive, f"{split}_labels") for split in SPLITS]
+    widths = {part.shape[1] for part in parts}
+    if len(widths) > 1:
+        raise UserError(
+            f"{path}: the splits have {sorted(widths)} labels per image; the same number is wanted"
+        )
+    name = path.stem.split("_")[0].lower()
+    if widths == {1}:
+        classes, labels = _class_indices(path, parts, CLASSES.get(name))
+    else:
+        classes, labels = _label_matrix(path, parts, CLASSES.get(name))
+    counts = [len(part) for part in parts]
+    return Records(
+        classes=classes,
+        ids=tuple(
+            f"{split}_{row:06d}"
+            for split, count in zip(SPLITS, counts, strict=True)
+            for row in range(count)
+        ),
+        paths=(path,) * sum(counts),
+        labels=labels,
+        groups=None,
+        splits=tuple(np.repeat(SPLITS, counts).tolist()),
+        pixels=_images(path, archive, counts),
+    )
+
+
+def _labels(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """Integers (n, columns)."""
+    with _open(path, archive, key) as (file, shape, dtype):
+        if dtype.kind not in "iub" or len(shape) not in (1, 2) or 0 in shape:
+            raise UserError(
+                f"{path}: {key} is {dtype} {shape}; whole numbers (n, 1) or (n, classes) are wanted"
+            )
+        labels = np.empty(shape, dtype)
+        _fill(labels, file)
+    return labels.reshape(shape[0], -1).astype(np.int64)
+
+
+def _class_indices(
+    path: Path, parts: list[np.ndarray], names: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    labels = np.concatenate(parts)[:, 0]
+    classes = names or tuple(str(label) for label in range(min(int(labels.max()), 9999) + 1))
+    _check(path, parts, len(classes), f"a number from 0 to {len(classes) - 1}")
+    return classes, labels.astype(np.int32)
+
+
+def _label_matrix(
+    path: Path, parts: list[np.ndarray], names: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    width = parts[0].shape[1]
+    classes = names or tuple(str(label) for label in range(width))
+    if len(classes) != width:
+        raise UserError(f"{path}: has {width} labels per image; {len(classes)} are wanted")
+    _check(path, parts, 2, "0 or 1")
+    return classes, np.concatenate(parts).astype(np.float32)
+
+
+def _check(path: Path, parts: list[np.ndarray], limit: int, wanted: str) -> None:
+    for split, part in zip(SPLITS, parts, strict=True):
+        wrong = np.any((part < 0) | (part >= limit), axis=1)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(
+                f"{path}: {split}_labels, row {row}: the label is {part[row].tolist()}; {wanted} "
+                "is wanted"
+            )
+
+
+def _images(path: Path, archive: zipfile.ZipFile, counts: list[int]) -> np.ndarray:
+    """All splits in one array, read in place: PathMNIST of 224 px has 16 GB."""
+    first: tuple[int, ...] | None = None
+    for split, count in zip(SPLITS, counts, strict=True):
+        key = f"{split}_images"
+        with _open(path, archive, key) as (_, shape, dtype):
+            if dtype != np.uint8:
+                raise UserError(f"{path}: {key} is {dtype}; uint8 is wanted")
+            if len(shape) > 3 and shape[3:] != (3,):
+                raise UserError(
+                    f"{path}: {key} has the shape {shape}: volumes, which are not read; a file of "
+                    "2-D images is wanted, (n, height, width) or (n, height, width, 3)"
+                )
+            if len(shape) < 3 or 0 in shape:
+                raise UserError(
+                    f"{path}: {key} has the shape {shape}; (n, height, width) or (n, height, "
+                    "width, 3) is wanted"
+                )
+            if shape[0] != count:
+                raise UserError(
+                    f"{path}: {key} has {shape[0]} images, but there are {count} labels"
+                )
+            first = first or shape[1:]
+            if shape[1:] != first:
+                raise UserError(
+                    f"{path}: {key} has images of the shape {shape[1:]}, train_images of {first}"
+                )
+    images = np.empty((sum(counts), *(first or ())), np.uint8)
+    start = 0
+    for split, count in zip(SPLITS, counts, strict=True):
+        with _open(path, archive, f"{split}_images") as (file, _, _):
+            _fill(images[start : start + count], file)
+        start += count
+    return images
+
+
+@contextlib.contextmanager
+def _open(
+    path: Path, archive: zipfile.ZipFile, key: str
+) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
+    """A member at the beginning of its data, its shape and its type.
+
+    Pickled arrays are refused, and so are arrays that would need more memory than the archive
+    says they have.
+    """
+    name = f"{key}.npy"
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read_header(file)
+        if dtype.hasobject:
+            raise UserError(f"{path}: {key} holds pickled objects, which are never read")
+        if fortran and sum(size > 1 for size in shape) > 1:
+            raise UserError(f"{path}: {key} is stored column by column; save it in C order")
+        data = archive.getinfo(name).file_size - file.tell()
+        wanted = dtype.itemsize
+        for size in shape:
+            wanted *= size
+        if data != wanted:
+            raise UserError(
+                f"{path}: {key} of type {dtype} and shape {shape} has {data} bytes; {wanted} are "
+                "wanted. Download it again"
+            )
+        yield file, shape, dtype
+
+
+def _fill(array: np.ndarray, file: IO[bytes]) -> None:
+    """Reads the contiguous array's bytes from the file."""
+    view = memoryview(array.reshape(-1).view(np.uint8))
+    done = 0
+    while done < len(view):
+        data = file.read(min(_CHUNK, len(view) - done))
+        if not data:
+            raise EOFError(f"{done} of {len(view)} bytes are there")
+        view[done : done + len(data)] = data
+        done += len(data)
+
+
+LAYOUT = Layout(
+    name="medmnist",
+    read=read_medmnist,
+    description=(
+        "MedMNIST v2: standardised 2-D biomedical images of 28 to 224 px with the authors' split "
+        "into training, validation and test images."
+    ),
+    citation="""\
+@article{medmnistv2,
+  title = {{MedMNIST} v2 - A large-scale lightweight benchmark for {2D} and {3D} biomedical image
+           classification},
+  author = {Yang, Jiancheng and Shi, Rui and Wei, Donglai and Liu, Zequan and Zhao, Lin and
+            Ke, Bilian and Pfister, Hanspeter and Ni, Bingbing},
+  journal = {Scientific Data},
+  volume = {10},
+  number = {1},
+  pages = {41},
+  year = {2023},
+  doi = {10.1038/s41597-022-01721-8},
+}
+""",
+    licence="CC BY 4.0; DermaMNIST: CC BY-NC 4.0",
+    homepage="https://medmnist.com",
+    instructions="""\
+Download the .npz file that is wanted from https://zenodo.org/records/10519652 into the folder
+and name it, without .npz, as the variant (not needed where it is the only one):
+
+    pneumoniamnist.npz, bloodmnist_64.npz, ...
+""",
+    variants=("", *(name + size for name in CLASSES for size in _SIZES)),
+)
