@@ -74,7 +74,7 @@ def image_table(
     Raises:
       UserError: Anything in the table that is not as above, with file, line and value.
     """
-    sheet = _read(Path(table))
+    sheet = read_sheet(Path(table))
     image_name = sheet.column("image_column", image_column)
     if image_name is None:
         raise sheet.undetected("image_column")
@@ -106,7 +106,7 @@ def image_table(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sheet:
+class Sheet:
     """The cells of a table, stripped of spaces, and the line where each row ends."""
 
     path: Path
@@ -135,14 +135,14 @@ class _Sheet:
         hint = f"; the nearest is {near[0]!r}" if near else ""
         raise UserError(
             f"{self.path}: data.{field} names {name!r}, but the columns are {self.header}{hint}"
-            f"{self._delimiter_hint()}"
+            f"{self.delimiter_hint()}"
         )
 
     def undetected(self, field: str) -> UserError:
         """The error for a column that is needed and cannot be found."""
         return UserError(
             f"{self.path}: set data.{field} to one of the columns {self.header}; none of them has "
-            f"a usual name ({', '.join(_USUAL_NAMES[field])}){self._delimiter_hint()}"
+            f"a usual name ({', '.join(_USUAL_NAMES[field])}){self.delimiter_hint()}"
         )
 
     def values(self, name: str) -> list[str]:
@@ -154,7 +154,8 @@ class _Sheet:
         """Where a row is, for messages."""
         return f"{self.path}, line {self.lines[row]}"
 
-    def _delimiter_hint(self) -> str:
+    def delimiter_hint(self) -> str:
+        """What to say of the delimiter where a column is missing; empty if it is a comma."""
         if len(self.header) == 1:
             for delimiter, spoken in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
                 if delimiter in self.header[0]:
@@ -162,7 +163,13 @@ class _Sheet:
         return ""
 
 
-def _read(path: Path) -> _Sheet:
+def read_sheet(path: Path) -> Sheet:
+    """Reads a CSV file (UTF-8, commas, a header line).
+
+    Raises:
+      UserError: The file is missing, is no such file, has no rows, or has rows that are not as
+        long as the header.
+    """
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
@@ -187,7 +194,7 @@ def _read(path: Path) -> _Sheet:
         what = "has a header but no rows" if rows else "is empty"
         raise UserError(f"{path}: {what}; a header line and a row per image are wanted")
     header, *rows = rows
-    sheet = _Sheet(path, header, rows, lines[1:])
+    sheet = Sheet(path, header, rows, lines[1:])
     for row, cells in enumerate(rows):
         if len(cells) != len(header):
             raise UserError(
@@ -198,7 +205,7 @@ def _read(path: Path) -> _Sheet:
 
 
 def _label_vector(
-    sheet: _Sheet, column: str, classes: Sequence[str]
+    sheet: Sheet, column: str, classes: Sequence[str]
 ) -> tuple[list[str], np.ndarray]:
     values = sheet.values(column)
     for row, value in enumerate(values):
@@ -224,7 +231,7 @@ def _whole_number(value: str) -> str | None:
 
 
 def _label_matrix(
-    sheet: _Sheet, columns: list[str], classes: Sequence[str], multilabel: bool
+    sheet: Sheet, columns: list[str], classes: Sequence[str], multilabel: bool
 ) -> tuple[list[str], np.ndarray]:
     names = list(classes) or columns
     if sorted(names) != sorted(columns):
@@ -248,7 +255,7 @@ def _label_matrix(
     return names, labels.argmax(axis=1).astype(np.int32)
 
 
-def _binary(sheet: _Sheet, row: int, column: str, value: str, multilabel: bool) -> float:
+def _binary(sheet: Sheet, row: int, column: str, value: str, multilabel: bool) -> float:
     if multilabel and value.lower() in ("", "nan"):
         return np.nan
     try:
@@ -263,7 +270,7 @@ def _binary(sheet: _Sheet, row: int, column: str, value: str, multilabel: bool) 
     return number
 
 
-def _assignment(sheet: _Sheet, column: str) -> np.ndarray:
+def _assignment(sheet: Sheet, column: str) -> np.ndarray:
     values = sheet.values(column)
     for row, value in enumerate(values):
         if value.lower() not in SPLIT_NAMES:
@@ -274,7 +281,7 @@ def _assignment(sheet: _Sheet, column: str) -> np.ndarray:
     return np.array([SPLIT_NAMES[value.lower()] for value in values])
 
 
-def _groups(sheet: _Sheet, column: str) -> list[str]:
+def _groups(sheet: Sheet, column: str) -> list[str]:
     # An image whose group is unknown is a group of its own.
     return [
         value or f"(no group, line {line})"
@@ -282,7 +289,7 @@ def _groups(sheet: _Sheet, column: str) -> list[str]:
     ]
 
 
-def _find(sheet: _Sheet, column: str, root: Path) -> list[Path]:
+def _find(sheet: Sheet, column: str, root: Path) -> list[Path]:
     """The file of each row."""
     index = _Index(root)
     paths: list[Path] = []
@@ -314,7 +321,7 @@ def _find(sheet: _Sheet, column: str, root: Path) -> list[Path]:
 
 
 def _missing_error(
-    sheet: _Sheet, column: str, missing: list[int], root: Path, index: "_Index"
+    sheet: Sheet, column: str, missing: list[int], root: Path, index: "_Index"
 ) -> UserError:
     values = sheet.values(column)
     shown = ", ".join(f"line {sheet.lines[row]} {values[row]!r}" for row in missing[:_LISTED])

@@ -260,8 +260,8 @@ class _Array:
         if not isinstance(raw, bytes) or len(raw) != shape[0] * _VALUES:
             size = len(raw) if isinstance(raw, bytes) else "no"
             raise RefusedError(f"the {shape[0]} images have {size} bytes; {_VALUES} each wanted")
-        order = "F" if fortran else "C"
-        return np.frombuffer(raw, np.uint8).reshape(shape, order=order)
+        values = np.frombuffer(raw, np.uint8)
+        return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
 
 
 class _DType:

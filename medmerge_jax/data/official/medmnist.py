@@ -259,13 +259,13 @@ def _open(
 
 def _fill(array: np.ndarray, file: IO[bytes]) -> None:
     """Reads the contiguous array's bytes from the file."""
-    view = memoryview(array.reshape(-1).view(np.uint8))
+    flat = array.reshape(-1).view(np.uint8)
     done = 0
-    while done < len(view):
-        data = file.read(min(_CHUNK, len(view) - done))
+    while done < len(flat):
+        data = file.read(min(_CHUNK, len(flat) - done))
         if not data:
-            raise EOFError(f"{done} of {len(view)} bytes are there")
-        view[done : done + len(data)] = data
+            raise EOFError(f"{done} of {len(flat)} bytes are there")
+        flat[done : done + len(data)] = np.frombuffer(data, np.uint8)
         done += len(data)
 
 

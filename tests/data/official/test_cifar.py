@@ -323,7 +323,7 @@ def test_code_is_refused_and_never_runs(tmp_path, monkeypatch, attack, protocol,
     content = {"labels": [0], "data": attack}
     files = cifar10_files(data_batch_3=pickle.dumps(content, protocol=protocol))
     LAYOUTS[layout](tmp_path, files)
-    with pytest.raises(UserError, match="data_batch_3: its pickle asks for .*refused"):
+    with pytest.raises(UserError, match=r"data_batch_3: its pickle asks for .*refused"):
         read_cifar10(tmp_path)
     assert CANARY not in os.environ
 

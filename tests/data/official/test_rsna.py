@@ -176,7 +176,7 @@ MALFORMED = {
         BOX_TABLE, "line 8.*has this row already, at line 4",
     ),
     "duplicate box": (
-        boxes_with(BOXES[list(BOXES)[0]][1], BOXES[list(BOXES)[0]][0]),
+        boxes_with("562.0,152.0,256.0,453.0", "264.0,152.0,213.0,379.0"),
         BOX_TABLE, "line 6.*has this row already, at line 5",
     ),
     "tables differ": (

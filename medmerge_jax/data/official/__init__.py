@@ -1,0 +1,1 @@
+"""The layouts in which the papers' data sets are published."""

@@ -1,0 +1,59 @@
+"""What every published layout is read into, and what is known about it."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """A data set as its authors published it: a row per image.
+
+    Attributes:
+      classes: Names in the published order.
+      ids: Unique names, usually the file's stem or its relative path.
+      paths: The image file of each row, or the archive that holds `pixels`.
+      labels: int (n,) indices into `classes`, or float (n, classes) of 0, 1 and NaN (unknown)
+        where an image has several labels.
+      groups: Patient or lesion of each row; None if unknown.
+      splits: "train", "val" or "test" of each row as published, None in a row where the
+        publisher gives none; None as a whole if there is none at all.
+      pixels: uint8 (n, h, w) or (n, h, w, 3) where the images come decoded.
+    """
+
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+    groups: tuple[str, ...] | None = None
+    splits: tuple[str | None, ...] | None = None
+    pixels: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A published layout.
+
+    Attributes:
+      name: In configs and in TFDS.
+      read: Called with the folder and a variant.
+      description: What the data set is.
+      citation: BibTeX.
+      licence: As stated by the publisher.
+      homepage: Address.
+      instructions: What to download, and how the folder then looks.
+      variants: That `read` knows; the first is the default.
+      fractions: Of train, val and test in the papers, where the publisher has no split.
+    """
+
+    name: str
+    read: Callable[[Path, str], Records]
+    description: str
+    citation: str
+    licence: str
+    homepage: str
+    instructions: str
+    variants: tuple[str, ...] = ("",)
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)

@@ -1,0 +1,66 @@
+"""Strict reading of the published tables: whatever is wrong is named with file and line."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from medmerge_jax.data.table import read_sheet
+from medmerge_jax.errors import UserError
+
+
+class Row(dict[str, str]):
+    """The cells of a row by column, stripped of spaces.
+
+    Attributes:
+      line: Where the row ends in the file, from 1.
+    """
+
+    def __init__(self, cells: dict[str, str], line: int):
+        super().__init__(cells)
+        self.line = line
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
+    """The rows of a CSV file (UTF-8 with or without a byte order mark, commas, a header line).
+
+    Args:
+      path: The file.
+      columns: That must be there, each once; others may be.
+
+    Raises:
+      UserError: No such file, another dialect or encoding, a missing column, no rows, or a row of
+        another length than the header.
+    """
+    sheet = read_sheet(path)
+    missing = [name for name in columns if sheet.header.count(name) != 1]
+    if missing:
+        raise UserError(
+            f"{path}: the columns are {sheet.header}; {', '.join(map(repr, missing))} "
+            f"{'is' if len(missing) == 1 else 'are'} wanted, once each{sheet.delimiter_hint()}"
+        )
+    return [
+        Row(dict(zip(sheet.header, cells, strict=True)), line)
+        for cells, line in zip(sheet.rows, sheet.lines, strict=True)
+    ]
+
+
+def row_error(path: Path, line: int, what: str) -> UserError:
+    """The error for something in one line of a file."""
+    return UserError(f"{path}, line {line}: {what}")
+
+
+def number(path: Path, row: Row, column: str, allowed: Collection[float]) -> float:
+    """The number in a cell.
+
+    Raises:
+      UserError: It is none of those allowed, or no number.
+    """
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = float("nan")
+    if value not in allowed:
+        wanted = ", ".join(f"{number:g}" for number in allowed)
+        raise row_error(
+            path, row.line, f"column {column!r} holds {row[column]!r}; one of {wanted} is wanted"
+        )
+    return value
