@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from medmerge_jax.models.layers import at_least_float32
 from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
 
 Batch = dict[str, jax.Array]
@@ -157,9 +158,9 @@ def weighted_loss(
       multilabel: Which of the two.
 
     Returns:
-      A float32 scalar.
+      A scalar, float32 (float64 for logits of that type).
     """
-    logits = logits.astype(jnp.float32)
+    logits = at_least_float32(logits)
     if multilabel:
         known = ~jnp.isnan(labels)
         targets = jnp.where(known, labels, 0.0)

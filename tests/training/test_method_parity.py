@@ -1,0 +1,316 @@
+"""MedMerge and LP-FT are what an independent PyTorch implementation computes.
+
+The same parents, head, batches and AdamW. The first gradients and the losses of 20 steps are
+compared, and where the trained numbers end up, relative to the distance that they moved: Adam
+divides by the gradient's size, so that where a gradient is near zero rounding decides its sign.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_reference import cifar_resnet, relative_error, state
+
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models import LinearHead, create_model, get_spec
+from medmerge_jax.training import parameterization
+from medmerge_jax.training.step import (
+    Network,
+    Task,
+    collapse,
+    init_state,
+    predict_step,
+    train_step,
+    weighted_loss,
+)
+from medmerge_jax.weights import variables_from_torch
+
+NAME, CLASSES, STEPS, BATCH, SIZE = "resnet20", 5, 20, 16, 32
+SPEC = get_spec(NAME)
+WEIGHT_DECAY = 1e-2
+
+
+@pytest.fixture(params=["float64", "float32"])
+def dtype(torch, request):
+    """Of everything on both sides.
+
+    In float32 rounding decides the sign of some elements before a ReLU, and each such decision
+    adds or takes away that element's whole gradient. So in float32 the gradients are compared as
+    a whole, in which the head's weigh most, and in float64, where no element is that close, those
+    of the coefficients by themselves too.
+    """
+    torch.set_default_dtype(getattr(torch, request.param))
+    with jax.enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def parents(torch, dtype):
+    """b and c in PyTorch: different kernels, batch norms and running statistics."""
+    networks = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = cifar_resnet(torch, 20, CLASSES)
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.normal_(0, 0.3)
+                    module.running_mean.normal_(0, 0.2)
+                    module.running_var.uniform_(0.5, 2)
+            # As in trained networks, a residual branch adds little: rounding is not multiplied.
+            for module in network.modules():
+                if hasattr(module, "bn2"):
+                    module.bn2.weight.mul_(0.2)
+        networks.append(network)
+    return networks
+
+
+@pytest.fixture
+def head(rng, dtype):
+    leaves = {"kernel": rng.normal(0, 0.1, (64, CLASSES)), "bias": rng.normal(0, 0.1, CLASSES)}
+    return {name: leaf.astype(dtype) for name, leaf in leaves.items()}
+
+
+@pytest.fixture
+def batches(rng, dtype):
+    """Normalised images whose classes can be learned: a shade of its own for each."""
+    labels = rng.integers(0, CLASSES, (STEPS, BATCH))
+    noise = rng.normal(0, 1, (STEPS, BATCH, SIZE, SIZE, 3))
+    images = (noise + labels[..., None, None, None] - CLASSES / 2).astype(dtype)
+    return [
+        {"inputs": x, "labels": y.astype(np.int32)} for x, y in zip(images, labels, strict=True)
+    ]
+
+
+def test_merge_linear_probe(torch, dtype, parents, head, batches):
+    variables = [flax_variables(parent, dtype) for parent in parents]
+    start = parameterization.merge_linear_probe(variables, head)
+    ours = train(start, create_model(NAME, CLASSES, dtype), batches, 1e-3)
+    theirs = TorchMerge(torch, parents, head)
+    wanted = torch_train(torch, theirs.trainable, theirs.loss, batches, 1e-3)
+    compare(ours, wanted, dtype, "coefficients/", "params/")
+
+    # The collapsed model is the blend, in evaluation mode too.
+    images = batches[0]["inputs"]
+    logits = predict_step(network_of(create_model(NAME, CLASSES, dtype)), ours["variables"], images)
+    assert relative_error(logits, theirs.logits(images)) < (1e-6 if dtype == np.float64 else 1e-3)
+
+
+def test_linear_probe_then_fine_tuning(torch, dtype, parents, head, batches):
+    variables = flax_variables(parents[0], dtype)
+    backbone = {**variables, "params": parameterization.without_head(variables["params"])}
+    extractor = network_of(create_model(NAME, 0, dtype))
+    features = [
+        {**batch, "inputs": predict_step(extractor, backbone, batch["inputs"])} for batch in batches
+    ]
+    probe = parameterization.fine_tune({"params": {"head": head}})
+    probed = train(probe, LinearHead(CLASSES), features, 1e-2)
+
+    network = with_head(torch, parents[0], head)
+    network.eval()  # the probe's backbone is frozen, its batch norms included
+    trainable = {f"params/head/{key}": t for key, t in torch_head(network).items()}
+    wanted = torch_train(torch, trainable, torch_loss(torch, network), batches, 1e-2)
+    compare(probed, wanted, np.dtype(np.float64), "params/")  # no ReLU is left to decide
+
+    params = {**backbone["params"], **probed["variables"]["params"]}
+    start = parameterization.fine_tune({**variables, "params": params})
+    ours = train(start, create_model(NAME, CLASSES, dtype), batches, 1e-4)
+    network.train()
+    trainable = {torch_path(key): tensor for key, tensor in network.named_parameters()}
+    wanted = torch_train(torch, trainable, torch_loss(torch, network), batches, 1e-4)
+    compare(ours, wanted, dtype, "params/")
+
+
+def compare(ours, wanted, dtype, *kinds):
+    """The three figures, over everything and for each kind of trained number."""
+    assert set(wanted["gradients"]) == set(ours["gradients"])
+    losses = np.abs(np.asarray(ours["losses"]) / wanted["losses"] - 1).max()
+    for kind in ("", *kinds):
+        gradient = error(kind, ours["gradients"], wanted["gradients"])
+        distance = moved_error(kind, ours, wanted)
+        print(f"{dtype} {kind:13} gradient {gradient:.1e}, losses {losses:.1e}, end {distance:.1e}")
+        assert distance < 0.01
+        if dtype == np.float64 or not kind:
+            assert gradient < 1e-4
+    assert losses < 1e-4
+    assert wanted["losses"][-1] < 0.9 * wanted["losses"][0]
+
+
+# Ours, through the real step.
+
+
+def network_of(model):
+    return Network(model, SPEC.mean, SPEC.std)
+
+
+def train(start, model, batches, rate):
+    task = Task(network_of(model), start.assemble, start.train_batch_norm, False, WEIGHT_DECAY)
+    weights = jnp.ones(CLASSES, jnp.float32)
+    gradients = first_gradients(task, start, batches[0])
+    train_state, losses = init_state(task, start), []
+    # The loss is a sum of its own type, so that the donated state keeps its types.
+    loss_dtype = jax.tree.leaves(start.trainable)[0].dtype
+    train_state = train_state._replace(loss_sum=jnp.zeros((), loss_dtype))
+    for batch in batches:
+        train_state, loss = train_step(
+            task, train_state, start.frozen, batch, loss_dtype.type(rate), weights
+        )
+        losses.append(float(loss))
+    params = collapse(start.assemble, train_state.trainable, start.frozen)
+    return {
+        "gradients": flatten(gradients),
+        "losses": losses,
+        "start": flatten(start.trainable),
+        "end": flatten(train_state.trainable),
+        "variables": {"params": params, "batch_stats": train_state.batch_stats},
+    }
+
+
+def flax_variables(network, dtype):
+    variables = variables_from_torch(NAME, state(network), "parent")
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), variables)
+
+
+def first_gradients(task, start, batch):
+    def loss(trainable):
+        variables = {
+            "params": task.assemble(trainable, start.frozen),
+            "batch_stats": start.batch_stats,
+        }
+        logits, _ = task.network.model.apply(
+            variables,
+            task.network.normalise(jnp.asarray(batch["inputs"])),
+            train=task.train_batch_norm,
+            mutable=["batch_stats"],
+        )
+        return weighted_loss(logits, batch["labels"], jnp.ones(CLASSES), multilabel=False)
+
+    return jax.jit(jax.grad(loss))(start.trainable)
+
+
+def joined(flat, kind):
+    flat = {path: np.ravel(leaf) for path, leaf in flat.items() if path.startswith(kind)}
+    return np.concatenate([flat[path] for path in sorted(flat)]).astype(np.float64)
+
+
+def error(kind, found, wanted):
+    return relative_error(joined(found, kind), joined(wanted, kind))
+
+
+def moved_error(kind, ours, wanted):
+    """The distance of the two ends over the distance that PyTorch's moved."""
+    start, ends = joined(ours["start"], kind), [joined(x["end"], kind) for x in (ours, wanted)]
+    return np.linalg.norm(ends[0] - ends[1]) / np.linalg.norm(ends[1] - start)
+
+
+# Theirs, in PyTorch's own names and layouts, with Flax's only to compare.
+
+
+class TorchMerge:
+    """The merge linear probe as METHODS describes it, on PyTorch modules."""
+
+    def __init__(self, torch, parents, head):
+        self.torch = torch
+        self.network = with_head(torch, parents[0], head)
+        self.network.train()
+        b, c = (dict(parent.named_parameters()) for parent in parents)
+        self.kernels = {name: (b[name], c[name]) for name in b if b[name].ndim == 4}
+        norms = [dict(parent.state_dict()) for parent in parents]
+        with torch.no_grad():
+            for name, tensor in self.network.state_dict().items():
+                if "bn" in name and tensor.is_floating_point():
+                    tensor.copy_((norms[0][name] + norms[1][name]) / 2)
+        self.w = {
+            name: torch.full((pair[0].shape[0],), 0.5, requires_grad=True)
+            for name, pair in self.kernels.items()
+        }
+        own = dict(self.network.named_parameters())
+        self.trainable = {
+            **{
+                f"coefficients/{torch_path(n).removeprefix('params/')}": w
+                for n, w in self.w.items()
+            },
+            **{torch_path(n): tensor for n, tensor in own.items() if n not in self.kernels},
+        }
+
+    def loss(self, images, labels):
+        return self.torch.nn.functional.cross_entropy(self._apply(images), labels)
+
+    def logits(self, images):
+        self.network.eval()
+        with self.torch.no_grad():
+            return self._apply(torch_images(self.torch, images)).numpy()
+
+    def _apply(self, images):
+        blended = {}
+        for name, (b, c) in self.kernels.items():
+            w = self.w[name][:, None, None, None]
+            blended[name] = w * b.detach() + (1 - w) * c.detach()
+        return self.torch.func.functional_call(self.network, blended, (images,))
+
+
+def torch_train(torch, trainable, loss_fn, batches, rate):
+    optimizer = torch.optim.AdamW(trainable.values(), lr=rate, weight_decay=WEIGHT_DECAY)
+    losses, gradients = [], None
+    for batch in batches:
+        optimizer.zero_grad()
+        labels = torch.from_numpy(batch["labels"]).long()
+        loss = loss_fn(torch_images(torch, batch["inputs"]), labels)
+        loss.backward()
+        if gradients is None:
+            gradients = {path: flax_layout(t.grad) for path, t in trainable.items()}
+        optimizer.step()
+        losses.append(loss.item())
+    end = {path: flax_layout(tensor.detach()) for path, tensor in trainable.items()}
+    return {"gradients": gradients, "losses": losses, "end": end}
+
+
+def torch_loss(torch, network):
+    def loss(images, labels):
+        return torch.nn.functional.cross_entropy(network(images), labels)
+
+    return loss
+
+
+def torch_images(torch, images):
+    return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2)
+
+
+def with_head(torch, parent, head):
+    """A copy of the parent with this head."""
+    network = cifar_resnet(torch, 20, CLASSES)
+    network.load_state_dict(parent.state_dict())
+    with torch.no_grad():
+        network.linear.weight.copy_(torch.from_numpy(head["kernel"].T.copy()))
+        network.linear.bias.copy_(torch.from_numpy(head["bias"]))
+    return network
+
+
+def torch_head(network):
+    return {"kernel": network.linear.weight, "bias": network.linear.bias}
+
+
+def torch_path(name):
+    """layer1.0.bn1.weight → params/layer1/0/bn1/scale."""
+    *modules, leaf = name.split(".")
+    if modules[-1].startswith("bn"):
+        leaf = {"weight": "scale", "bias": "bias"}[leaf]
+    else:
+        leaf = {"weight": "kernel", "bias": "bias"}[leaf]
+    modules = ["head" if module == "linear" else module for module in modules]
+    return "/".join(["params", *modules, leaf])
+
+
+def flax_layout(tensor):
+    array = tensor.numpy().copy()
+    return {2: lambda x: x.T, 4: lambda x: x.transpose(2, 3, 1, 0)}.get(array.ndim, lambda x: x)(
+        array
+    )
+
+
+def test_paths_are_those_of_our_own_trees(torch, parents):
+    names = {torch_path(name) for name, _ in parents[0].named_parameters()}
+    params = variables_from_torch(NAME, state(parents[0]), "parent")["params"]
+    assert names == {f"params/{path}" for path in flatten(params)}
