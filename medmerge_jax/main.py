@@ -7,6 +7,7 @@ resumes what was interrupted and prints the results of what is finished.
 import errno
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -27,10 +28,12 @@ def main(argv: list[str]) -> None:
     if config is None or workdir is None:
         missing = "--config FILE" if config is None else "--workdir FOLDER"
         raise UserError(f"{missing} is missing, as in: {_USAGE}")
+    _check_loaded(config)
     import jax
 
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # the libraries' notes are not for our readers
+        # The libraries' notes are not for our readers; their errors come to us as exceptions too.
+        logging.set_verbosity(logging.FATAL)
 
     jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
     from medmerge_jax.analysis import results_text
@@ -56,7 +59,26 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        raise UserError(f"the command line cannot be used: {error}") from error
+        raise UserError(f"the command line cannot be used: {_without_traceback(error)}") from error
+
+
+def _check_loaded(config: Any) -> None:
+    """ml_collections tells only on the first access that a config file could not be read."""
+    try:
+        config.recipe  # noqa: B018
+    except OSError as error:
+        raise UserError(f"the config cannot be read: {_without_traceback(error)}") from error
+    except AttributeError as error:
+        raise UserError(
+            "get_config() of the config file must return a config with the fields of "
+            "medmerge_jax.config.default_config()"
+        ) from error
+
+
+def _without_traceback(error: Exception) -> str:
+    """The last line of a message that quotes a traceback, as ml_collections' do."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if any("Traceback" in line for line in lines) else str(error)
 
 
 def _disk_full(error: OSError) -> str:

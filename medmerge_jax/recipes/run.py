@@ -58,6 +58,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         results = directory.read_json("results.json")
         if results is not None:
             say(f"{workdir} is finished; nothing to do")
+            if not (workdir / "report.html").exists():  # killed between the two
+                analysis.write_report(workdir)
             return results
         _check_paths(config)
         sources = _run_sources(config, workdir)

@@ -1,10 +1,17 @@
 """Checkpoints of a stage: Orbax, asynchronous and atomic."""
 
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint.experimental import v1 as ocp
+
+from medmerge_jax import files
 
 _KEPT = 2
 
@@ -18,6 +25,7 @@ class StageCheckpoints:
 
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
@@ -40,13 +48,41 @@ class StageCheckpoints:
         return tree, self._checkpointer.metadata(newest.step).custom_metadata
 
     def save(self, epoch: int, tree: Any, values: dict[str, Any]) -> None:
-        """Starts saving after `epoch` (counted from 1)."""
-        self._checkpointer.save_async(epoch, tree, custom_metadata=values)
+        """Starts saving after `epoch` (counted from 1).
+
+        Raises:
+          OSError: The disk is full, also where an earlier save found it so.
+        """
+        with self._full_disk():
+            self._checkpointer.save_async(epoch, tree, custom_metadata=values)
 
     def wait(self) -> None:
         """Returns when everything saved is on the disk."""
-        self._checkpointer.wait()
+        with self._full_disk():
+            self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits and frees the threads."""
-        self._checkpointer.close()
+        with self._full_disk():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """Turns what Orbax and TensorStore raise on a full disk into an OSError."""
+        try:
+            yield
+        except Exception as error:
+            number = _os_error_number(error)
+            if number not in files.DISK_FULL:
+                raise
+            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise OSError(number, os.strerror(number), str(self._directory)) from error
+
+
+def _os_error_number(error: Exception) -> int:
+    if isinstance(error, OSError):
+        return error.errno or 0
+    # TensorStore says it in the text of a ValueError.
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found.group(1)) if found else 0

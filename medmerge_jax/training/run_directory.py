@@ -62,6 +62,13 @@ class RunDirectory:
             finally:
                 lock.truncate(0)
                 self.close()
+                self._remove_if_unused()
+
+    def _remove_if_unused(self) -> None:
+        """A start that failed before anything was written leaves no folder."""
+        if [path.name for path in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Raises a UserError if the directory holds a run of another config, with the fields."""

@@ -61,7 +61,8 @@ def write_safetensors(
     Args:
       path: `.safetensors`; its folder is made if need be.
       tensors: By name.
-      metadata: Strings for the header. `{"format": "pt"}` marks PyTorch's layouts.
+      metadata: Strings for the header, written in any order: give one, and equal tensors give
+        equal files. `{"format": "pt"}` marks PyTorch's layouts.
     """
     # safetensors writes the memory as it lies, so that a transposed view needs a copy.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}

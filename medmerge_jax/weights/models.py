@@ -61,7 +61,7 @@ def save_weights(
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: weights are written as .safetensors, not {path.suffix!r}")
     tensors = variables_to_torch(architecture, variables)
-    write_safetensors(path, tensors, {"format": "pt", "architecture": architecture})
+    write_safetensors(path, tensors, {"format": "pt"})
 
 
 def save_model(
