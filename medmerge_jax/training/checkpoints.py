@@ -48,13 +48,14 @@ class StageCheckpoints:
         return tree, self._checkpointer.metadata(newest.step).custom_metadata
 
     def save(self, epoch: int, tree: Any, values: dict[str, Any]) -> None:
-        """Starts saving after `epoch` (counted from 1).
+        """Starts saving after `epoch` (counted from 1), once an earlier save is done.
 
         Raises:
           OSError: The disk is full, also where an earlier save found it so.
         """
         with self._full_disk():
-            self._checkpointer.save_async(epoch, tree, custom_metadata=values)
+            # Without force, Orbax skips a checkpoint while the one before is being written.
+            self._checkpointer.save_async(epoch, tree, force=True, custom_metadata=values)
 
     def wait(self) -> None:
         """Returns when everything saved is on the disk."""

@@ -1,0 +1,201 @@
+"""The loop: it resumes bit for bit, chooses the epoch asked for, and keeps the last good state."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medmerge_jax.data import ResidentBatches, StreamedBatches
+from medmerge_jax.errors import UserError
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models import LinearHead, create_model, get_spec
+from medmerge_jax.training import loop, parameterization
+from medmerge_jax.training.loop import Stage, predict, train_stage
+from medmerge_jax.training.run_directory import RunDirectory
+from medmerge_jax.training.step import Network
+
+CLASSES, FEATURES = 3, 8
+STAGE = Stage("lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)
+MODEL = Network(LinearHead(CLASSES))
+
+
+@pytest.fixture
+def data(rng):
+    labels = rng.integers(0, CLASSES, 30)
+    features = rng.normal(size=(30, FEATURES)) + labels[:, None] * 0.3
+    return features.astype(np.float32), labels.astype(np.int32)
+
+
+@pytest.fixture
+def start():
+    head = LinearHead(CLASSES).init(jax.random.key(0), jnp.zeros((1, FEATURES)))
+    return parameterization.fine_tune(head)
+
+
+@pytest.fixture
+def train(data, start, tmp_path):
+    def call(stage=STAGE, name="run", batches=None, start=start, network=MODEL, seed=0):
+        whole = ResidentBatches(*data, 8)
+        directory = RunDirectory(tmp_path / name)
+        try:
+            return train_stage(
+                stage,
+                start,
+                network,
+                batches or (lambda split: whole),
+                directory,
+                seed=seed,
+                multilabel=False,
+                class_weights=np.ones(CLASSES),
+            )
+        finally:
+            directory.close()
+
+    return call
+
+
+class Killed(BaseException):
+    """Like a signal: nothing catches it."""
+
+
+class Interrupted(ResidentBatches):
+    """Ends the process, so to speak, at one step of one epoch."""
+
+    def __init__(self, *args, at):
+        super().__init__(*args)
+        self.at = at
+
+    def epoch(self, seed, epoch, start=0):
+        for step, batch in enumerate(super().epoch(seed, epoch, start)):
+            if (epoch, step) == self.at:
+                raise Killed
+            yield batch
+
+
+@pytest.mark.parametrize("at", [(0, 1), (1, 0), (2, 2), (3, 1)])
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_what_was_interrupted_ends_as_if_it_had_not_been(train, data, tmp_path, at, select):
+    stage = dataclasses.replace(STAGE, select=select)
+    whole = train(stage, "whole")
+    with pytest.raises(Killed):
+        train(stage, "cut", lambda split: Interrupted(*data, 8, at=at))
+    resumed = train(stage, "cut")
+    assert_same(resumed.variables, whole.variables)
+    records = [RunDirectory(tmp_path / name).records() for name in ("whole", "cut")]
+    for ours, theirs in zip(*records, strict=True):
+        for time in ("seconds", "images_per_second"):
+            del ours[time], theirs[time]
+        assert ours == theirs
+    summaries = [dict(result.summary, seconds=None) for result in (whole, resumed)]
+    assert summaries[0] == summaries[1]
+
+
+def test_a_finished_stage_asks_for_no_data(train):
+    whole = train()
+
+    def none(split):
+        raise AssertionError("batches were asked for")
+
+    assert_same(train(batches=none).variables, whole.variables)
+
+
+def test_the_best_epoch_or_the_last(train, tmp_path):
+    stage = dataclasses.replace(STAGE, epochs=12, learning_rate=0.5, metric="loss")
+    best = train(dataclasses.replace(stage, select="best"), "best")
+    last = train(dataclasses.replace(stage, select="last"), "last")
+    losses = [record["val_loss"] for record in RunDirectory(tmp_path / "best").records()]
+    assert best.summary["selected_epoch"] == 1 + int(np.argmin(losses)) < 12
+    assert last.summary["selected_epoch"] == 12
+    shorter = dataclasses.replace(stage, epochs=best.summary["selected_epoch"], select="last")
+    assert_same(train(shorter, "shorter").variables, best.variables)
+
+
+def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, monkeypatch):
+    good = train(dataclasses.replace(STAGE, epochs=2, select="last"), "good")
+    rates = loop.learning_rates
+
+    def explode(schedule, peak, steps, **options):
+        values = rates(schedule, peak, steps, **options)
+        values[7:] = np.inf  # there are three steps in an epoch
+        return values
+
+    stage = dataclasses.replace(STAGE, select="last")
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        patch.setattr(loop, "learning_rates", explode)
+        train(stage, "bad")
+    assert "stage lp: the loss was not finite at step 9 (epoch 3" in str(error.value)
+    assert "up to epoch 2 are kept" in str(error.value)
+
+    # What was kept is the state after two epochs, from which it can go on.
+    def stop(split):
+        raise Killed
+
+    restored = []
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "collapse", None)
+        original = loop._Progress.__init__
+
+        def record(self, *args):
+            original(self, *args)
+            restored.append(self)
+
+        patch.setattr(loop._Progress, "__init__", record)
+        train(stage, "bad", stop)
+    assert restored[0].epoch == 2
+    assert_same(restored[0].state.trainable["params"], good.variables["params"])
+
+
+def test_streamed_and_resident_images_train_to_the_same_bits(train, rng):
+    images = rng.integers(0, 256, (20, 16, 16, 3), np.uint8)
+    labels = rng.integers(0, CLASSES, 20).astype(np.int32)
+    model, spec = create_model("resnet20", CLASSES), get_spec("resnet20")
+    network = Network(model, spec.mean, spec.std)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    start = parameterization.fine_tune(variables)
+    stage = Stage("ft", epochs=2, learning_rate=1e-3)
+    results = []
+    for batches in (
+        ResidentBatches(images, labels, 8),
+        StreamedBatches(images, labels, 8, threads=4),
+    ):
+        kind = type(batches).__name__
+        result = train(stage, kind, lambda split, batches=batches: batches, start, network)
+        results.append((result.variables, predict(network, result.variables, batches)))
+    assert_same(*(variables for variables, _ in results))
+    np.testing.assert_array_equal(*(logits for _, logits in results))
+    assert not np.array_equal(
+        results[0][0]["params"]["conv1"]["kernel"], variables["params"]["conv1"]["kernel"]
+    )
+
+
+def test_a_probe_on_features_is_the_probe_through_the_frozen_network(train, rng):
+    images = rng.integers(0, 256, (20, 16, 16, 3), np.uint8)
+    labels = rng.integers(0, CLASSES, 20).astype(np.int32)
+    spec = get_spec("resnet20")
+    network = Network(create_model("resnet20", CLASSES), spec.mean, spec.std)
+    variables = jax.jit(network.model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    pixels = ResidentBatches(images, labels, 8)
+    whole = train(STAGE, "whole", lambda split: pixels, parameterization.linear_probe(variables),
+                  network)  # fmt: skip
+
+    params = parameterization.without_head(variables["params"])
+    extractor = dataclasses.replace(network, model=create_model("resnet20", 0))
+    features = predict(extractor, {**variables, "params": params}, pixels)
+    head = parameterization.fine_tune({"params": {"head": variables["params"]["head"]}})
+    cached = ResidentBatches(features, labels, 8)
+    ours = train(STAGE, "cached", lambda split: cached, head)
+    for path, leaf in flatten(ours.variables["params"]).items():
+        np.testing.assert_allclose(leaf, flatten(whole.variables["params"])[path], rtol=1e-4,
+                                   atol=1e-6)  # fmt: skip
+    assert_same(whole.variables["batch_stats"], variables["batch_stats"])
+    kernels = [tree["params"]["conv1"]["kernel"] for tree in (whole.variables, variables)]
+    np.testing.assert_array_equal(*kernels)
+
+
+def assert_same(found, wanted):
+    found, wanted = flatten(found), flatten(wanted)
+    assert found.keys() == wanted.keys()
+    for path in found:
+        np.testing.assert_array_equal(found[path], wanted[path], err_msg=path)
