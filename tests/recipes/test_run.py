@@ -1,0 +1,152 @@
+"""Every recipe and every option of it, from a config to results, on the smallest real run."""
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+import tiny_config
+from PIL import Image
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.recipes import experiment, inputs
+from medmerge_jax.recipes.run import run
+from medmerge_jax.weights import load_parent
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def config():
+    return tiny_config.get_config()
+
+
+def coefficients(workdir):
+    with np.load(workdir / "coefficients.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.mark.slow
+def test_compare(tmp_path, monkeypatch):
+    computed = []
+    monkeypatch.setattr(experiment, "predict", spy(experiment.predict, computed))
+    results = run(tiny_config.get_config("compare"), tmp_path / "run")
+    starts = {(row["recipe"], row["start"]) for row in results["table"]}
+    probes = {(recipe, parent) for recipe in ("ft", "lp", "lp_ft", "lp_bn_ft") for parent in "bc"}
+    assert starts == probes | {("medmerge", "b+c")}
+    for row in results["table"]:
+        part = "medmerge" if row["recipe"] == "medmerge" else f"{row['recipe']}-{row['start']}"
+        values = []
+        for seed in (0, 1):
+            folder = tmp_path / "run" / part / f"seed{seed}"
+            values.append(json.loads((folder / "results.json").read_text())["test"]["accuracy"])
+        assert row["accuracy"]["values"] == values
+        assert row["accuracy"]["mean"] == pytest.approx(np.mean(values))
+        assert row["accuracy"]["std"] == pytest.approx(np.std(values, ddof=1))
+    # The features of each parent are computed once for both recipes and seeds that probe them.
+    assert sum(network.model.num_classes == 0 for network, *_ in computed) == 2 * 2
+    # b is trained from c, which is trained from nothing.
+    card = json.loads((tmp_path / "run" / "sources" / "b" / "results.json").read_text())
+    assert card["parents"]["c"]["source"].endswith("sources/c")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "parents", "shape"),
+    [
+        ({}, 2, (16,)),
+        ({"merge.granularity": "layer"}, 2, ()),
+        ({"merge.granularity": "slice"}, 2, (3, 16)),
+        ({"merge.granularity": "parameter", "merge.constraint": "sigmoid"}, 2, (3, 3, 3, 16)),
+        ({"merge.constraint": "clip", "class_weights": "balanced"}, 3, (2, 16)),
+        ({"merge.train_batch_norm": False, "select.epoch": "last"}, 3, (2, 16)),
+    ],
+)
+def test_ablations_of_the_merge(config, tmp_path, options, parents, shape):
+    config.update_from_flattened_dict(options)
+    config.parents = ml_collections.ConfigDict(
+        {"b": "random", "c": "random", **({"a": "zeros"} if parents == 3 else {})}
+    )
+    results = run(config, tmp_path / "run")
+    found = coefficients(tmp_path / "run")
+    assert len(found) == 19
+    assert (
+        found["conv1"].shape == shape if "conv1" in found else found["conv1/kernel"].shape == shape
+    )
+    start = 1 / parents if options.get("merge.constraint") != "sigmoid" else 0.5
+    moved = np.concatenate([np.ravel(value) for value in found.values()]) - start
+    assert 0 < np.abs(moved).max() < 0.1
+    assert [stage["name"] for stage in results["stages"]] == ["merge_lp", "ft"]
+    if parents == 3:
+        assert results["parents"]["a"] == {"source": "zeros"}
+
+
+@pytest.mark.slow
+def test_several_labels_from_a_table(config, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["image,opacity,effusion,patient"]
+    (tmp_path / "images").mkdir()
+    for index in range(40):
+        labels = rng.integers(0, 2, 2)
+        pixels = np.clip(rng.normal(60 + 80 * labels[0], 20, (16, 16)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+        known = labels[1] if index % 4 else ""
+        lines.append(f"{index}.png,{labels[0]},{known},p{index // 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    config.data.kind = "table"
+    config.data.root, config.data.table = str(tmp_path / "images"), str(tmp_path / "labels.csv")
+    config.data.label_columns = ("opacity", "effusion")
+    config.data.multilabel = True
+    config.data.fractions = (0.6, 0.2, 0.2)
+    config.class_weights = "balanced"
+    config.select.metric = "macro_auc"
+    results = run(config, tmp_path / "run")
+    assert results["data"]["classes"] == ["opacity", "effusion"]
+    assert results["test"]["macro_auc"] is not None
+    with np.load(tmp_path / "run" / "predictions.npz") as predictions:
+        assert predictions["labels"].shape == predictions["logits"].shape
+        assert predictions["labels"].shape[1] == 2
+
+
+@pytest.mark.slow
+def test_loaders_and_workdirs_do_not_change_a_bit(config, tmp_path):
+    models = []
+    for loader in ("resident", "stream"):
+        config.data.loader = loader
+        run(config, tmp_path / loader)
+        models.append(flatten(load_parent(tmp_path / loader, "resnet20")[0]))
+    for path in models[0]:
+        np.testing.assert_array_equal(models[0][path], models[1][path], err_msg=path)
+
+
+def test_zeros_alone_are_no_parents(config, tmp_path):
+    config.parents = ml_collections.ConfigDict({"b": "zeros", "c": "zeros"})
+    with pytest.raises(UserError, match="all are zeros"):
+        run(config, tmp_path / "run")
+
+
+def test_sources_that_start_from_each_other(tmp_path):
+    config = tiny_config.get_config("compare")
+    config.sources.c.parents.c = "source:b"
+    with pytest.raises(UserError, match="start from each other"):
+        run(config, tmp_path / "run")
+
+
+def test_class_weights(config, tmp_path):
+    config.class_weights = "balanced"
+    dataset = inputs.load_data(config, tmp_path)
+    counts = np.bincount(dataset.splits["train"].labels)
+    weights = inputs.loss_weights(config, dataset)
+    np.testing.assert_allclose(weights * counts, counts.sum() / len(counts), rtol=1e-6)
+
+
+def spy(function, calls):
+    def call(*args):
+        calls.append(args)
+        return function(*args)
+
+    return call
