@@ -1,0 +1,163 @@
+"""The loss, what a step changes and what it leaves, and how often it compiles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.training import parameterization
+from medmerge_jax.training.schedules import learning_rates
+from medmerge_jax.training.step import (
+    Network,
+    Task,
+    collapse,
+    init_state,
+    train_step,
+    weighted_loss,
+)
+
+CLASSES = 3
+SPEC = get_spec("resnet20")
+
+
+@pytest.fixture
+def batch(rng):
+    return {
+        "inputs": rng.integers(0, 256, (4, 16, 16, 3), np.uint8),
+        "labels": rng.integers(0, CLASSES, 4).astype(np.int32),
+    }
+
+
+def parent(seed, num_classes=CLASSES):
+    model = create_model("resnet20", num_classes)
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
+    shift = jax.tree.map(lambda leaf: leaf + 0.01 * seed, variables["batch_stats"])
+    return {**variables, "batch_stats": shift}
+
+
+def task_of(start, dtype=jnp.float32):
+    network = Network(create_model("resnet20", CLASSES, dtype), SPEC.mean, SPEC.std)
+    return Task(network, start.assemble, start.train_batch_norm, False, 1e-2)
+
+
+def step(task, state, start, batch, rate=1e-3):
+    return train_step(task, state, start.frozen, batch, np.float32(rate), jnp.ones(CLASSES))
+
+
+def test_weighted_cross_entropy_is_pytorchs(torch, rng):
+    logits, labels = rng.normal(size=(8, 5)).astype(np.float32), rng.integers(0, 5, 8)
+    weights = rng.uniform(0.1, 3, 5).astype(np.float32)
+    wanted = torch.nn.functional.cross_entropy(*map(torch.from_numpy, (logits, labels, weights)))
+    found = weighted_loss(logits, labels, weights, multilabel=False)
+    assert float(found) == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_multilabel_loss_is_pytorchs_on_the_known_labels(torch, rng):
+    logits = rng.normal(size=(8, 5)).astype(np.float32)
+    labels = rng.integers(0, 2, (8, 5)).astype(np.float32)
+    unknown = rng.random((8, 5)) < 0.3
+    weights = rng.uniform(0.1, 3, 5).astype(np.float32)
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.from_numpy(logits), torch.from_numpy(labels),
+        pos_weight=torch.from_numpy(weights), reduction="none",
+    )  # fmt: skip
+    wanted = losses.numpy()[~unknown].mean()
+    labels[unknown] = np.nan
+    found, gradient = jax.value_and_grad(weighted_loss)(logits, labels, weights, multilabel=True)
+    assert float(found) == pytest.approx(wanted, rel=1e-6)
+    assert np.isfinite(gradient).all()
+    assert not gradient[unknown].any()
+
+
+@pytest.mark.parametrize("train_batch_norm", [True, False])
+def test_a_merge_step_changes_what_is_trained_and_nothing_else(batch, train_batch_norm):
+    parents = [parent(0), parent(1, num_classes=7)]
+    head = parent(2)["params"]["head"]
+    start = parameterization.merge_linear_probe(parents, head, train_batch_norm=train_batch_norm)
+    task = task_of(start)
+    state, _ = step(task, init_state(task, start), start, batch)
+    before, after = flatten(start.trainable), flatten(state.trainable)
+    kinds = {path.rsplit("/", 1)[-1] for path in before if path.startswith("params/layer")}
+    assert kinds == ({"scale", "bias"} if train_batch_norm else set())
+    for path in before:
+        assert not np.array_equal(before[path], after[path]), path
+    means = jax.tree.map(lambda *leaves: sum(leaves) / 2, *(p["batch_stats"] for p in parents))
+    for path, leaf in flatten(state.batch_stats).items():
+        np.testing.assert_allclose(
+            flatten(start.batch_stats)[path], flatten(means)[path], rtol=1e-6
+        )
+        assert np.array_equal(leaf, flatten(start.batch_stats)[path]) != train_batch_norm, path
+    # Collapsed, it is an ordinary model.
+    params = collapse(start.assemble, state.trainable, start.frozen)
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (params, parents[0]["params"])]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_probe_trains_the_head_and_on_request_the_batch_norms():
+    variables = parent(0)
+    head = parameterization.linear_probe(variables)
+    assert flatten(head.trainable).keys() == {"params/head/kernel", "params/head/bias"}
+    norms = parameterization.linear_probe(variables, train_batch_norm=True)
+    assert len(flatten(norms.trainable)) == 2 + 2 * 19
+    for start in (head, norms):
+        params = flatten(start.assemble(start.trainable, start.frozen))
+        for path, leaf in flatten(variables["params"]).items():
+            np.testing.assert_array_equal(params[path], leaf)
+
+
+def test_a_state_is_donated_and_its_start_is_not(batch):
+    start = parameterization.fine_tune(parent(0))
+    task = task_of(start)
+    state = init_state(task, start)
+    step(task, state, start, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start.trainable))
+
+
+def test_one_compilation_for_all_rates_and_equal_tasks(batch):
+    start = parameterization.fine_tune(parent(0))
+    state = init_state(task_of(start), start)
+    state, _ = step(task_of(start), state, start, batch)
+    compiled = train_step._cache_size()
+    for rate in (1e-3, 1e-5):
+        state, _ = step(task_of(start), state, start, batch, rate)
+    assert train_step._cache_size() == compiled
+
+
+def test_the_first_step_whose_loss_is_not_finite_is_remembered(batch):
+    start = parameterization.fine_tune(parent(0))
+    task = task_of(start)
+    state = init_state(task, start)
+    for rate in (1e-3, np.inf, 1e-3, 1e-3):
+        assert int(state.bad_step) == -1
+        state, _ = step(task, state, start, batch, rate)
+        if rate == np.inf:
+            break
+    state, _ = step(task, state, start, batch)
+    state, _ = step(task, state, start, batch)
+    assert int(state.bad_step) == 2
+
+
+def test_bfloat16_computes_and_keeps_float32(batch):
+    start = parameterization.fine_tune(parent(0))
+    losses = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        task = task_of(start, dtype)
+        state, loss = step(task, init_state(task, start), start, batch)
+        losses.append(float(loss))
+        kept = jax.tree.leaves((state.trainable, state.batch_stats))
+        assert {leaf.dtype for leaf in kept} == {jnp.dtype(jnp.float32)}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_learning_rates():
+    constant = learning_rates("constant", 0.5, 10, warmup_steps=4)
+    np.testing.assert_allclose(constant[:5], [0.125, 0.25, 0.375, 0.5, 0.5])
+    cosine = learning_rates("cosine", 1.0, 8)
+    np.testing.assert_allclose(cosine, 0.5 * (1 + np.cos(np.pi * np.arange(8) / 8)), rtol=1e-6)
+    warm = learning_rates("cosine", 1.0, 8, warmup_steps=2)
+    np.testing.assert_allclose(warm[:3], [0.5, 1.0, 1.0])
+    assert (np.diff(warm[2:]) < 0).all()
