@@ -22,7 +22,7 @@ from medmerge_jax.data import (
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging import zeros_parent
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.progress import Bar
+from medmerge_jax.progress import Bar, say
 from medmerge_jax.training.parameterization import Tree
 
 SPLITS = ("train", "val", "test")
@@ -114,9 +114,19 @@ def load_parents(
             parents[name] = _load_parent(config, config.parents[name], source_directories)
         except UserError as error:
             problems.append(f"parents.{name}: {error}")
+        else:
+            say(f"parent {name}: {_provenance(parents[name][1])}")
     if problems:
         raise UserError("\n".join(problems))
     return _with_zeros(config, parents)
+
+
+def _provenance(card: dict[str, Any]) -> str:
+    """Where it was found, and the checksum of what was downloaded or the model's fingerprint."""
+    checksum = card.get("sha256") or card.get("fingerprint")
+    return ", ".join(
+        [card.get("origin", card["source"]), *([f"sha256 {checksum}"] if checksum else [])]
+    )
 
 
 def _load_parent(

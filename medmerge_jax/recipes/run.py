@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import time
 from pathlib import Path
@@ -28,17 +27,7 @@ from medmerge_jax.training.metrics import (
 )
 from medmerge_jax.training.parameterization import Tree
 from medmerge_jax.training.run_directory import RunDirectory
-
-_PACKAGES = (
-    "medmerge-jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "pillow",
-)
+from medmerge_jax.versions import package_versions
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -69,11 +58,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         if config.recipe == "compare":
             return _compare(config, directory, inputs)
         return _run_recipe(config, directory, inputs)
-
-
-def package_versions() -> dict[str, str]:
-    """Of this package and of what decides its numbers."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def _json(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Models on disk: weights with torchvision's names, and a card that says what they are."""
 
 import hashlib
-import importlib.metadata
 import json
 import shutil
 import tempfile
@@ -16,13 +15,13 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.files import write_json
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec
+from medmerge_jax.versions import package_versions
 from medmerge_jax.weights.files import read_tensors, write_safetensors
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.names import Variables, variables_from_torch, variables_to_torch
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
-PACKAGES = ("medmerge-jax", "jax", "flax", "numpy", "safetensors")
 
 
 def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
@@ -92,7 +91,7 @@ def save_model(
     try:
         new = scratch / "new"
         save_weights(new / WEIGHTS_FILE, architecture, variables)
-        complete = {"architecture": architecture, "versions": _versions(), **card}
+        complete = {"architecture": architecture, "versions": package_versions(), **card}
         write_json(new / CARD_FILE, {**complete, "architecture": architecture})
         if directory.exists():
             directory.rename(scratch / "old")
@@ -194,13 +193,3 @@ def _read_card(file: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise UserError(f"{path}: holds a {type(card).__name__}; an object with fields is wanted")
     return card
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # Run from a source tree.
-            versions[package] = "unknown"
-    return versions
