@@ -119,16 +119,18 @@ def train_stage(
             warmup_steps=round(stage.warmup_epochs * train.steps_per_epoch),
         )
         weights = jnp.asarray(class_weights, jnp.float32)
-        images = stage.epochs * train.steps_per_epoch * train.batch_size
-        with Bar(stage.name, images, "images") as bar:
+        total = stage.epochs * train.steps_per_epoch * train.batch_size
+        with Bar(stage.name, total, "images") as bar:
             bar.skip(progress.epoch * train.steps_per_epoch * train.batch_size)
             while progress.epoch < stage.epochs:
                 record = _train_epoch(
                     stage, task, progress, frozen, train, rates, weights, seed, bar
                 )
                 metrics = _validate(stage, network, progress, frozen, validation, multilabel)
-                progress.finish_epoch(metrics, record["seconds"])
+                # Before the checkpoint: what is logged too much is dropped when a run resumes.
                 directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}})
+                images = train.steps_per_epoch * train.batch_size
+                progress.finish_epoch(metrics, record["seconds"], images)
                 _say_epoch(stage, record, metrics)
         checkpoints.wait()
         return progress.result(frozen)
@@ -162,6 +164,7 @@ class _Progress:
         self.values: dict[str, Any] = {
             "epoch": 0,
             "seconds": 0.0,
+            "images": 0,
             "best_epoch": 0,
             "best_value": None,
         }
@@ -181,9 +184,10 @@ class _Progress:
         params = collapse(self.task.assemble, self.state.trainable, frozen)
         return {"params": params, "batch_stats": self.state.batch_stats}
 
-    def finish_epoch(self, metrics: dict[str, Any], seconds: float) -> None:
+    def finish_epoch(self, metrics: dict[str, Any], seconds: float, images: int) -> None:
         values = self.values = {**self.values, "epoch": self.epoch + 1}
         values["seconds"] += seconds
+        values["images"] += images
         if self._is_best(metrics[self.stage.metric]):
             values.update(best_epoch=self.epoch, best_value=metrics[self.stage.metric])
             if self.stage.select == "best":
@@ -204,6 +208,7 @@ class _Progress:
             "best_epoch": self.values["best_epoch"],
             f"best_val_{self.stage.metric}": self.values["best_value"],
             "seconds": round(self.values["seconds"], 3),
+            "images_per_second": round(self.values["images"] / self.values["seconds"], 1),
         }
         variables = {"params": params, "batch_stats": batch_stats}
         return StageResult(variables, trainable, summary)

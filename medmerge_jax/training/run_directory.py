@@ -124,19 +124,21 @@ class RunDirectory:
 
     def records(self) -> list[Record]:
         """All lines of metrics.jsonl; a last line cut short by a crash is left out."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        return [json.loads(line) for line in whole]
+        return [json.loads(line) for line in self._lines() if line.endswith("\n")]
 
     def rewind(self, stage: str, epoch: int) -> None:
-        """Drops the lines of `stage` after `epoch`, which will be trained again."""
-        records = self.records()
-        kept = [r for r in records if r["stage"] != stage or r["epoch"] <= epoch]
-        if kept != records:
+        """Drops the lines of `stage` after `epoch`, which will be trained again.
+
+        A last line cut short goes too, or the next one would be glued to it.
+        """
+        kept = [r for r in self.records() if r["stage"] != stage or r["epoch"] <= epoch]
+        if len(kept) < len(self._lines()):
             text = "".join(json.dumps(record) + "\n" for record in kept)
             files.write_text(self.path / "metrics.jsonl", text)
+
+    def _lines(self) -> list[str]:
+        path = self.path / "metrics.jsonl"
+        return path.read_text().splitlines(keepends=True) if path.exists() else []
 
     def log(self, record: Record) -> None:
         """Appends a line to metrics.jsonl, and its numbers to the TensorBoard events.

@@ -88,8 +88,28 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(train, data, tmp_path, 
         for time in ("seconds", "images_per_second"):
             del ours[time], theirs[time]
         assert ours == theirs
-    summaries = [dict(result.summary, seconds=None) for result in (whole, resumed)]
+    summaries = [
+        dict(result.summary, seconds=None, images_per_second=None) for result in (whole, resumed)
+    ]
     assert summaries[0] == summaries[1]
+
+
+def test_an_epoch_with_a_checkpoint_has_its_line(train, tmp_path, monkeypatch):
+    """Killed between the two, whichever comes first, no line of metrics.jsonl is missing."""
+    log, moments = RunDirectory.log, []
+
+    def killed(self, record):
+        moments.append(record["epoch"])
+        if moments == [1, 2]:
+            raise Killed
+        log(self, record)
+
+    monkeypatch.setattr(RunDirectory, "log", killed)
+    with pytest.raises(Killed):
+        train()
+    train()
+    epochs = [record["epoch"] for record in RunDirectory(tmp_path / "run").records()]
+    assert epochs == [1, 2, 3, 4]
 
 
 def test_a_finished_stage_asks_for_no_data(train):

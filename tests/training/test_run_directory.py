@@ -1,0 +1,45 @@
+"""What a run leaves, also where it was killed while it wrote."""
+
+import json
+
+import pytest
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.training.run_directory import RunDirectory
+
+
+@pytest.fixture
+def directory(tmp_path):
+    directory = RunDirectory(tmp_path)
+    yield directory
+    directory.close()
+
+
+def test_a_line_cut_short_is_forgotten(directory):
+    for epoch in (1, 2):
+        directory.log({"stage": "lp", "epoch": epoch, "loss": 0.5})
+    path = directory.path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"stage": "lp", "ep')
+    assert [record["epoch"] for record in directory.records()] == [1, 2]
+    directory.rewind("lp", 2)
+    directory.log({"stage": "lp", "epoch": 3, "loss": 0.25})
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_rewinding_leaves_other_stages_alone(directory):
+    for stage, epochs in (("lp", 2), ("ft", 3)):
+        for epoch in range(1, epochs + 1):
+            directory.log({"stage": stage, "epoch": epoch, "loss": 0.5})
+    directory.rewind("ft", 1)
+    found = [(record["stage"], record["epoch"]) for record in directory.records()]
+    assert found == [("lp", 1), ("lp", 2), ("ft", 1)]
+
+
+def test_the_fields_that_differ_are_named(directory):
+    config = {"ft": {"epochs": 2}, "seed": 0}
+    directory.record_config(config, "data", {})
+    directory.record_config(config, "data", {})
+    with pytest.raises(UserError, match=r"ft\.epochs: 2 there, 3 now"):
+        directory.check_config({"ft": {"epochs": 3}, "seed": 0})
+    with pytest.raises(UserError, match="other data"):
+        directory.record_config(config, "other", {})
