@@ -26,6 +26,9 @@ _USUAL_NAMES = {
     "group_column": ("group", "patient", "patient_id", "lesion_id"),
 }
 
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_A_DELIMITER = {",": "a comma", "\t": "a tab"}
+
 _LISTED = 5
 """Rows that an error lists."""
 
@@ -113,6 +116,7 @@ class Sheet:
     header: list[str]
     rows: list[list[str]]
     lines: list[int]
+    delimiter: str = ","
 
     def column(self, field: str, name: str) -> str | None:
         """The column `name`; if that is empty the first of the usual ones, None without."""
@@ -155,16 +159,21 @@ class Sheet:
         return f"{self.path}, line {self.lines[row]}"
 
     def delimiter_hint(self) -> str:
-        """What to say of the delimiter where a column is missing; empty if it is a comma."""
+        """What to say of the delimiter where a column is missing; empty if it is as wanted."""
         if len(self.header) == 1:
-            for delimiter, spoken in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+            for delimiter, spoken in _DELIMITERS.items():
                 if delimiter in self.header[0]:
-                    return f". It is separated by {spoken}; save it with commas"
+                    wanted = _DELIMITERS[self.delimiter]
+                    return f". It is separated by {spoken}; save it with {wanted}"
         return ""
 
 
-def read_sheet(path: Path) -> Sheet:
-    """Reads a CSV file (UTF-8, commas, a header line).
+def read_sheet(path: Path, delimiter: str = ",") -> Sheet:
+    """Reads a CSV file (UTF-8, a header line).
+
+    Args:
+      path: The file.
+      delimiter: Between the cells.
 
     Raises:
       UserError: The file is missing, is no such file, has no rows, or has rows that are not as
@@ -174,7 +183,7 @@ def read_sheet(path: Path) -> Sheet:
     lines: list[int] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             for cells in reader:
                 if any(cell.strip() for cell in cells):
                     rows.append([cell.strip() for cell in cells])
@@ -194,12 +203,12 @@ def read_sheet(path: Path) -> Sheet:
         what = "has a header but no rows" if rows else "is empty"
         raise UserError(f"{path}: {what}; a header line and a row per image are wanted")
     header, *rows = rows
-    sheet = Sheet(path, header, rows, lines[1:])
+    sheet = Sheet(path, header, rows, lines[1:], delimiter)
     for row, cells in enumerate(rows):
         if len(cells) != len(header):
             raise UserError(
                 f"{sheet.at(row)}: has {len(cells)} fields, the header has {len(header)}; a field "
-                "with a comma must be in double quotes"
+                f"with {_A_DELIMITER[delimiter]} must be in double quotes"
             )
     return sheet
 

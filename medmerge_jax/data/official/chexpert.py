@@ -166,4 +166,6 @@ Register at https://stanfordmlgroup.github.io/competitions/chexpert/, download C
     test.csv,  test/patient64741/study1/view1_frontal.jpg, ...     (if you have it)
 """,
     variants=VARIANTS,
+    channels=1,
+    multilabel=lambda variant: True,
 )

@@ -299,4 +299,5 @@ and name it, without .npz, as the variant (not needed where it is the only one):
     pneumoniamnist.npz, bloodmnist_64.npz, ...
 """,
     variants=("", *(name + size for name in CLASSES for size in _SIZES)),
+    multilabel=lambda variant: variant.startswith("chestmnist"),
 )

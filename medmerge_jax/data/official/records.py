@@ -46,6 +46,8 @@ class Layout:
       instructions: What to download, and how the folder then looks.
       variants: That `read` knows; the first is the default.
       fractions: Of train, val and test in the papers, where the publisher has no split.
+      channels: Of the images in TFDS: 1 where all are greyscale.
+      multilabel: Whether an image has any number of classes, by variant.
     """
 
     name: str
@@ -57,3 +59,5 @@ class Layout:
     instructions: str
     variants: tuple[str, ...] = ("",)
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    channels: int = 3
+    multilabel: Callable[[str], bool] = lambda variant: False

@@ -155,4 +155,5 @@ download the data and unpack it, so that the folder holds:
 The images may also have been converted to .png or .jpg files of the same names. Reading .dcm
 files needs the extra `dicom`: pip install 'medmerge-jax[dicom]'
 """,
+    channels=1,
 )

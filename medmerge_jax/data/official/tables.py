@@ -1,6 +1,6 @@
 """Strict reading of the published tables: whatever is wrong is named with file and line."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from medmerge_jax.data.table import read_sheet
@@ -19,18 +19,19 @@ class Row(dict[str, str]):
         self.line = line
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
-    """The rows of a CSV file (UTF-8 with or without a byte order mark, commas, a header line).
+def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> list[Row]:
+    """The rows of a CSV file (UTF-8 with or without a byte order mark, a header line).
 
     Args:
       path: The file.
       columns: That must be there, each once; others may be.
+      delimiter: Between the cells: a comma or a tab.
 
     Raises:
       UserError: No such file, another dialect or encoding, a missing column, no rows, or a row of
         another length than the header.
     """
-    sheet = read_sheet(path)
+    sheet = read_sheet(path, delimiter)
     missing = [name for name in columns if sheet.header.count(name) != 1]
     if missing:
         raise UserError(
@@ -41,6 +42,43 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
         Row(dict(zip(sheet.header, cells, strict=True)), line)
         for cells, line in zip(sheet.rows, sheet.lines, strict=True)
     ]
+
+
+def by_id(path: Path, rows: Iterable[Row], column: str) -> dict[str, Row]:
+    """The rows by the name in a column, in order.
+
+    Raises:
+      UserError: A name is empty or occurs twice.
+    """
+    found: dict[str, Row] = {}
+    for row in rows:
+        name = row[column]
+        if not name:
+            raise row_error(path, row.line, f"column {column!r} is empty; a name is wanted")
+        first = found.setdefault(name, row)
+        if first is not row:
+            raise row_error(
+                path,
+                row.line,
+                f"{column} {name!r} has a row already, at line {first.line}; leave one of them",
+            )
+    return found
+
+
+def one_hot(path: Path, row: Row, columns: Sequence[str]) -> int:
+    """The index of the column that is 1, where the others are 0.
+
+    Raises:
+      UserError: Anything else is in them.
+    """
+    values = [number(path, row, column, (0, 1)) for column in columns]
+    if sum(values) != 1:
+        raise row_error(
+            path,
+            row.line,
+            f"{sum(values):g} of the columns {', '.join(columns)} are 1; exactly one is wanted",
+        )
+    return values.index(1)
 
 
 def row_error(path: Path, line: int, what: str) -> UserError:

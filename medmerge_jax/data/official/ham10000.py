@@ -1,0 +1,227 @@
+"""HAM10000: dermoscopic images of seven kinds of skin lesions, in the two layouts it comes in."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from medmerge_jax.data.official.isic import (
+    find,
+    image_files,
+    lesion,
+    read_lesions,
+    read_one_hot,
+    wanted,
+)
+from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.tables import Row, by_id, read_table, row_error
+from medmerge_jax.errors import UserError
+
+CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+"""In the order of the challenge; the Dataverse writes them in lower case."""
+
+VARIANTS = ("published", "training")
+"""With the challenge's validation and test images as splits, where they are there; or only the
+10,015 training images, to be split as in the papers."""
+
+_METADATA = tuple(f"HAM10000_metadata{suffix}" for suffix in (".csv", ".tab", ""))
+_DATAVERSE_IMAGES = ("HAM10000_images_part_1", "HAM10000_images_part_2", "HAM10000_images")
+_DATAVERSE_TEST = tuple(f"ISIC2018_Task3_Test_GroundTruth{suffix}" for suffix in (".csv", ".tab"))
+_LESIONS = "ISIC2018_Task3_Training_LesionGroupings.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The images of one split, in the order of its table."""
+
+    split: str
+    table: Path
+    rows: dict[str, Row]
+    paths: list[Path]
+    labels: list[int]
+    groups: list[str]
+
+
+def read_ham10000(root: Path, variant: str = "") -> Records:
+    """HAM10000 as of the ISIC 2018 challenge (task 3) or as of the Harvard Dataverse.
+
+    The lesion is the group. The challenge gives the lesions of the training images in an extra
+    file; without it, and for its validation and test images, each image is a group of its own.
+
+    Args:
+      root: Holds, of the challenge, the folders `ISIC2018_Task3_*_Input` and the tables
+        `ISIC2018_Task3_*_GroundTruth` for Training and, if wanted, Validation and Test; or, of
+        the Dataverse, `HAM10000_metadata` and the folders of images.
+      variant: "published" (default) or "training", see `VARIANTS`.
+
+    Raises:
+      UserError: Anything that is not as above, with file and line.
+    """
+    root, variant = Path(root), variant or VARIANTS[0]
+    if variant not in VARIANTS:
+        raise UserError(f"ham10000: the variant {variant!r} is none of {', '.join(VARIANTS)}")
+    parts = list(_parts(root, only_training=variant == "training"))
+    _check_disjoint(parts)
+    return Records(
+        classes=CLASSES,
+        ids=tuple(name for part in parts for name in part.rows),
+        paths=tuple(path for part in parts for path in part.paths),
+        labels=np.array([label for part in parts for label in part.labels], np.int32),
+        groups=tuple(group for part in parts for group in part.groups),
+        splits=None if len(parts) == 1 else tuple(part.split for part in parts for _ in part.rows),
+    )
+
+
+def _parts(root: Path, only_training: bool) -> Iterator[_Part]:
+    """Training and, where there are more, validation and test images."""
+    if find(root, _ground_truth("Training")) is not None:
+        yield _challenge("train", root, "Training", _LESIONS)
+        for split, part in (("val", "Validation"), ("test", "Test")):
+            if not only_training and find(root, _ground_truth(part)) is not None:
+                yield _challenge(split, root, part)
+        return
+    metadata = find(root, *_METADATA)
+    if metadata is None:
+        raise UserError(
+            f"{root}: holds neither {_ground_truth('Training')} (ISIC 2018) nor {_METADATA[0]} "
+            "(Harvard Dataverse)"
+        ) from FileNotFoundError()
+    folders = [path for name in _DATAVERSE_IMAGES if (path := find(root, name)) is not None]
+    yield _dataverse("train", metadata, folders or [wanted(root, *_DATAVERSE_IMAGES)])
+    test = None if only_training else find(root, *_DATAVERSE_TEST)
+    if test is not None:
+        # The Dataverse's table of test images is made like its metadata; the challenge's is not.
+        if "image_id" in _header(test):
+            yield _dataverse("test", test, [_images(root, "Test")])
+        else:
+            yield _challenge("test", root, "Test")
+
+
+def _check_disjoint(parts: list[_Part]) -> None:
+    seen: dict[str, _Part] = {}
+    for part in parts:
+        for name, row in part.rows.items():
+            first = seen.setdefault(name, part)
+            if first is not part:
+                raise row_error(
+                    part.table,
+                    row.line,
+                    f"image {name} is in {first.table} too, at line {first.rows[name].line}; leave "
+                    "one of them",
+                )
+
+
+def _ground_truth(part: str) -> str:
+    return f"ISIC2018_Task3_{part}_GroundTruth.csv"
+
+
+def _images(root: Path, part: str) -> Path:
+    return wanted(
+        root,
+        *(f"ISIC2018_Task3_{part}_{kind}" for kind in ("Input", "Images")),
+        hint=f"; add it, or remove {_ground_truth(part)}" if part != "Training" else "",
+    )
+
+
+def _challenge(split: str, root: Path, part: str, lesions: str = "") -> _Part:
+    table = wanted(root, _ground_truth(part))
+    rows, labels = read_one_hot(table, CLASSES)
+    groupings = find(root, lesions) if lesions else None
+    if groupings is None:
+        groups = [lesion("", name) for name in rows]
+    else:
+        groups = read_lesions(groupings, rows)
+    paths = image_files(table, rows, [_images(root, part)])
+    return _Part(split, table, rows, paths, labels, groups)
+
+
+def _dataverse(split: str, table: Path, folders: list[Path]) -> _Part:
+    columns = ["lesion_id", "image_id", "dx"]
+    rows = by_id(table, read_table(table, columns, _delimiter(table)), "image_id")
+    return _Part(
+        split,
+        table,
+        rows,
+        image_files(table, rows, folders),
+        [_diagnosis(table, row) for row in rows.values()],
+        [lesion(row["lesion_id"], name) for name, row in rows.items()],
+    )
+
+
+def _delimiter(table: Path) -> str:
+    """The Dataverse serves its tables with tabs, as `.tab`, or as they were given, with commas."""
+    if table.suffix == ".csv":
+        return ","
+    return "\t" if table.suffix == ".tab" or "\t" in _header(table) else ","
+
+
+def _header(table: Path) -> str:
+    with table.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.readline()
+
+
+def _diagnosis(table: Path, row: Row) -> int:
+    try:
+        return CLASSES.index(row["dx"].upper())
+    except ValueError:
+        names = ", ".join(CLASSES).lower()
+        raise row_error(
+            table, row.line, f"column 'dx' holds {row['dx']!r}; one of {names} is wanted"
+        ) from None
+
+
+LAYOUT = Layout(
+    name="ham10000",
+    read=read_ham10000,
+    description=(
+        "HAM10000, the data of the ISIC 2018 challenge, task 3: 10,015 dermoscopic images of seven "
+        "kinds of skin lesions for training, with several images of some of the 7,470 lesions; "
+        "193 for validation and 1,512 for testing. 'training' leaves the latter two out."
+    ),
+    citation="""\
+@article{tschandl2018ham10000,
+  title = {The {HAM10000} dataset, a large collection of multi-source dermatoscopic images of
+           common pigmented skin lesions},
+  author = {Tschandl, Philipp and Rosendahl, Cliff and Kittler, Harald},
+  journal = {Scientific Data},
+  volume = {5},
+  pages = {180161},
+  year = {2018},
+  doi = {10.1038/sdata.2018.161},
+}
+@article{codella2019skin,
+  title = {Skin Lesion Analysis Toward Melanoma Detection 2018: A Challenge Hosted by the
+           International Skin Imaging Collaboration ({ISIC})},
+  author = {Codella, Noel and Rotemberg, Veronica and Tschandl, Philipp and Celebi, M. Emre and
+            Dusza, Stephen and Gutman, David and Helba, Brian and Kalloo, Aadi and
+            Liopyris, Konstantinos and Marchetti, Michael and Kittler, Harald and
+            Halpern, Allan},
+  journal = {arXiv preprint arXiv:1902.03368},
+  year = {2019},
+}
+""",
+    licence="CC BY-NC 4.0",
+    homepage="https://doi.org/10.7910/DVN/DBW86T",
+    instructions="""\
+Either download the data of task 3 from https://challenge.isic-archive.com/data/#2018 and unpack
+it, so that the folder holds (Validation and Test are optional, and so are the lesion groupings,
+without which several images of a lesion may fall into different splits):
+
+    ISIC2018_Task3_Training_Input/ISIC_0024306.jpg, ...
+    ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv
+    ISIC2018_Task3_Training_LesionGroupings.csv
+    ISIC2018_Task3_Validation_Input/,  ISIC2018_Task3_Validation_GroundTruth/
+    ISIC2018_Task3_Test_Input/,  ISIC2018_Task3_Test_GroundTruth/
+
+or the data set from the Harvard Dataverse, https://doi.org/10.7910/DVN/DBW86T (the last two are
+optional):
+
+    HAM10000_metadata.csv (or .tab, or without extension)
+    HAM10000_images_part_1/ISIC_0024306.jpg, ...
+    HAM10000_images_part_2/ISIC_0029306.jpg, ...
+    ISIC2018_Task3_Test_Images/
+    ISIC2018_Task3_Test_GroundTruth.csv (or .tab)
+""",
+    variants=VARIANTS,
+)
