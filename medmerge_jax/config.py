@@ -30,6 +30,9 @@ _CHOICES = {
     "class_weights": ("none", "balanced"),
     "precision": ("auto", "float32", "bfloat16"),
 }
+_FREE = ("parents", "sources")
+"""Fields whose own fields have names of the user's."""
+
 _AT_LEAST_ONE = ("batch_size", "image_size", "lp.epochs", "ft.epochs")
 _NOT_NEGATIVE = (
     "seed",
@@ -115,14 +118,34 @@ def _stage(learning_rate: float) -> ml_collections.ConfigDict:
 
 
 def check_config(config: ml_collections.ConfigDict, prefix: str = "") -> None:
-    """Raises a UserError that names every field with an unusable value."""
-    problems = list(_problems(config))
+    """Raises a UserError that names every field that is unknown, missing or unusable."""
+    problems = list(_misfits(config, default_config())) or list(_problems(config))
     if problems:
         raise UserError(
             "the config cannot be used:\n" + "\n".join(f"  {prefix}{line}" for line in problems)
         )
     for name, source in config.sources.items():
         check_config(source, f"{prefix}sources.{name}.")
+
+
+def _misfits(
+    config: ml_collections.ConfigDict, default: ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[str]:
+    """Fields that differ from the default's in name or type: an unlocked config may have any."""
+    for name in sorted(set(default) - set(config)):
+        yield f"{prefix}{name} is missing"
+    for name in sorted(set(config) - set(default)):
+        yield f"{prefix}{name} is no field: {nearest(name, sorted(default))}"
+    for name in sorted(set(default) & set(config)):
+        value, wanted = config[name], default[name]
+        number = isinstance(wanted, float) and type(value) is int
+        if isinstance(wanted, tuple) and isinstance(value, list):
+            continue
+        if type(value) is not type(wanted) and not number:
+            kinds = f"wanted is {type(wanted).__name__}, not {type(value).__name__}"
+            yield f"{prefix}{name} = {value!r}: {kinds}"
+        elif isinstance(wanted, ml_collections.ConfigDict) and name not in _FREE:
+            yield from _misfits(value, wanted, f"{prefix}{name}.")
 
 
 def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:

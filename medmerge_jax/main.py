@@ -5,7 +5,9 @@ resumes what was interrupted and prints the results of what is finished.
 """
 
 import errno
+import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,6 @@ def main(argv: list[str]) -> None:
     if config is None or workdir is None:
         missing = "--config FILE" if config is None else "--workdir FOLDER"
         raise UserError(f"{missing} is missing, as in: {_USAGE}")
-    _check_loaded(config)
     import jax
 
     if not flags.FLAGS["verbosity"].present:
@@ -53,32 +54,58 @@ def entry_point() -> None:
         if error.errno not in files.DISK_FULL:
             raise
         sys.exit(_fail(_disk_full(error)))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        raise UserError(f"the command line cannot be used: {_without_traceback(error)}") from error
+        rest: list[str] = flags.FLAGS(argv)
+        # ml_collections tells only on an access that a file could not be read.
+        if _CONFIG.value is not None and not hasattr(_CONFIG.value, "recipe"):
+            raise UserError(
+                "get_config() of the config file must return a config with the fields of "
+                "medmerge_jax.config.default_config()"
+            )
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program: it may raise anything
+        raise UserError(_explain(error)) from error
+    return rest
 
 
-def _check_loaded(config: Any) -> None:
-    """ml_collections tells only on the first access that a config file could not be read."""
-    try:
-        config.recipe  # noqa: B018
-    except OSError as error:
-        raise UserError(f"the config cannot be read: {_without_traceback(error)}") from error
-    except AttributeError as error:
-        raise UserError(
-            "get_config() of the config file must return a config with the fields of "
-            "medmerge_jax.config.default_config()"
-        ) from error
+def _explain(error: Exception) -> str:
+    """What is wrong with the command line or the config file, and where.
+
+    ml_collections wraps what a config file raises, some of it with a traceback as text.
+    """
+    for raised in _chain(error):
+        if isinstance(raised, SyntaxError):
+            return f"config file {raised.filename}, line {raised.lineno}: {raised.msg}"
+        for frame in reversed(traceback.extract_tb(raised.__traceback__)):
+            if frame.name in ("get_config", "<module>"):
+                where = f"config file {frame.filename}, line {frame.lineno}"
+                return f"{where}: {type(raised).__name__}: {_short(raised)}"
+    if isinstance(error, OSError):
+        return f"the config file cannot be read: {str(_chain(error)[0]).splitlines()[-1].strip()}"
+    if isinstance(error, KeyError | AttributeError):
+        return f"the command line cannot be used: the config has no field {_short(error)}"
+    return f"the command line cannot be used: {error}"
 
 
-def _without_traceback(error: Exception) -> str:
-    """The last line of a message that quotes a traceback, as ml_collections' do."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if any("Traceback" in line for line in lines) else str(error)
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """The error that came first, and those that it led to."""
+    return [] if error is None else [*_chain(error.__cause__ or error.__context__), error]
+
+
+def _short(error: BaseException) -> str:
+    """On one line, without the list of all fields that a locked config adds."""
+    text: Any = error
+    while isinstance(text, BaseException) and len(text.args) == 1:
+        text = text.args[0]  # a KeyError's str() is quoted, and ml_collections nests them
+    text = re.sub(r' Other fields present: ".*}"', "", str(text), flags=re.DOTALL)
+    return ". ".join(line.strip().rstrip(".") for line in text.splitlines())
 
 
 def _disk_full(error: OSError) -> str:

@@ -222,6 +222,35 @@ def test_a_config_that_is_not_there(program, tmp_path):
     refuse(program(config=tmp_path / "absent.py"), tmp_path / "run", "absent.py")
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("config.batchsize = 3", ("config.py, line 4", "batchsize", "batch_size")),
+        ("config.batch_size = 'many'", ("config.py, line 4", "batch_size", "many")),
+        ("1 / 0", ("config.py, line 4", "ZeroDivisionError")),
+        ("for", ("config.py, line 4", "invalid syntax")),
+        ("return {'seed': 3}", ("default_config()",)),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(program, tmp_path, line, words):
+    lines = [
+        "from medmerge_jax.config import default_config",
+        "def get_config():",
+        "  config = default_config()",
+        f"  {line}",
+        "  return config",
+    ]
+    (tmp_path / "config.py").write_text("\n".join(lines) + "\n")
+    message = refuse(program(config=tmp_path / "config.py"), tmp_path / "run", *words)
+    assert len(message) < 400
+
+
+def test_a_workdir_that_cannot_be_written(program, tmp_path):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / "file" / "run"
+    refuse(program(workdir=workdir), workdir, str(workdir), "cannot be written", "--workdir")
+
+
 def test_a_variant_that_is_not_there(program, tmp_path):
     refuse(program(variant="other"), tmp_path / "run", "no variant 'other'")
 

@@ -1,0 +1,71 @@
+"""What a config may say, and what is said of one that cannot be used."""
+
+import importlib.util
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from medmerge_jax.config import check_config, default_config
+from medmerge_jax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configs_that_come_with_the_project(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    check_config(module.get_config())
+    with pytest.raises(ValueError, match=r"no variant .*nonsense"):
+        module.get_config("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": "lpft"}, ["recipe = 'lpft'", "did you mean 'lp_ft'"]),
+        ({"batch_size": 0, "seed": -1}, ["batch_size = 0", "seed = -1"]),
+        ({"start": "a"}, ["start = 'a'", "one of b, c"]),
+        ({"compare.recipes": ("ft", "medmrge")}, ["compare.recipes", "did you mean 'medmerge'"]),
+        ({"compare.seeds": (1, 1)}, ["compare.seeds"]),
+        ({"select.metric": "macrof1"}, ["select.metric = 'macrof1'", "did you mean 'macro_f1'"]),
+    ],
+)
+def test_values_that_cannot_be_used_are_all_named(changes, words):
+    config = default_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError) as error:
+        check_config(config)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_unlocked_config_may_not_have_other_fields():
+    config = default_config().unlock()
+    config.batchsize = 3
+    del config.lp
+    config.ft = ml_collections.ConfigDict({**config.ft, "epochs": "many"})
+    with pytest.raises(UserError) as error:
+        check_config(config)
+    lines = str(error.value).splitlines()[1:]
+    assert lines[0] == "  lp is missing"
+    assert lines[1].startswith("  batchsize is no field: did you mean 'batch_size'?")
+    assert lines[2] == "  ft.epochs = 'many': wanted is int, not str"
+    assert len(lines) == 3
+
+
+def test_a_source_is_checked_too():
+    config = default_config().unlock()
+    config.sources = ml_collections.ConfigDict({"b": default_config().unlock()})
+    config.sources.b.lp.epochs = 0
+    with pytest.raises(UserError, match=r"sources\.b\.lp\.epochs = 0"):
+        check_config(config)
+
+
+def test_whole_numbers_and_lists_do_where_others_are_the_default():
+    config = default_config().unlock()
+    config.data.classes = ["a", "b"]
+    config.ft = ml_collections.ConfigDict({**config.ft, "warmup_epochs": 1})
+    check_config(config)
