@@ -26,12 +26,15 @@ class Split:
       labels: int32 (n,) class indices, or float32 (n, classes) of 0, 1 and NaN (unknown) where
         an image has several labels.
       groups: Patient, lesion or the like of each example; None where unknown.
+      pixels: uint8 (n, h, w) or (n, h, w, 3) of images that come decoded; `paths` are then the
+        archives that they come from.
     """
 
     ids: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: np.ndarray
     groups: tuple[str, ...] | None = None
+    pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -171,6 +174,9 @@ def build(
     assignment: np.ndarray | None,
     fractions: Sequence[float],
     seed: int,
+    *,
+    split_by_group: bool = True,
+    pixels: np.ndarray | None = None,
 ) -> DataSet:
     """Puts a data set together, making the splits that are missing.
 
@@ -185,10 +191,12 @@ def build(
         validation or test split that it leaves empty is taken from the training images.
       fractions: Of train, val, test.
       seed: Of the splits that are made.
+      split_by_group: Whether the splits that are made keep groups together.
+      pixels: See `Split`, of all images.
     """
     multilabel = labels.ndim == 2
     labels = labels.astype(np.float32 if multilabel else np.int32)
-    group_array = None if groups is None else np.asarray(groups)
+    group_array = np.asarray(groups) if groups is not None and split_by_group else None
     assignment = _complete_assignment(name, labels, group_array, assignment, fractions, seed)
     splits = {}
     for index, split in enumerate(SPLITS):
@@ -198,6 +206,7 @@ def build(
             tuple(paths[row] for row in rows),
             labels[rows],
             None if groups is None else tuple(groups[row] for row in rows),
+            None if pixels is None else pixels[rows],
         )
     return DataSet(name, tuple(classes), multilabel, splits)
 

@@ -1,0 +1,240 @@
+"""From a published layout to a data set: its split, the papers' or the one in a table."""
+
+import collections
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medmerge_jax.data.dataset import DataSet, build
+from medmerge_jax.data.official import (
+    aptos2019,
+    chexpert,
+    cifar,
+    eyepacs,
+    ham10000,
+    isic2019,
+    medmnist,
+    rsna_pneumonia,
+)
+from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.tables import Row, read_table, row_error
+from medmerge_jax.data.splits import SPLIT_NAMES, SPLITS
+from medmerge_jax.errors import UserError
+
+LAYOUTS: dict[str, Layout] = {
+    one.name: one
+    for one in (
+        aptos2019.LAYOUT,
+        chexpert.LAYOUT,
+        cifar.CIFAR10,
+        cifar.CIFAR100,
+        eyepacs.LAYOUT,
+        ham10000.LAYOUT,
+        isic2019.LAYOUT,
+        medmnist.LAYOUT,
+        rsna_pneumonia.LAYOUT,
+    )
+}
+"""All published layouts, by name."""
+
+SPLIT_BY = ("group", "image")
+
+_IMAGE_COLUMNS = ("filename", "image", "image_id", "id_code", "patientId", "Path")
+"""What split tables call the image; the first that is there."""
+
+_LISTED = 5
+"""Images that an error lists."""
+
+
+def official_data_set(
+    name: str,
+    root: str | os.PathLike[str],
+    *,
+    variant: str = "",
+    split_by: str = "group",
+    split_table: str | os.PathLike[str] = "",
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> DataSet:
+    """One of the papers' data sets, as downloaded.
+
+    The split is, in this order: that of `split_table`; the publisher's; one that is made,
+    stratified. A validation or test split that the publisher does not give is taken from the
+    training images.
+
+    Args:
+      name: One of `LAYOUTS`.
+      root: The folder, as `LAYOUTS[name].instructions` describe it.
+      variant: One of `LAYOUTS[name].variants`; the first by default.
+      split_by: "group": no patient or lesion is in two of the splits that are made; "image":
+        each image on its own, as the papers do.
+      split_table: A CSV file with the columns filename (or image, image_id, id_code, patientId,
+        Path), class (a name or its index; not used with several labels per image) and split.
+        It must give each image one split, and nothing else. Other columns are ignored.
+      fractions: Of train, val and test, where splits are made.
+      seed: Of the splits that are made.
+
+    Raises:
+      UserError: Anything that is not as published, with file and row.
+    """
+    chosen = layout(name, variant)
+    if split_by not in SPLIT_BY:
+        raise UserError(f"split_by is {split_by!r}; one of {', '.join(SPLIT_BY)} is wanted")
+    records = read(chosen, Path(root), variant)
+    assignment = _published(records)
+    if split_table:
+        assignment = _from_table(Path(split_table), records)
+        fractions = (1.0, 0.0, 0.0)  # nothing is taken from train: the table is the whole truth
+    return build(
+        name,
+        records.classes,
+        records.ids,
+        records.paths,
+        records.labels,
+        records.groups,
+        assignment,
+        fractions,
+        seed,
+        split_by_group=split_by == "group",
+        pixels=records.pixels,
+    )
+
+
+def layout(name: str, variant: str = "") -> Layout:
+    """The layout of a name.
+
+    Raises:
+      UserError: There is no such layout, or it has no such variant.
+    """
+    if name not in LAYOUTS:
+        raise UserError(f"the data set {name!r} is unknown; {_nearest(name, LAYOUTS)}")
+    found = LAYOUTS[name]
+    if variant and variant not in found.variants:
+        known = [one for one in found.variants if one]
+        wanted = _nearest(variant, known) if known else "it has none"
+        raise UserError(f"the data set {name} has no variant {variant!r}; {wanted}")
+    return found
+
+
+def read(chosen: Layout, root: Path, variant: str = "") -> Records:
+    """The records of a layout; what is not there is said with what to download.
+
+    Raises:
+      UserError: See `official_data_set`.
+    """
+    if not root.exists():
+        raise UserError(f"{root}: there is no such folder.\n{chosen.instructions}")
+    try:
+        return chosen.read(root, variant or chosen.variants[0])
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"{error}.\n{chosen.instructions}") from error
+        raise
+
+
+def _nearest(value: str, choices: Sequence[str] | dict[str, Layout]) -> str:
+    close = difflib.get_close_matches(value, choices, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}one of {', '.join(choices)} is wanted"
+
+
+def _published(records: Records) -> np.ndarray | None:
+    if records.splits is None:
+        return None
+    return np.array([SPLITS.index(split or "train") for split in records.splits])
+
+
+def _from_table(path: Path, records: Records) -> np.ndarray:
+    """Int (n,), index into `SPLITS`, from an external split table."""
+    rows = _split_rows(path)
+    column = next(name for name in _IMAGE_COLUMNS if name in rows[0])
+    images = _images_by_name(records)
+    single = records.labels.ndim == 1
+    assignment = np.full(len(records.ids), -1)
+    lines: dict[int, int] = {}
+    for row in rows:
+        image = _find(path, row, row[column], images)
+        if image in lines:
+            raise row_error(
+                path,
+                row.line,
+                f"{row[column]!r} has a row already, at line {lines[image]}; leave one of them",
+            )
+        lines[image] = row.line
+        if single:
+            _check_class(path, row, records, image)
+        split = SPLIT_NAMES.get(row["split"].lower())
+        if split is None:
+            raise row_error(
+                path,
+                row.line,
+                f"the split is {row['split']!r}; one of {', '.join(SPLIT_NAMES)} is wanted",
+            )
+        assignment[image] = split
+    without = np.flatnonzero(assignment < 0)
+    if len(without):
+        shown = ", ".join(records.ids[row] for row in without[:_LISTED])
+        more = ", ..." if len(without) > _LISTED else ""
+        raise UserError(
+            f"{path}: gives no split to {len(without)} of the {len(assignment)} images ({shown}"
+            f"{more}); add rows for them"
+        )
+    return assignment
+
+
+def _split_rows(path: Path) -> list[Row]:
+    rows = read_table(path, ["split"])
+    if not any(name in rows[0] for name in _IMAGE_COLUMNS):
+        raise UserError(
+            f"{path}: the columns are {list(rows[0])}; 'filename' (or {', '.join(_IMAGE_COLUMNS)}) "
+            "is wanted, the image"
+        )
+    return rows
+
+
+def _images_by_name(records: Records) -> dict[str, list[int]]:
+    """Indices by id, by file name and by file name without extension."""
+    images = collections.defaultdict(list)
+    for index, (example, path) in enumerate(zip(records.ids, records.paths, strict=True)):
+        names = {example}
+        if records.pixels is None:
+            names |= {path.name, path.stem}
+        for name in names:
+            images[name].append(index)
+    return images
+
+
+def _find(path: Path, row: Row, name: str, images: dict[str, list[int]]) -> int:
+    parts = name.replace("\\", "/").split("/")
+    found: list[int] = []
+    for start in range(len(parts)):  # tables often name folders above the image's
+        found = found or images.get("/".join(parts[start:]), [])
+    if len(found) != 1:
+        what = f"{len(found)} images of that name" if found else "no such image"
+        raise row_error(path, row.line, f"{name!r}: the data set has {what}; correct the row")
+    return found[0]
+
+
+def _check_class(path: Path, row: Row, records: Records, image: int) -> None:
+    if "class" not in row:
+        raise UserError(f"{path}: the columns are {list(row)}; 'class' is wanted")
+    value, classes = row["class"], records.classes
+    digits = value.removesuffix(".0")
+    if value in classes:
+        index = classes.index(value)
+    elif digits.isascii() and digits.isdigit() and int(digits) < len(classes):
+        index = int(digits)
+    else:
+        raise row_error(
+            path, row.line, f"the class is {value!r}; one of {', '.join(classes)} is wanted"
+        )
+    if index != records.labels[image]:
+        raise row_error(
+            path,
+            row.line,
+            f"the class of {records.ids[image]} is {value!r}, but the data set says "
+            f"{classes[records.labels[image]]!r}",
+        )
