@@ -46,7 +46,7 @@ def read_image(path: Path, size: int, resize: str = "squash") -> np.ndarray:
     Resizing is bilinear with antialiasing, the same as torchvision's on Pillow images.
 
     Args:
-      path: A file that Pillow reads.
+      path: A file that Pillow reads, or a `.dcm` file.
       size: Height and width of the result in pixels.
       resize: "squash" to a square (torchvision's `Resize((size, size))`), or "crop": the shorter
         side to `size`, then the centre (`Resize(size)`, `CenterCrop(size)`).
@@ -59,11 +59,23 @@ def read_image(path: Path, size: int, resize: str = "squash") -> np.ndarray:
     """
     if resize not in RESIZES:
         raise UserError(f"resize {resize!r}: {' or '.join(RESIZES)} is wanted")
+    return np.asarray(_resize(full_image(path), size, resize))
+
+
+def full_image(path: Path) -> Image.Image:
+    """Decodes an image, turns it upright and makes it RGB; see `read_image`.
+
+    Raises:
+      UserError: The file is missing, empty, no image, damaged, too large, or of floats.
+    """
+    if path.suffix.lower() == ".dcm":
+        from medmerge_jax.data.dicom import read_dicom  # pydicom is an extra
+
+        return read_dicom(path).convert("RGB")
     try:
         with Image.open(path) as image:
             image.load()
-            upright = _upright(image)
-            rgb = _to_rgb(upright)
+            return _to_rgb(_upright(image))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -74,7 +86,6 @@ def read_image(path: Path, size: int, resize: str = "squash") -> np.ndarray:
         raise UserError(f"{path}: there is no such file") from error
     except _DAMAGE as error:
         raise UserError(f"{path}: cannot be decoded ({error}); replace the file") from error
-    return np.asarray(_resize(rgb, size, resize))
 
 
 def _what_it_is(path: Path) -> str:
