@@ -11,11 +11,14 @@ from medmerge_jax.data.cache import Pixels, cached_pixels
 from medmerge_jax.data.dataset import DataSet, Split
 from medmerge_jax.data.folder import image_folder
 from medmerge_jax.data.images import read_image
+from medmerge_jax.data.official import official_data_set
+from medmerge_jax.data.official.builders import BUILDERS
 from medmerge_jax.data.splits import stratified_group_split
 from medmerge_jax.data.synthetic import write_synthetic
 from medmerge_jax.data.table import image_table
 
 __all__ = [
+    "BUILDERS",
     "Batches",
     "DataSet",
     "Pixels",
@@ -27,6 +30,7 @@ __all__ = [
     "image_folder",
     "image_table",
     "make_batches",
+    "official_data_set",
     "read_image",
     "stratified_group_split",
     "write_synthetic",

@@ -88,6 +88,11 @@ def full_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: cannot be decoded ({error}); replace the file") from error
 
 
+def is_upright(image: Image.Image) -> bool:
+    """Whether the metadata of an opened image asks for no turning."""
+    return _orientation(image) is None
+
+
 def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
         beginning = file.read(16)
@@ -97,11 +102,16 @@ def _what_it_is(path: Path) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata; the pixels are fine
-        return image
+    method = _orientation(image)
     return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """What turns the image upright."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata; the pixels are fine
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
