@@ -78,7 +78,7 @@ def refuse(result, workdir, *words):
     for word in words:
         assert word in message, message
     left = [path for path in workdir.rglob("*") if path.is_file()] if workdir.exists() else []
-    assert not [path for path in left if path.name == "results.json" or "tmp" in path.name]
+    assert not [path for path in left if path.name == "results.json" or "-tmp" in str(path)]
     return message
 
 

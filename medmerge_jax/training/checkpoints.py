@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class StageCheckpoints:
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
+        self._disk_was_full = False
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
@@ -66,6 +68,7 @@ class StageCheckpoints:
         """Waits and frees the threads."""
         with self._full_disk():
             self._checkpointer.close()
+        self._remove_unfinished()
 
     @contextlib.contextmanager
     def _full_disk(self) -> Iterator[None]:
@@ -76,9 +79,18 @@ class StageCheckpoints:
             number = _os_error_number(error)
             if number not in files.DISK_FULL:
                 raise
+            self._disk_was_full = True
+            self._remove_unfinished()
+            raise OSError(number, os.strerror(number), str(self._directory)) from error
+
+    def _remove_unfinished(self) -> None:
+        """What a full disk left; again after closing, when Orbax starts no more threads."""
+        if self._disk_was_full:
+            for thread in threading.enumerate():
+                if thread.name == "serialize_shardings":  # Orbax forgets it after an error
+                    thread.join(timeout=60)
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(unfinished, ignore_errors=True)
-            raise OSError(number, os.strerror(number), str(self._directory)) from error
 
 
 def _os_error_number(error: Exception) -> int:
