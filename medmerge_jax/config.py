@@ -163,6 +163,11 @@ def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield f"parents = {list(config.parents)}: a merge wants two or more"
     if config.start not in config.parents:
         yield f"start = {config.start!r}: {nearest(config.start, list(config.parents))}"
+    elif config.recipe in ("medmerge", "compare"):
+        if set(config.parents.values()) == {"zeros"}:
+            yield "parents: all are zeros; one trained parent is wanted"
+    elif config.parents[config.start] == "zeros":
+        yield f"start = {config.start!r}: is a parent of zeros; a trained one is wanted"
     for recipe in config.compare.recipes:
         if recipe == "compare" or recipe not in RECIPES:
             yield f"compare.recipes has {recipe!r}: {nearest(recipe, RECIPES[:-1])}"

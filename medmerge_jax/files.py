@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -32,6 +35,19 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the temporaries that a killed process left anywhere below `folder`.
+
+    Those of `write_atomically` and of this library's scratch folders, both named by `tempfile`.
+    """
+    for parent, folders, names in os.walk(folder):
+        for name in filter(_LEFTOVER.fullmatch, names):
+            Path(parent, name).unlink(missing_ok=True)
+        for name in filter(_LEFTOVER.fullmatch, folders):
+            shutil.rmtree(Path(parent, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
 
 
 def write_text(path: Path, text: str) -> None:

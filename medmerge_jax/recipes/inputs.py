@@ -11,12 +11,11 @@ import numpy as np
 
 from medmerge_jax import files, weights
 from medmerge_jax.data import (
-    Batches,
     DataSet,
+    Pixels,
     cached_pixels,
     image_folder,
     image_table,
-    make_batches,
     write_synthetic,
 )
 from medmerge_jax.errors import UserError
@@ -72,26 +71,20 @@ def missing_data(data: ml_collections.ConfigDict) -> list[str]:
     return lines
 
 
-def image_batches(
-    config: ml_collections.ConfigDict, dataset: DataSet
-) -> tuple[dict[str, Batches], dict[str, str]]:
-    """Batches of uint8 images for each split, and the sha256 of each split's pixels."""
-    batches, hashes = {}, {}
+def decode(config: ml_collections.ConfigDict, dataset: DataSet) -> dict[str, Pixels]:
+    """The images of each split, decoded once and kept on the disk."""
+    pixels = {}
     for name in SPLITS:
         split = dataset.splits[name]
         with Bar(f"decoding {dataset.name} {name}", len(split), "images") as bar:
-            pixels = cached_pixels(
+            pixels[name] = cached_pixels(
                 split,
                 config.image_size,
                 config.data.resize,
                 files.cache_folder("images"),
                 progress=bar.to,
             )
-        hashes[name] = pixels.sha256
-        batches[name] = make_batches(
-            pixels.array, split.labels, config.batch_size, loader=config.data.loader
-        )
-    return batches, hashes
+    return pixels
 
 
 def load_parents(
@@ -103,6 +96,9 @@ def load_parents(
       config: The experiment.
       names: Of `config.parents`.
       source_directories: Where the models of `config.sources` are.
+
+    Returns:
+      By name; parents of zeros without variables, see `fill_zeros`.
 
     Raises:
       UserError: One for all the parents that cannot be loaded.
@@ -118,7 +114,7 @@ def load_parents(
             say(f"parent {name}: {_provenance(parents[name][1])}")
     if problems:
         raise UserError("\n".join(problems))
-    return _with_zeros(config, parents)
+    return parents
 
 
 def _provenance(card: dict[str, Any]) -> str:
@@ -145,7 +141,7 @@ def _load_parent(
     return variables, {**card, "source": value, "fingerprint": fingerprint}
 
 
-def _with_zeros(config: ml_collections.ConfigDict, parents: dict[str, Parent]) -> dict[str, Parent]:
+def fill_zeros(parents: dict[str, Parent]) -> dict[str, Parent]:
     """Gives the parents of zeros the others' mean batch norms, so that the mean is theirs."""
     zeros = [name for name, (variables, _) in parents.items() if not variables]
     if not zeros:
@@ -155,8 +151,6 @@ def _with_zeros(config: ml_collections.ConfigDict, parents: dict[str, Parent]) -
         for variables, _ in parents.values()
         if variables
     ]
-    if not backbones:
-        raise UserError("parents: all are zeros; one trained parent is wanted")
     mean = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *backbones)
     return {
         name: (zeros_parent(mean), card) if name in zeros else (variables, card)

@@ -12,12 +12,14 @@ import numpy as np
 
 from medmerge_jax import analysis, files, weights
 from medmerge_jax.config import check_config
+from medmerge_jax.data import DataSet, Pixels, make_batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec
 from medmerge_jax.progress import say
 from medmerge_jax.recipes import inputs as inputs_lib
 from medmerge_jax.recipes.experiment import Experiment, Inputs
+from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.recipes.recipes import ONE_PARENT, RECIPES
 from medmerge_jax.training.metrics import (
     METRICS,
@@ -40,24 +42,51 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: Before anything is compiled or written, if a field, path or file is unusable.
     """
     check_config(config)
-    get_spec(config.architecture)
     directory = RunDirectory(workdir)
     with directory.locked():
         directory.check_config(_json(config))
-        results = directory.read_json("results.json")
+        results = _finished(directory)
         if results is not None:
             say(f"{workdir} is finished; nothing to do")
-            if not (workdir / "report.html").exists():  # killed between the two
-                analysis.write_report(workdir)
             return results
         _check_paths(config)
-        sources = _run_sources(config, workdir)
-        names = _needed_parents(config)
-        inputs = _load_inputs(config, workdir, names, sources)
-        directory.record_config(_json(config), inputs.fingerprint, package_versions())
+        order = _source_order(config)
+        prepared = {
+            name: _prepare(config.sources[name], workdir)
+            for name in order
+            if _finished(_source_directory(workdir, name)) is None
+        }
+        target = _prepare(config, workdir)
+        # What could be refused is past: from here on the directory belongs to this config.
+        _record(config, directory, target.fingerprint, target.parents)
+        for name in prepared:
+            say(f"source {name}: {config.sources[name].recipe} on {config.sources[name].data.name}")
+            inputs = _load(prepared[name], workdir)
+            _run_recipe(config.sources[name], _source_directory(workdir, name), inputs)
+        inputs = _load(target, workdir)
         if config.recipe == "compare":
             return _compare(config, directory, inputs)
         return _run_recipe(config, directory, inputs)
+
+
+def _finished(directory: RunDirectory) -> dict[str, Any] | None:
+    """The results of a finished run; its report is made up for if it was killed before that."""
+    results: dict[str, Any] | None = directory.read_json("results.json")
+    if results is not None and not (directory.path / "report.html").exists():
+        analysis.write_report(directory.path)
+    return results
+
+
+def _record(
+    config: ml_collections.ConfigDict,
+    directory: RunDirectory,
+    data_fingerprint: str,
+    parents: dict[str, Parent],
+) -> None:
+    fingerprints = {
+        name: card["fingerprint"] for name, (_, card) in parents.items() if "fingerprint" in card
+    }
+    directory.record_config(_json(config), data_fingerprint, fingerprints, package_versions())
 
 
 def _json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -87,21 +116,17 @@ def _needed_parents(config: ml_collections.ConfigDict) -> list[str]:
     return sorted(config.parents)
 
 
-def _run_sources(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Path]:
-    """Makes the parents that the config describes as experiments of their own."""
-    finished: dict[str, Path] = {}
+def _source_order(config: ml_collections.ConfigDict) -> list[str]:
+    """The sources, each after those that it starts from."""
+    order: list[str] = []
     waiting = sorted(config.sources)
     while waiting:
-        ready = [name for name in waiting if _sources_of(config.sources[name]) <= finished.keys()]
+        ready = [name for name in waiting if _sources_of(config.sources[name]) <= set(order)]
         if not ready:
             raise UserError(f"sources {waiting} start from each other; one must start elsewhere")
-        for name in ready:
-            source, path = config.sources[name], workdir / "sources" / name
-            say(f"source {name}: {source.recipe} of {source.architecture} on {source.data.name}")
-            _run_source(source, path, workdir, finished)
-            finished[name] = path
-            waiting.remove(name)
-    return finished
+        order += ready
+        waiting = [name for name in waiting if name not in ready]
+    return order
 
 
 def _sources_of(config: ml_collections.ConfigDict) -> set[str]:
@@ -109,38 +134,65 @@ def _sources_of(config: ml_collections.ConfigDict) -> set[str]:
     return {v.removeprefix("source:") for v in values if v.startswith("source:")}
 
 
-def _run_source(
-    config: ml_collections.ConfigDict, path: Path, workdir: Path, sources: dict[str, Path]
-) -> None:
-    directory = RunDirectory(path)
-    if directory.read_json("results.json") is None:
-        inputs = _load_inputs(config, workdir, _needed_parents(config), sources)
-        directory.record_config(_json(config), inputs.fingerprint, package_versions())
-        _run_recipe(config, directory, inputs)
+def _source_directory(workdir: Path, name: str) -> RunDirectory:
+    return RunDirectory(workdir / "sources" / name)
 
 
-def _load_inputs(
-    config: ml_collections.ConfigDict, workdir: Path, names: list[str], sources: dict[str, Path]
-) -> Inputs:
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """What an experiment has before its sources are trained: its images, and other parents."""
+
+    config: ml_collections.ConfigDict
+    dataset: DataSet
+    pixels: dict[str, Pixels]
+    parents: dict[str, Parent]
+
+    @property
+    def fingerprint(self) -> str:
+        hashes = {name: pixels.sha256 for name, pixels in self.pixels.items()}
+        hashed = json.dumps([self.dataset.fingerprint(), hashes], sort_keys=True)
+        return hashlib.sha256(hashed.encode()).hexdigest()
+
+
+def _prepare(config: ml_collections.ConfigDict, workdir: Path) -> _Prepared:
+    get_spec(config.architecture)
     dataset = inputs_lib.load_data(config, workdir)
     dataset.check()
-    parents = inputs_lib.load_parents(config, names, sources)
-    batches, hashes = inputs_lib.image_batches(config, dataset)
-    hashed = json.dumps([dataset.fingerprint(), hashes], sort_keys=True)
+    names = _needed_parents(config)
+    there = [name for name in names if not config.parents[name].startswith("source:")]
+    parents = inputs_lib.load_parents(config, there, {})
+    return _Prepared(config, dataset, inputs_lib.decode(config, dataset), parents)
+
+
+def _load(prepared: _Prepared, workdir: Path) -> Inputs:
+    """The rest: the parents that sources have made, and the images in batches."""
+    config, parents = prepared.config, prepared.parents
+    made = [name for name in _needed_parents(config) if name not in parents]
+    directories = {name: _source_directory(workdir, name).path for name in _sources_of(config)}
+    parents = {**parents, **inputs_lib.load_parents(config, made, directories)}
     return Inputs(
-        dataset=dataset,
-        batches=batches,
-        parents=parents,
-        class_weights=inputs_lib.loss_weights(config, dataset),
-        fingerprint=hashlib.sha256(hashed.encode()).hexdigest(),
+        dataset=prepared.dataset,
+        batches={
+            name: make_batches(
+                pixels.array,
+                prepared.dataset.splits[name].labels,
+                config.batch_size,
+                loader=config.data.loader,
+            )
+            for name, pixels in prepared.pixels.items()
+        },
+        parents=inputs_lib.fill_zeros(dict(sorted(parents.items()))),
+        class_weights=inputs_lib.loss_weights(config, prepared.dataset),
+        fingerprint=prepared.fingerprint,
     )
 
 
 def _run_recipe(
     config: ml_collections.ConfigDict, directory: RunDirectory, inputs: Inputs
 ) -> dict[str, Any]:
-    """One recipe, from its stages to results.json, which is written last."""
+    """One recipe, from its stages to results.json, which is written last but the report."""
     started = time.monotonic()
+    _record(config, directory, inputs.fingerprint, inputs.parents)
     experiment = Experiment(config, directory, inputs)
     variables = RECIPES[config.recipe](experiment)
     results = {
@@ -165,6 +217,7 @@ def _run_recipe(
     )
     _draw(experiment)
     directory.write_json("results.json", results)
+    directory.close()
     analysis.write_report(directory.path)
     return results
 
@@ -275,12 +328,10 @@ def _compare(
 
 def _run_part(config: ml_collections.ConfigDict, path: Path, inputs: Inputs) -> dict[str, Any]:
     directory = RunDirectory(path)
-    results = directory.read_json("results.json")
+    results = _finished(directory)
     if results is None:
         say(f"{path.parent.name}, seed {config.seed}")
-        directory.record_config(_json(config), inputs.fingerprint, package_versions())
         results = _run_recipe(config, directory, inputs)
-        directory.close()
     return results
 
 

@@ -58,6 +58,7 @@ class RunDirectory:
             lock.write(f"process {os.getpid()} on {platform.node()}")
             lock.flush()
             try:
+                files.remove_leftovers(self.path)
                 yield
             finally:
                 lock.truncate(0)
@@ -77,23 +78,47 @@ class RunDirectory:
             self._refuse_differences(recorded["config"], dict(config))
 
     def record_config(
-        self, config: Mapping[str, Any], data_fingerprint: str, versions: Mapping[str, str]
+        self,
+        config: Mapping[str, Any],
+        data_fingerprint: str,
+        parents: Mapping[str, str],
+        versions: Mapping[str, str],
     ) -> None:
-        """Writes config.json of a new run; of an old one, checks config and data against it.
+        """Writes config.json of a new run; of an old one, checks that it began with the same.
+
+        Args:
+          config: All fields.
+          data_fingerprint: Of labels, splits and pixels.
+          parents: Fingerprints of the parents' weights, as far as they are known.
+          versions: Of packages; recorded, not compared.
 
         Raises:
-          UserError: The directory holds a run of another config, or of other data.
+          UserError: The directory holds a run of another config, of other data, or of parents
+            that have changed.
         """
         recorded = self.read_json("config.json")
-        now: Record = {"config": dict(config), "data_fingerprint": data_fingerprint}
+        now: Record = {
+            "config": dict(config),
+            "data_fingerprint": data_fingerprint,
+            "parent_fingerprints": dict(parents),
+        }
         if recorded is None:
             self.write_json("config.json", {**now, "versions": dict(versions)})
             return
         self._refuse_differences(recorded["config"], now["config"])
+        changed = []
         if recorded["data_fingerprint"] != data_fingerprint:
+            changed.append("other data: images, labels or splits")
+        known = recorded.get("parent_fingerprints", {})
+        changed += [
+            f"another parent {name}: its weights"
+            for name, fingerprint in parents.items()
+            if known.get(name, fingerprint) != fingerprint
+        ]
+        if changed:
             raise UserError(
-                f"workdir {self.path} holds a run on other data: images, labels or splits have "
-                "changed since. Restore them to resume it, or use another --workdir."
+                f"workdir {self.path} holds a run on {', on '.join(changed)} have changed since. "
+                "Restore them to resume it, or use another --workdir."
             )
 
     def _refuse_differences(self, recorded: Record, wanted: Record) -> None:

@@ -129,6 +129,47 @@ def test_zeros_alone_are_no_parents(config, tmp_path):
         run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_what_cannot_be_used_is_refused_before_a_source_is_trained(tmp_path):
+    config = tiny_config.get_config("compare")
+    broken = tmp_path / "images" / "train" / "0" / "broken.png"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("no image")
+    for split, label in ((split, label) for split in ("train", "val", "test") for label in "01"):
+        folder = tmp_path / "images" / split / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(folder / "good.png")
+    config.data.kind, config.data.root = "folder", str(tmp_path / "images")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        run(config, tmp_path / "run")
+    assert not list(tmp_path.rglob("checkpoints"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_a_parent_that_changed_since_is_not_mixed_in(config, tmp_path, monkeypatch):
+    config.recipe = "ft"
+    run(config, tmp_path / "b")
+    config.parents.b = str(tmp_path / "b")
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(experiment.Experiment, "logits", interrupt)
+        run(config, tmp_path / "run")
+    other = tiny_config.get_config()
+    other.recipe, other.seed = "ft", 1
+    run(other, tmp_path / "other")
+    (tmp_path / "b").rename(tmp_path / "before")
+    (tmp_path / "other").rename(tmp_path / "b")
+    with pytest.raises(UserError, match="another parent b: its weights have changed"):
+        run(config, tmp_path / "run")
+    (tmp_path / "b").rename(tmp_path / "other")
+    (tmp_path / "before").rename(tmp_path / "b")
+    assert run(config, tmp_path / "run")["test"]["num_examples"] == 12
+
+
+def interrupt(*_):
+    raise InterruptedError
+
+
 def test_sources_that_start_from_each_other(tmp_path):
     config = tiny_config.get_config("compare")
     config.sources.c.parents.c = "source:b"

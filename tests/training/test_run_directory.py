@@ -1,9 +1,11 @@
 """What a run leaves, also where it was killed while it wrote."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from medmerge_jax import files
 from medmerge_jax.errors import UserError
 from medmerge_jax.training.run_directory import RunDirectory
 
@@ -37,9 +39,41 @@ def test_rewinding_leaves_other_stages_alone(directory):
 
 def test_the_fields_that_differ_are_named(directory):
     config = {"ft": {"epochs": 2}, "seed": 0}
-    directory.record_config(config, "data", {})
-    directory.record_config(config, "data", {})
+    directory.record_config(config, "data", {"b": "one"}, {})
+    directory.record_config(config, "data", {"b": "one", "c": "made since"}, {})
     with pytest.raises(UserError, match=r"ft\.epochs: 2 there, 3 now"):
         directory.check_config({"ft": {"epochs": 3}, "seed": 0})
     with pytest.raises(UserError, match="other data"):
-        directory.record_config(config, "other", {})
+        directory.record_config(config, "other", {}, {})
+    with pytest.raises(UserError, match="another parent b"):
+        directory.record_config(config, "data", {"b": "two"}, {})
+
+
+def test_a_killed_process_leaves_its_temporaries_to_the_next(directory, monkeypatch):
+    class Killed(BaseException):
+        """Like SIGKILL, it leaves no time to clean up."""
+
+    def write(file):
+        file.write(b"half")
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        files.write_atomically(directory.path / "lp-b" / "results.json", write)
+    (directory.path / ".model.ab12_xyz").mkdir()
+    (directory.path / ".model.ab12_xyz" / "model.safetensors").write_bytes(b"half")
+    (directory.path / "data" / "clinic").mkdir(parents=True)
+    (directory.path / "data" / "clinic" / ".synthetic.json").write_text("{}")
+    assert len(list((directory.path / "lp-b").iterdir())) == 1
+    with directory.locked():
+        left = {path.name for path in directory.path.rglob("*")}
+    assert left == {".lock", "lp-b", "data", "clinic", ".synthetic.json"}
+
+
+def test_a_directory_in_which_nothing_was_written_goes_again(tmp_path):
+    with pytest.raises(UserError), RunDirectory(tmp_path / "run").locked():
+        raise UserError("no")
+    assert not (tmp_path / "run").exists()
+    with RunDirectory(tmp_path / "run").locked():
+        (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
