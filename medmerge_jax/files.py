@@ -6,11 +6,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
-_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -37,17 +36,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes the temporaries that a killed process left anywhere below `folder`.
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Deletes what a killed process left below `folder` while it wrote one of the `names`.
 
-    Those of `write_atomically` and of this library's scratch folders, both named by `tempfile`.
+    That is `.<name>.` and eight characters of `tempfile`, as `write_atomically` and
+    `weights.save_model` name their temporaries; nothing else is touched.
     """
-    for parent, folders, names in os.walk(folder):
-        for name in filter(_LEFTOVER.fullmatch, names):
+    known = "|".join(map(re.escape, names))
+    leftover = re.compile(rf"\.({known})\.[a-z0-9_]{{8}}")
+    for parent, folders, found in os.walk(folder):
+        for name in filter(leftover.fullmatch, found):
             Path(parent, name).unlink(missing_ok=True)
-        for name in filter(_LEFTOVER.fullmatch, folders):
+        for name in filter(leftover.fullmatch, folders):
             shutil.rmtree(Path(parent, name), ignore_errors=True)
-        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
+        folders[:] = [name for name in folders if not leftover.fullmatch(name)]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,6 +20,19 @@ from medmerge_jax.errors import UserError
 
 Record = dict[str, Any]
 
+_WRITTEN = (
+    "config.json",
+    "metrics.jsonl",
+    "coefficients.npz",
+    "predictions.npz",
+    "results.json",
+    "report.html",
+    "model",
+    "coefficients.png",
+    "confusion_matrix.png",
+    "learning_curves.png",
+)
+
 
 class RunDirectory:
     """The files of one run. Does not create anything until something is written."""
@@ -58,7 +71,8 @@ class RunDirectory:
             lock.write(f"process {os.getpid()} on {platform.node()}")
             lock.flush()
             try:
-                files.remove_leftovers(self.path)
+                if (self.path / "config.json").exists():  # else it may be any folder of the user's
+                    files.remove_leftovers(self.path, _WRITTEN)
                 yield
             finally:
                 lock.truncate(0)

@@ -65,9 +65,10 @@ def test_a_killed_process_leaves_its_temporaries_to_the_next(directory, monkeypa
     (directory.path / "data" / "clinic").mkdir(parents=True)
     (directory.path / "data" / "clinic" / ".synthetic.json").write_text("{}")
     assert len(list((directory.path / "lp-b").iterdir())) == 1
+    directory.write_json("config.json", {})
     with directory.locked():
         left = {path.name for path in directory.path.rglob("*")}
-    assert left == {".lock", "lp-b", "data", "clinic", ".synthetic.json"}
+    assert left == {".lock", "config.json", "lp-b", "data", "clinic", ".synthetic.json"}
 
 
 def test_a_directory_in_which_nothing_was_written_goes_again(tmp_path):
@@ -77,3 +78,17 @@ def test_a_directory_in_which_nothing_was_written_goes_again(tmp_path):
     with RunDirectory(tmp_path / "run").locked():
         (tmp_path / "run" / "metrics.jsonl").write_text("")
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_only_what_a_killed_run_left_is_removed(tmp_path):
+    ours = [".results.json.abcd1234", "figures/.coefficients.png.abcd1234", ".model.abcd1234/x"]
+    users = [".vscode.settings", "notes.txt", ".results.json.backup"]
+    for name in ours + users:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with RunDirectory(tmp_path).locked():
+        assert all((tmp_path / name).exists() for name in ours + users)  # no run is in here
+    (tmp_path / "config.json").write_text("{}")
+    with RunDirectory(tmp_path).locked():
+        assert all((tmp_path / name).exists() for name in users)
+        assert not any((tmp_path / name).exists() for name in ours)
