@@ -47,6 +47,7 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path) -> DataSet:
     root = Path(data.root).expanduser()
     if data.kind == "synthetic":
         root = workdir / "data" / data.name
+        files.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
         write_synthetic(
             root,
             data.synthetic.kind,
