@@ -209,7 +209,7 @@ def moved_error(kind, ours, wanted):
 
 
 class TorchMerge:
-    """The merge linear probe as METHODS describes it, on PyTorch modules."""
+    """The merge linear probe as the paper describes it, on PyTorch modules."""
 
     def __init__(self, torch, parents, head):
         self.torch = torch
