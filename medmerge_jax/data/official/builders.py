@@ -48,6 +48,8 @@ class OfficialBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    # TFDS looks for itself with a package that it does not always install.
+    code_path = tfds.core.Path(__file__)
     LAYOUT: Layout
 
     def __init__(self, *, file_format: Any = "array_record", **options: Any):

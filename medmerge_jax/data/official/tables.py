@@ -48,13 +48,19 @@ def by_id(path: Path, rows: Iterable[Row], column: str) -> dict[str, Row]:
     """The rows by the name in a column, in order.
 
     Raises:
-      UserError: A name is empty or occurs twice.
+      UserError: A name is empty, names a folder or occurs twice.
     """
     found: dict[str, Row] = {}
     for row in rows:
         name = row[column]
         if not name:
             raise row_error(path, row.line, f"column {column!r} is empty; a name is wanted")
+        if "/" in name or "\\" in name:
+            raise row_error(
+                path,
+                row.line,
+                f"column {column!r} holds {name!r}; a name without folders is wanted",
+            )
         first = found.setdefault(name, row)
         if first is not row:
             raise row_error(
