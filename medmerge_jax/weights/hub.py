@@ -91,6 +91,8 @@ def _from_hub(spec: ModelSpec, hub_id: str, torch_file: str) -> LocatedWeights:
         # Imported here: it takes a while, and only this needs it.
         from huggingface_hub import hf_hub_download
 
+        # It warns of every retry; what came of them is said below.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         path = Path(hf_hub_download(hub_id, HUB_FILE))
     except Exception as error:  # No network, no such library, a proxy, a full disk, ...
         reason = (str(error).splitlines() or [""])[0]
