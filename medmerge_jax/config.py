@@ -11,7 +11,8 @@ from medmerge_jax.errors import UserError
 RECIPES = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge", "compare")
 _CHOICES = {
     "recipe": RECIPES,
-    "data.kind": ("folder", "table", "synthetic"),
+    "data.kind": ("folder", "table", "official", "synthetic"),
+    "data.split_by": ("group", "image"),
     "data.resize": ("squash", "crop"),
     "data.loader": ("auto", "resident", "stream"),
     "merge.granularity": ("kernel", "layer", "slice", "parameter"),
@@ -65,8 +66,11 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "images"
-    config.data.kind = "folder"  # or "table", "synthetic"
+    config.data.kind = "folder"  # or "table", "official" (`name` says which), "synthetic"
     config.data.root = ""  # the image folder; with a table, where its images are
+    config.data.variant = ""  # of an official data set; empty: its default
+    config.data.split_table = ""  # of an official data set, CSV: filename, class, split
+    config.data.split_by = "group"  # of an official data set; or "image", as the papers do
     config.data.table = ""  # CSV: image, label(s), optionally split and group
     config.data.image_column = ""  # empty: found by its usual names
     config.data.label_columns = ()
@@ -159,6 +163,7 @@ def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     for field in _NOT_NEGATIVE:
         if _get(config, field) < 0:
             yield f"{field} = {_get(config, field)}: 0 or more is wanted"
+    yield from _official_problems(config.data)
     if config.recipe in ("medmerge", "compare") and len(config.parents) < 2:
         yield f"parents = {list(config.parents)}: a merge wants two or more"
     if config.start not in config.parents:
@@ -173,6 +178,20 @@ def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:
             yield f"compare.recipes has {recipe!r}: {nearest(recipe, RECIPES[:-1])}"
     if not config.compare.seeds or len(set(config.compare.seeds)) < len(config.compare.seeds):
         yield f"compare.seeds = {config.compare.seeds}: one or more different seeds are wanted"
+
+
+def _official_problems(data: ml_collections.ConfigDict) -> Iterator[str]:
+    if data.kind != "official":
+        for field in ("variant", "split_table"):
+            if data[field]:
+                yield f"data.{field} = {data[field]!r}: is only for data.kind = 'official'"
+        return
+    from medmerge_jax.data.official import layout  # imports jax, which config files need not
+
+    try:
+        layout(data.name, data.variant)
+    except UserError as error:
+        yield f"data.name = {data.name!r}, data.variant = {data.variant!r}: {error}"
 
 
 def nearest(value: Any, choices: Any) -> str:

@@ -16,6 +16,8 @@ from medmerge_jax.data import (
     cached_pixels,
     image_folder,
     image_table,
+    official,
+    official_data_set,
     write_synthetic,
 )
 from medmerge_jax.errors import UserError
@@ -45,6 +47,16 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path) -> DataSet:
             seed=data.split_seed,
         )
     root = Path(data.root).expanduser()
+    if data.kind == "official":
+        return official_data_set(
+            data.name,
+            root,
+            variant=data.variant,
+            split_by=data.split_by,
+            split_table=Path(data.split_table).expanduser() if data.split_table else "",
+            fractions=tuple(data.fractions),
+            seed=data.split_seed,
+        )
     if data.kind == "synthetic":
         root = workdir / "data" / data.name
         files.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
@@ -61,7 +73,12 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path) -> DataSet:
 
 def missing_data(data: ml_collections.ConfigDict) -> list[str]:
     """One line for each path of `config.data` that is not there."""
-    wanted = {"folder": ("root",), "table": ("root", "table"), "synthetic": ()}[data.kind]
+    wanted = {
+        "folder": ["root"],
+        "table": ["root", "table"],
+        "official": ["root", "split_table"] if data.split_table else ["root"],
+        "synthetic": [],
+    }[data.kind]
     lines = []
     for field in wanted:
         value = data[field]
@@ -69,6 +86,10 @@ def missing_data(data: ml_collections.ConfigDict) -> list[str]:
             lines.append(f"data.{field} is empty: give a path, --config.data.{field}=PATH")
         elif not Path(value).expanduser().exists():
             lines.append(f"data.{field} = {value}: there is no such file or folder")
+        else:
+            continue
+        if data.kind == "official" and field == "root":
+            lines[-1] += f". {official.LAYOUTS[data.name].instructions}"
     return lines
 
 
