@@ -1,8 +1,7 @@
 r"""MedMerge on APTOS 2019, diabetic retinopathy in five grades: the paper's run.
 
     python -m medmerge_jax.main --config configs/aptos.py --workdir runs/aptos \
-        --config.data.root=aptos2019/train_images --config.data.table=aptos2019/train.csv \
-        --config.parents.b=runs/eyepacs
+        --config.data.root=aptos2019 --config.parents.b=runs/eyepacs
 
 Data: the Kaggle competition "APTOS 2019 Blindness Detection", as downloaded: `train.csv`
 (id_code, diagnosis) and `train_images/*.png`, 3,662 labelled images. Parents: b is trained on
@@ -10,12 +9,21 @@ EyePACS, by `configs/eyepacs.py` or elsewhere; c is torchvision's ImageNet-1k.
 
 Stages: merge linear probe 50 epochs at 1e-4, fine-tuning 50 epochs at 1e-5, AdamW, 224 px.
 
-Published (arXiv 2403.11646, test accuracy / macro F1): DenseNet-121 .842 / .713,
-ResNet-50 .850 / .710. The paper's split is 2,929 / 366 / 367 images; without a table that
-holds it, the split here is a fresh stratified 80/10/10.
+Published (arXiv 2403.11646, test accuracy / macro F1):
+
+    method      parents              DenseNet-121   ResNet-50
+    FT          ImageNet             .826 / .639    .837 / .674
+    FT          EyePACS              .834 / .673    .853 / .702
+    LP-FT       ImageNet             .823 / .650    .837 / .685
+    LP-FT       EyePACS              .831 / .687    .852 / .706
+    MedMerge    both                 .842 / .713    .850 / .710
+
+The paper's split is 2,929 / 366 / 367 images: give a table of it (filename, class, split) with
+--config.data.split_table. Without one the split is a fresh stratified 80/10/10.
 
 Variants: `configs/aptos.py:compare` runs the baselines beside it, on three seeds;
-`configs/aptos.py:resnet50` and `configs/aptos.py:resnet50,compare` the other backbone.
+`configs/aptos.py:resnet50` and `configs/aptos.py:resnet50,compare` the other backbone, whose
+parent b is in `runs/eyepacs_resnet50`.
 """
 
 import ml_collections
@@ -31,13 +39,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = default_config()
     config.recipe = "compare" if "compare" in words else "medmerge"
     config.architecture = "resnet50" if "resnet50" in words else "densenet121"
-    config.parents.b = "runs/eyepacs"
+    config.parents.b = "runs/eyepacs_resnet50" if "resnet50" in words else "runs/eyepacs"
     config.parents.c = "imagenet"
     config.data.name = "aptos2019"
-    config.data.kind = "table"
-    config.data.root = "aptos2019/train_images"
-    config.data.table = "aptos2019/train.csv"
-    config.data.image_column = "id_code"
-    config.data.label_columns = ("diagnosis",)
-    config.data.classes = ("0", "1", "2", "3", "4")
+    config.data.kind = "official"
+    config.data.root = "aptos2019"
+    config.help = (
+        f"parents.b is made by: python -m medmerge_jax.main --config configs/eyepacs.py"
+        f"{':resnet50' if 'resnet50' in words else ''} --workdir {config.parents.b}; or give any "
+        "weight file or run directory with --config.parents.b=PATH"
+    )
     return config

@@ -63,6 +63,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.parents = ml_collections.ConfigDict({"b": "", "c": "imagenet"})
     config.start = "b"  # the parent that the recipes with one parent start from
     config.sources = ml_collections.ConfigDict()
+    config.help = ""  # said where something that the config names is missing
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "images"

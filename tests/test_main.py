@@ -259,6 +259,8 @@ def test_everything_missing_is_named_at_once(program, tmp_path):
     aptos = TINY.parent.parent / "configs" / "aptos.py"
     message = refuse(program(config=aptos, cwd=tmp_path), tmp_path / "run", "parents.b")
     assert "data.root" in message
+    assert "train_images" in message  # what to download, and where to put it
+    assert "configs/eyepacs.py" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -107,6 +107,7 @@ def _check_paths(config: ml_collections.ConfigDict) -> None:
         )
     ]
     if lines:
+        lines += [config.help] if config.help else []
         raise UserError("not everything that the config names is there:\n" + "\n".join(lines))
 
 
