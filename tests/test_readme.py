@@ -1,6 +1,7 @@
 """The README's Python runs as it stands."""
 
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +12,10 @@ import medmerge_jax as mm
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+sys.path.append(str(Path(__file__).parent / "data" / "official"))
+
+import small_layouts  # noqa: E402
 
 
 @pytest.fixture
@@ -23,8 +28,16 @@ def weight_files(tmp_path, monkeypatch):
         mm.save_weights(f"{name}.safetensors", "resnet18", variables)
 
 
+def test_the_builder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = small_layouts.aptos2019(tmp_path / "aptos2019")
+    train = run(BLOCKS[0])["train"]
+    assert 0 < len(train) < len(expected)
+    assert all(one["label"] == expected[one["id"].decode()].label for one in train)
+
+
 def test_the_merge_of_two_files(weight_files):
-    names = run(BLOCKS[0])
+    names = run(BLOCKS[1])
     kernels = [tree["params"]["conv1"]["kernel"] for tree in names["parents"]]
     merged = names["variables"]["params"]["conv1"]["kernel"]
     assert jnp.allclose(merged, (kernels[0] + kernels[1]) / 2)
@@ -32,7 +45,7 @@ def test_the_merge_of_two_files(weight_files):
 
 
 def test_the_merge_of_nnx_models():
-    names = run(BLOCKS[1])
+    names = run(BLOCKS[2])
     kernels = [names[model].conv.kernel[...] for model in "bc"]
     assert jnp.allclose(names["model"].conv.kernel[...], (kernels[0] + kernels[1]) / 2)
 

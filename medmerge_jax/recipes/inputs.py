@@ -1,6 +1,7 @@
 """From config fields to data and parents."""
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def missing_data(data: ml_collections.ConfigDict) -> list[str]:
         else:
             continue
         if data.kind == "official" and field == "root":
-            lines[-1] += f". {official.LAYOUTS[data.name].instructions}"
+            instructions = official.LAYOUTS[data.name].instructions.rstrip()
+            lines[-1] += f". What is wanted:\n{textwrap.indent(instructions, '    ')}"
     return lines
 
 
