@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -52,9 +52,12 @@ def cached_pixels(
 ) -> Pixels:
     """The split's images as `images.read_image` gives them, decoded at most once.
 
+    Images that come decoded (`Split.pixels`) are only resized.
+
     The file's name is a hash of all that shapes it: ids, sizes and modification times of the
-    images, size, resize and the version of Pillow. It appears whole or not at all, so a killed
-    process leaves nothing that counts as a cache; several processes may ask for the same one.
+    images (or of the archives that they come from), size, resize and the version of Pillow. It
+    appears whole or not at all, so a killed process leaves nothing that counts as a cache;
+    several processes may ask for the same one.
 
     Args:
       split: The images.
@@ -94,16 +97,19 @@ def cached_pixels(
 
 
 def _key(split: Split, size: int, resize: str) -> str:
-    states, problems = [], []
-    for example, path in zip(split.ids, split.paths, strict=True):
+    stats: dict[Path, tuple[int, int]] = {}
+    problems = []
+    for path in dict.fromkeys(split.paths):  # decoded images have one archive in common
         try:
             stat = path.stat()
         except OSError as error:
             problems.append(f"{path}: {error.strerror}")
         else:
-            states.append((example, stat.st_size, stat.st_mtime_ns))
+            stats[path] = (stat.st_size, stat.st_mtime_ns)
     _raise_unreadable(problems, len(split))
-    shapers = [_FORMAT, PIL.__version__, size, resize, states]
+    states = [(name, *stats[path]) for name, path in zip(split.ids, split.paths, strict=True)]
+    decoded = None if split.pixels is None else split.pixels.shape
+    shapers = [_FORMAT, PIL.__version__, size, resize, decoded, states]
     return hashlib.sha256(json.dumps(shapers).encode()).hexdigest()[:32]
 
 
@@ -137,7 +143,7 @@ def _build(
     def write(file: IO[bytes]) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         done = 0
-        for pixels, chunk_problems in _decode(split.paths, size, resize, workers):
+        for pixels, chunk_problems in _decode(split, size, resize, workers):
             problems.extend(chunk_problems)
             if not problems:
                 file.write(pixels.data)
@@ -152,16 +158,20 @@ def _build(
 
 
 def _decode(
-    paths: Sequence[Path], size: int, resize: str, workers: int
+    split: Split, size: int, resize: str, workers: int
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Chunks in order, a bounded number ahead. Pillow releases the interpreter lock."""
 
-    def decode(chunk: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
-        pixels = np.zeros((len(chunk), size, size, 3), np.uint8)
+    def decode(rows: range) -> tuple[np.ndarray, list[str]]:
+        pixels = np.zeros((len(rows), size, size, 3), np.uint8)
         problems = []
-        for row, path in enumerate(chunk):
+        for place, row in enumerate(rows):
             try:
-                pixels[row] = images.read_image(path, size, resize)
+                pixels[place] = (
+                    images.read_image(split.paths[row], size, resize)
+                    if split.pixels is None
+                    else images.resize_pixels(split.pixels[row], size, resize)
+                )
             except UserError as error:
                 problems.append(str(error))
         return pixels, problems
@@ -169,8 +179,8 @@ def _decode(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         pending: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
-        for start in range(0, len(paths), _CHUNK):
-            pending.append(pool.submit(decode, paths[start : start + _CHUNK]))
+        for start in range(0, len(split), _CHUNK):
+            pending.append(pool.submit(decode, range(len(split))[start : start + _CHUNK]))
             if len(pending) > 4 * workers:
                 yield pending.popleft().result()
         while pending:

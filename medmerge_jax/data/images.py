@@ -57,9 +57,23 @@ def read_image(path: Path, size: int, resize: str = "squash") -> np.ndarray:
     Raises:
       UserError: The file is missing, empty, no image, damaged, too large, or of floats.
     """
-    if resize not in RESIZES:
-        raise UserError(f"resize {resize!r}: {' or '.join(RESIZES)} is wanted")
+    _check_resize(resize)
     return np.asarray(_resize(full_image(path), size, resize))
+
+
+def resize_pixels(pixels: np.ndarray, size: int, resize: str = "squash") -> np.ndarray:
+    """The same for an image that is decoded already.
+
+    Args:
+      pixels: uint8 (h, w) or (h, w, 3).
+      size: See `read_image`.
+      resize: See `read_image`.
+
+    Returns:
+      uint8 (size, size, 3).
+    """
+    _check_resize(resize)
+    return np.asarray(_resize(Image.fromarray(pixels).convert("RGB"), size, resize))
 
 
 def full_image(path: Path) -> Image.Image:
@@ -91,6 +105,11 @@ def full_image(path: Path) -> Image.Image:
 def is_upright(image: Image.Image) -> bool:
     """Whether the metadata of an opened image asks for no turning."""
     return _orientation(image) is None
+
+
+def _check_resize(resize: str) -> None:
+    if resize not in RESIZES:
+        raise UserError(f"resize {resize!r}: {' or '.join(RESIZES)} is wanted")
 
 
 def _what_it_is(path: Path) -> str:

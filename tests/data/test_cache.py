@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medmerge_jax import files
 from medmerge_jax.data import Split, cache, cached_pixels, images
@@ -38,6 +39,17 @@ def decoded(monkeypatch):
 
 def split_of(paths):
     return Split(tuple(path.name for path in paths), tuple(paths), np.zeros(len(paths), np.int32))
+
+
+def archived(tmp_path, decoded):
+    """A split of decoded images from one archive, whose content nobody reads."""
+    archive = tmp_path / "archive.npz"
+    if not archive.exists():
+        archive.touch()
+    labels = np.zeros(len(decoded), np.int32)
+    return Split(
+        tuple(map(str, range(len(decoded)))), (archive,) * len(decoded), labels, None, decoded
+    )
 
 
 def cache_of(tmp_path, pattern="*.npy"):
@@ -165,6 +177,33 @@ def test_missing_images_are_in_one_error(tmp_path, split):
 def test_a_split_without_images(tmp_path):
     with pytest.raises(UserError, match="without images"):
         cached_pixels(split_of([]), 8, "squash", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("shape", [(N, 11, 9), (N, 6, 6, 3)])
+@pytest.mark.parametrize("size, resize", [(6, "squash"), (4, "crop")])
+def test_pixels_that_come_decoded_are_resized(tmp_path, shape, size, resize):
+    decoded = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    split = archived(tmp_path, decoded)
+    pixels = cached_pixels(split, size, resize, tmp_path / "cache")
+    colour = decoded if len(shape) == 4 else np.repeat(decoded[..., None], 3, axis=-1)
+    for row in range(N):
+        Image.fromarray(colour[row]).save(tmp_path / "one.png")
+        expected = images.read_image(tmp_path / "one.png", size, resize)
+        np.testing.assert_array_equal(pixels.array[row], expected)
+
+
+def test_the_cache_of_decoded_pixels_follows_their_archive(tmp_path):
+    decoded = np.zeros((N, 4, 4), np.uint8)
+    split = archived(tmp_path, decoded)
+    first = cached_pixels(split, 4, "squash", tmp_path / "cache")
+    changed = archived(tmp_path, decoded + 1)
+    again = cached_pixels(changed, 4, "squash", tmp_path / "cache")  # the archive is the same
+    assert again.sha256 == first.sha256
+    os.utime(split.paths[0], ns=(0, 0))
+    assert cached_pixels(changed, 4, "squash", tmp_path / "cache").array.min() == 1
+    (tmp_path / "archive.npz").unlink()
+    with pytest.raises(UserError, match=r"archive\.npz: No such file"):
+        cached_pixels(changed, 4, "squash", tmp_path / "cache")
 
 
 def test_progress(tmp_path, split):
