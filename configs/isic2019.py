@@ -48,4 +48,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.name = "isic2019"
     config.data.kind = "official"
     config.data.root = "isic2019"
+    config.help = (
+        f"parents.b is made by: python -m medmerge_jax.main --config configs/ham10000.py"
+        f"{':resnet50' if 'resnet50' in words else ''} --workdir {config.parents.b}; or give any "
+        "weight file or run directory with --config.parents.b=PATH"
+    )
     return config

@@ -46,4 +46,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.name = "rsna_pneumonia"
     config.data.kind = "official"
     config.data.root = "rsna_pneumonia"
+    config.help = (
+        f"parents.b is made by: python -m medmerge_jax.main --config configs/chexpert.py"
+        f"{':resnet50' if 'resnet50' in words else ''} --workdir {config.parents.b}; or give any "
+        "weight file or run directory with --config.parents.b=PATH"
+    )
     return config

@@ -36,6 +36,10 @@ def test_targets(target, architecture):
         workdir = f"runs/{PAIRS[target]}" + (f"_{backbone}" if backbone else "")
         assert config.parents.to_dict() == {"b": workdir, "c": "imagenet"}
         assert f"--workdir {workdir}" in load(PAIRS[target]).__doc__
+        command = (
+            f"configs/{PAIRS[target]}.py{':' if backbone else ''}{backbone} --workdir {workdir};"
+        )
+        assert command in config.help
 
 
 @pytest.mark.parametrize("architecture", ["densenet121", "resnet50"])

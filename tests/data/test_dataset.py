@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from medmerge_jax.data import DataSet, Split
+from medmerge_jax.data.dataset import build
 from medmerge_jax.errors import UserError
 
 
@@ -128,3 +129,38 @@ def test_a_group_in_two_splits_is_a_warning(caplog):
     caplog.clear()
     make_dataset(groups=(("a", "a", "c"), ("d", "d"), ("e", "f"))).check()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("assignment", [[0, 0, 0, 1, 1, 2], [2, 0, 1, 0, 0, 1]])
+def test_images_that_come_decoded_follow_their_rows(assignment):
+    pixels = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
+    names = [str(row) for row in range(6)]
+    paths = [Path("archive.npz")] * 6
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    dataset = build(
+        "x", ("a", "b"), names, paths, labels, None, np.array(assignment), (0.6, 0.2, 0.2), 0,
+        pixels=pixels,
+    )  # fmt: skip
+    for split in dataset.splits.values():
+        rows = [int(name) for name in split.ids]
+        np.testing.assert_array_equal(split.pixels, pixels[rows])
+        # Neighbours are not copied: data sets may be as large as the memory.
+        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        assert np.shares_memory(split.pixels, pixels) == neighbours
+
+
+def test_groups_are_kept_where_splits_ignore_them():
+    names = [str(row) for row in range(60)]
+    groups = [str(row // 2) for row in range(60)]
+    labels = np.arange(60) % 2
+    homes = {}
+    for by_group in (True, False):
+        dataset = build(
+            "x", ("a", "b"), names, [Path(name) for name in names], labels, groups, None,
+            (0.6, 0.2, 0.2), 0, split_by_group=by_group,
+        )  # fmt: skip
+        for split in dataset.splits.values():
+            assert split.groups == tuple(groups[int(name)] for name in split.ids)
+        homes[by_group] = [set(split.groups) for split in dataset.splits.values()]
+    assert not homes[True][0] & homes[True][1] | homes[True][0] & homes[True][2]
+    assert homes[False][0] & homes[False][2]
