@@ -3,6 +3,10 @@
 The same parents, head, batches and AdamW. The first gradients and the losses of 20 steps are
 compared, and where the trained numbers end up, relative to the distance that they moved: Adam
 divides by the gradient's size, so that where a gradient is near zero rounding decides its sign.
+
+Rounding also decides the sign of an element before a ReLU that is all but zero, and each such
+decision adds or takes away that element's whole gradient. The images are so few and small that in
+float32 no element of the first step is that close, which a test makes sure of.
 """
 
 import jax
@@ -11,9 +15,13 @@ import numpy as np
 import pytest
 from torch_reference import cifar_resnet, relative_error, state
 
+from medmerge_jax.data import ResidentBatches
+from medmerge_jax.data.batches import epoch_order
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.training import parameterization
+from medmerge_jax.training.loop import Stage, train_stage
+from medmerge_jax.training.run_directory import RunDirectory
 from medmerge_jax.training.step import (
     Network,
     Task,
@@ -21,24 +29,17 @@ from medmerge_jax.training.step import (
     init_state,
     predict_step,
     train_step,
-    weighted_loss,
 )
 from medmerge_jax.weights import variables_from_torch
 
-NAME, CLASSES, STEPS, BATCH, SIZE = "resnet20", 5, 20, 16, 32
+NAME, CLASSES, STEPS, BATCH, SIZE = "resnet20", 5, 20, 8, 8
 SPEC = get_spec(NAME)
 WEIGHT_DECAY = 1e-2
 
 
 @pytest.fixture(params=["float64", "float32"])
 def dtype(torch, request):
-    """Of everything on both sides.
-
-    In float32 rounding decides the sign of some elements before a ReLU, and each such decision
-    adds or takes away that element's whole gradient. So in float32 the gradients are compared as
-    a whole, in which the head's weigh most, and in float64, where no element is that close, those
-    of the coefficients by themselves too.
-    """
+    """Of everything on both sides."""
     torch.set_default_dtype(getattr(torch, request.param))
     with jax.enable_x64(request.param == "float64"):
         yield np.dtype(request.param)
@@ -63,6 +64,8 @@ def parents(torch, dtype):
             for module in network.modules():
                 if hasattr(module, "bn2"):
                     module.bn2.weight.mul_(0.2)
+            for tensor in network.state_dict().values():
+                tensor.copy_(tensor.float())  # what a file of weights holds
         networks.append(network)
     return networks
 
@@ -112,7 +115,7 @@ def test_linear_probe_then_fine_tuning(torch, dtype, parents, head, batches):
     network.eval()  # the probe's backbone is frozen, its batch norms included
     trainable = {f"params/head/{key}": t for key, t in torch_head(network).items()}
     wanted = torch_train(torch, trainable, torch_loss(torch, network), batches, 1e-2)
-    compare(probed, wanted, np.dtype(np.float64), "params/")  # no ReLU is left to decide
+    compare(probed, wanted, dtype, "params/")
 
     params = {**backbone["params"], **probed["variables"]["params"]}
     start = parameterization.fine_tune({**variables, "params": params})
@@ -123,18 +126,85 @@ def test_linear_probe_then_fine_tuning(torch, dtype, parents, head, batches):
     compare(ours, wanted, dtype, "params/")
 
 
+@pytest.mark.parametrize("dtype", ["float32"], indirect=True)
+def test_both_stages_of_medmerge_through_the_loop(torch, dtype, parents, head, batches, tmp_path):
+    images, labels = (
+        np.concatenate([batch[key] for batch in batches]) for key in ("inputs", "labels")
+    )
+    data = ResidentBatches(images, labels, BATCH)
+    directory = RunDirectory(tmp_path)
+    network = network_of(create_model(NAME, CLASSES))
+
+    def run(name, start, rate):
+        result = train_stage(
+            Stage(name, 1, rate, select="last", weight_decay=WEIGHT_DECAY),
+            start,
+            network,
+            lambda split: data,
+            directory,
+            seed=7,
+            multilabel=False,
+            class_weights=np.ones(CLASSES),
+        )
+        return {
+            "start": flatten(start.trainable),
+            "end": flatten(result.trainable),
+            "variables": result.variables,
+        }
+
+    variables = [flax_variables(parent, dtype) for parent in parents]
+    probed = run("lp", parameterization.merge_linear_probe(variables, head), 1e-3)
+    tuned = run("ft", parameterization.fine_tune(probed["variables"]), 1e-4)
+    directory.close()
+
+    rows = epoch_order(len(labels), 7, 0).reshape(STEPS, BATCH)
+    shuffled = [{"inputs": images[row], "labels": labels[row]} for row in rows]
+    theirs = TorchMerge(torch, parents, head)
+    wanted = [torch_train(torch, theirs.trainable, theirs.loss, shuffled, 1e-3)]
+    merged = theirs.collapsed()
+    trainable = {torch_path(key): tensor for key, tensor in merged.named_parameters()}
+    wanted.append(torch_train(torch, trainable, torch_loss(torch, merged), shuffled, 1e-4))
+    for ours, torchs, record in zip((probed, tuned), wanted, directory.records(), strict=True):
+        for kind in {path.split("/")[0] for path in ours["end"]}:
+            assert moved_error(kind, ours, torchs) < 0.01
+        assert record["train_loss"] == pytest.approx(np.mean(torchs["losses"]), rel=1e-4)
+    merged.eval()
+    with torch.no_grad():
+        logits = merged(torch_images(torch, images)).numpy()
+    found = predict_step(network, tuned["variables"], images)
+    assert relative_error(found, logits) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
+def test_no_element_is_so_close_to_zero_that_rounding_decides(
+    torch, dtype, parents, head, batches, monkeypatch
+):
+    relu, closest = torch.relu, []
+
+    def watched(x):
+        closest.append(x.detach().abs().min().item())
+        return relu(x)
+
+    monkeypatch.setattr(torch, "relu", watched)
+    images = torch_images(torch, batches[0]["inputs"])
+    with_head(torch, parents[0], head).train()(images)
+    TorchMerge(torch, parents, head).forward(images)
+    assert len(closest) == 2 * 19
+    assert min(closest) > 1e-5  # of numbers near 1, a hundred times their rounding
+
+
 def compare(ours, wanted, dtype, *kinds):
     """The three figures, over everything and for each kind of trained number."""
+    exact = dtype == np.float64
     assert set(wanted["gradients"]) == set(ours["gradients"])
     losses = np.abs(np.asarray(ours["losses"]) / wanted["losses"] - 1).max()
     for kind in ("", *kinds):
         gradient = error(kind, ours["gradients"], wanted["gradients"])
         distance = moved_error(kind, ours, wanted)
         print(f"{dtype} {kind:13} gradient {gradient:.1e}, losses {losses:.1e}, end {distance:.1e}")
-        assert distance < 0.01
-        if dtype == np.float64 or not kind:
-            assert gradient < 1e-4
-    assert losses < 1e-4
+        assert gradient < (1e-7 if exact else 1e-4)
+        assert distance < (1e-4 if exact else 0.01)
+    assert losses < (1e-7 if exact else 1e-4)
     assert wanted["losses"][-1] < 0.9 * wanted["losses"][0]
 
 
@@ -148,8 +218,7 @@ def network_of(model):
 def train(start, model, batches, rate):
     task = Task(network_of(model), start.assemble, start.train_batch_norm, False, WEIGHT_DECAY)
     weights = jnp.ones(CLASSES, jnp.float32)
-    gradients = first_gradients(task, start, batches[0])
-    train_state, losses = init_state(task, start), []
+    train_state, losses, gradients = init_state(task, start), [], None
     # The loss is a sum of its own type, so that the donated state keeps its types.
     loss_dtype = jax.tree.leaves(start.trainable)[0].dtype
     train_state = train_state._replace(loss_sum=jnp.zeros((), loss_dtype))
@@ -158,6 +227,10 @@ def train(start, model, batches, rate):
             task, train_state, start.frozen, batch, loss_dtype.type(rate), weights
         )
         losses.append(float(loss))
+        if gradients is None:  # Adam's first moment is now a tenth of the first gradient
+            gradients = jax.tree.map(
+                lambda leaf: np.asarray(leaf) * 10, train_state.opt_state[0].mu
+            )
     params = collapse(start.assemble, train_state.trainable, start.frozen)
     return {
         "gradients": flatten(gradients),
@@ -171,23 +244,6 @@ def train(start, model, batches, rate):
 def flax_variables(network, dtype):
     variables = variables_from_torch(NAME, state(network), "parent")
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), variables)
-
-
-def first_gradients(task, start, batch):
-    def loss(trainable):
-        variables = {
-            "params": task.assemble(trainable, start.frozen),
-            "batch_stats": start.batch_stats,
-        }
-        logits, _ = task.network.model.apply(
-            variables,
-            task.network.normalise(jnp.asarray(batch["inputs"])),
-            train=task.train_batch_norm,
-            mutable=["batch_stats"],
-        )
-        return weighted_loss(logits, batch["labels"], jnp.ones(CLASSES), multilabel=False)
-
-    return jax.jit(jax.grad(loss))(start.trainable)
 
 
 def joined(flat, kind):
@@ -236,19 +292,29 @@ class TorchMerge:
         }
 
     def loss(self, images, labels):
-        return self.torch.nn.functional.cross_entropy(self._apply(images), labels)
+        return self.torch.nn.functional.cross_entropy(self.forward(images), labels)
 
     def logits(self, images):
         self.network.eval()
         with self.torch.no_grad():
-            return self._apply(torch_images(self.torch, images)).numpy()
+            return self.forward(torch_images(self.torch, images)).numpy()
 
-    def _apply(self, images):
+    def collapsed(self):
+        """The network with the blended kernels for its own, in training mode."""
+        with self.torch.no_grad():
+            for name, kernel in self._blended().items():
+                self.network.get_parameter(name).copy_(kernel)
+        return self.network.train()
+
+    def forward(self, images):
+        return self.torch.func.functional_call(self.network, self._blended(), (images,))
+
+    def _blended(self):
         blended = {}
         for name, (b, c) in self.kernels.items():
             w = self.w[name][:, None, None, None]
             blended[name] = w * b.detach() + (1 - w) * c.detach()
-        return self.torch.func.functional_call(self.network, blended, (images,))
+        return blended
 
 
 def torch_train(torch, trainable, loss_fn, batches, rate):
