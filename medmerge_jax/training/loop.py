@@ -31,7 +31,7 @@ from medmerge_jax.training.step import (
 )
 
 _STEPS_IN_FLIGHT = 4
-"""Steps dispatched ahead of the one that the progress bar waits for."""
+"""Steps dispatched ahead of the one that the host waits for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def train_stage(
       class_weights: (classes,), see `step.weighted_loss`.
 
     Raises:
-      UserError: The loss is no longer finite. The checkpoints keep the last good epoch.
+      UserError: The loss is no longer finite. The last checkpoint is of a good epoch.
     """
     task = Task(network, start.assemble, start.train_batch_norm, multilabel, stage.weight_decay)
     checkpoints = StageCheckpoints(directory.path / "checkpoints" / stage.name)
@@ -140,10 +140,11 @@ def train_stage(
 
 def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
     """Outputs (num_examples, ...) float32 in evaluation mode, fetched once at the end."""
-    outputs = [
-        (predict_step(network, variables, batch["inputs"]), valid)
-        for batch, valid in batches.ordered()
-    ]
+    outputs: list[tuple[jax.Array, int]] = []
+    for batch, valid in batches.ordered():
+        outputs.append((predict_step(network, variables, batch["inputs"]), valid))
+        if len(outputs) > _STEPS_IN_FLIGHT:  # or a fast disk would fill the device with images
+            outputs[-1 - _STEPS_IN_FLIGHT][0].block_until_ready()
     return np.concatenate([np.asarray(output)[:valid] for output, valid in outputs])
 
 
@@ -175,6 +176,7 @@ class _Progress:
             tree, self.values = restored
             self.state, self.best = tree["state"], tree["best"]
             say(f"{stage.name}: resumed after epoch {self.epoch} of {stage.epochs}")
+        self.saved_epoch = self.epoch
 
     @property
     def epoch(self) -> int:
@@ -195,8 +197,10 @@ class _Progress:
         since = time.monotonic() - self._last_save
         if self.epoch == self.stage.epochs or since >= self.stage.checkpoint_seconds:
             # The step donates the state's buffers, so the writer gets a copy of its own.
-            self._checkpoints.save(self.epoch, _copy(self._tree()), values)
+            tree = {**self._tree(), "state": _copy(self.state)}
+            self._checkpoints.save(self.epoch, tree, values)
             self._last_save = time.monotonic()
+            self.saved_epoch = self.epoch
 
     def result(self, frozen: Tree) -> StageResult:
         trainable, batch_stats = self.best or (self.state.trainable, self.state.batch_stats)
@@ -234,14 +238,15 @@ def _validate(
     try:
         return evaluate(network, progress.variables(frozen), validation, multilabel)
     except FloatingPointError as error:
-        raise _diverged(
-            stage, progress.epoch, f"validation after epoch {progress.epoch + 1}: {error}"
-        ) from error
+        what = f"validation after epoch {progress.epoch + 1}: {error}"
+        raise _diverged(progress, what) from error
 
 
-def _diverged(stage: Stage, epochs_kept: int, what: str) -> UserError:
+def _diverged(progress: _Progress, what: str) -> UserError:
+    saved = progress.saved_epoch
+    kept = f"the checkpoint after epoch {saved} is kept" if saved else "there is no checkpoint yet"
     return UserError(
-        f"stage {stage.name}: {what}; the checkpoints up to epoch {epochs_kept} are kept. "
+        f"stage {progress.stage.name}: {what}; {kept}. "
         "Lower the stage's learning_rate or raise its warmup_epochs, in a new --workdir."
     )
 
@@ -274,7 +279,7 @@ def _train_epoch(
     if bad_step >= 0:
         step = int(bad_step)
         what = f"the loss was not finite at step {step + 1} (epoch {epoch + 1}, learning rate "
-        raise _diverged(stage, epoch, f"{what}{rates[step]:.3g})")
+        raise _diverged(progress, f"{what}{rates[step]:.3g})")
     progress.state = state
     return {
         "stage": stage.name,

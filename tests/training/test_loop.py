@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, 
         patch.setattr(loop, "learning_rates", explode)
         train(stage, "bad")
     assert "stage lp: the loss was not finite at step 9 (epoch 3" in str(error.value)
-    assert "up to epoch 2 are kept" in str(error.value)
+    assert "the checkpoint after epoch 2 is kept" in str(error.value)
 
     # What was kept is the state after two epochs, from which it can go on.
     def stop(split):
