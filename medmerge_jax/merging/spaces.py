@@ -1,0 +1,302 @@
+"""The hidden units of a network, and every place where they stand.
+
+Hidden units can be put in another order without changing the function of a network, as long as
+everything that makes or reads them follows. Which arrays those are is what permutation alignment
+(Ainsworth et al. 2022, arXiv 2209.04836) and ZipIt! (Stoica et al. 2023, arXiv 2305.03053) need
+to know. `find_spaces` derives it from the paths and shapes of a network's variables.
+
+A residual stream is one space: blocks add to it, so that all of them, the shortcut and all that
+read the stream share an order. Inside a block each convolution's output is a space of its own. A
+DenseNet concatenates: each layer's output is a space that all later layers of the block and the
+transition read, each in a slice of its input. Where a stream gets wider without parameters (He et
+al.'s CIFAR networks pad it with zeros on both sides), the narrow stream's space goes on in the
+middle of the wide one, and the padded units are a space of their own.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from medmerge_jax.merging.trees import SEPARATOR, flatten, network_order
+
+Tree = Mapping[Any, Any]
+
+FAMILIES = "ResNet (torchvision's, or He et al.'s for CIFAR) and DenseNet"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Place:
+    """Where the units of a space stand on an axis of an array.
+
+    Attributes:
+      path: Of the array in the variables, "params/layer1/0/conv2/kernel".
+      axis: The axis, from 0 to ndim - 1.
+      positions: (size,) of int: unit i is at `positions[i]`, one of many where streams are
+        concatenated or padded. Other units' positions on the same axis are another space's.
+      role: "out", the array makes the units (a kernel's c_out); "in", it reads them (a kernel's
+        c_in, the head's rows); "scale", it goes along with them (a batch norm's four vectors).
+    """
+
+    path: str
+    axis: int
+    positions: np.ndarray
+    role: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tap:
+    """Where the activations of a space can be observed.
+
+    Attributes:
+      module: Path of the module whose output is observed, "layer1/0/bn1".
+      relu: A ReLU is to be applied to that output, as the network does next.
+      positions: (size,) of int: unit i is channel `positions[i]` of the output's last axis.
+    """
+
+    module: str
+    relu: bool
+    positions: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Space:
+    """Hidden units that share one permutation.
+
+    Attributes:
+      name: Path of the module that first makes them, "layer1/0/conv3".
+      size: Number of units.
+      places: All of them, in network order, a module's parameters before its statistics.
+      taps: At least one, in network order.
+    """
+
+    name: str
+    size: int
+    places: tuple[Place, ...]
+    taps: tuple[Tap, ...]
+
+
+def find_spaces(variables: Tree) -> tuple[Space, ...]:
+    """The spaces of a network, from the paths and shapes of its variables alone.
+
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}` of a ResNet or DenseNet with the paths of
+        this package's models, of any depths and widths. Leaves need a shape only. Without
+        "head" or "batch_stats" these have no places.
+
+    Returns:
+      The spaces in network order of the modules that first make them.
+
+    Raises:
+      ValueError: The network is none of the known families, something in it is missing or
+        unknown, or two shapes do not fit each other; names the path.
+    """
+    network = _Network(variables)
+    if f"params{SEPARATOR}features{SEPARATOR}conv0{SEPARATOR}kernel" in network.shapes:
+        _walk_densenet(network)
+    elif f"params{SEPARATOR}layer1{SEPARATOR}0{SEPARATOR}conv1{SEPARATOR}kernel" in network.shapes:
+        _walk_resnet(network)
+    else:
+        some = ", ".join(list(network.shapes)[:3]) or "nothing"
+        raise ValueError(
+            f"hidden units are known for {FAMILIES}; found neither layer1/0/conv1 nor "
+            f"features/conv0 in params, but {some}"
+        )
+    return network.spaces()
+
+
+# A stream of channels: (c, 2) of int, for each channel its space's index and its unit there.
+_Stream = np.ndarray
+
+
+class _Network:
+    """Follows streams of channels through a network and notes the places of their units."""
+
+    def __init__(self, variables: Tree) -> None:
+        if not isinstance(variables, Mapping) or "params" not in variables:
+            raise ValueError('variables are not a mapping with a collection "params"')
+        self.has_statistics = bool(variables.get("batch_stats"))
+        flat = {
+            f"{collection}{SEPARATOR}{path}": leaf
+            for collection in ("params", "batch_stats")
+            for path, leaf in flatten(variables.get(collection, {})).items()
+        }
+        self.shapes = {path: tuple(np.shape(leaf)) for path, leaf in flat.items()}
+        self._unknown = dict.fromkeys(self.shapes)
+        self._found: list[tuple[str, int, list[Place], list[Tap]]] = []
+
+    def children(self, module: str, prefix: str = "") -> list[str]:
+        """Paths of the modules named `prefix` and digits in a module, in network order."""
+        above = f"params{SEPARATOR}{module}{SEPARATOR}" if module else f"params{SEPARATOR}"
+        names = {
+            path.removeprefix(above).partition(SEPARATOR)[0]
+            for path in self.shapes
+            if path.startswith(above)
+        }
+        found = [n for n in names if n.startswith(prefix) and n.removeprefix(prefix).isdecimal()]
+        inside = f"{module}{SEPARATOR}" if module else ""
+        return [inside + name for name in sorted(found, key=network_order)]
+
+    def has(self, module: str) -> bool:
+        start = f"params{SEPARATOR}{module}{SEPARATOR}"
+        return any(path.startswith(start) for path in self.shapes)
+
+    def new_units(self, module: str, size: int) -> _Stream:
+        """A space of its own."""
+        self._found.append((module, size, [], []))
+        return np.stack([np.full(size, len(self._found) - 1), np.arange(size)], axis=1)
+
+    def features(self, module: str) -> int:
+        """Output channels of a convolution."""
+        path = f"params{SEPARATOR}{module}{SEPARATOR}kernel"
+        if len(self._shape(path)) != 4:
+            raise ValueError(
+                f"{path}: shape {self.shapes[path]}; (height, width, c_in, c_out) is wanted"
+            )
+        return self.shapes[path][3]
+
+    def convolution(
+        self, module: str, inputs: _Stream | None, outputs: _Stream | None = None
+    ) -> _Stream:
+        """Notes a convolution; its outputs are new units unless they are given."""
+        features = self.features(module)
+        path = f"params{SEPARATOR}{module}{SEPARATOR}kernel"
+        if inputs is not None:
+            self._note(path, 2, inputs, "in")
+        if outputs is None:
+            outputs = self.new_units(module, features)
+        self._note(path, 3, outputs, "out")
+        return outputs
+
+    def norm(self, module: str, stream: _Stream) -> None:
+        """Notes a batch norm on a stream."""
+        for name in ("scale", "bias"):
+            self._note(f"params{SEPARATOR}{module}{SEPARATOR}{name}", 0, stream, "scale")
+        if self.has_statistics:
+            for name in ("mean", "var"):
+                self._note(f"batch_stats{SEPARATOR}{module}{SEPARATOR}{name}", 0, stream, "scale")
+
+    def tap(self, module: str, stream: _Stream, *, relu: bool) -> None:
+        """Notes that a module's output is a stream."""
+        for space, positions in self._parts(stream):
+            self._found[space][3].append(Tap(module, relu, positions))
+
+    def head(self, stream: _Stream) -> None:
+        """Notes the head's rows, if there is a head."""
+        if self.has("head"):
+            self._note(f"params{SEPARATOR}head{SEPARATOR}kernel", 0, stream, "in")
+            self._unknown.pop(f"params{SEPARATOR}head{SEPARATOR}bias", None)
+
+    def spaces(self) -> tuple[Space, ...]:
+        """What was noted, when all of the network has been."""
+        if self._unknown:
+            raise ValueError(
+                f"{next(iter(self._unknown))} has no part in the networks whose hidden units are "
+                f"known, {FAMILIES}"
+            )
+        return tuple(
+            Space(name, size, tuple(places), tuple(taps))
+            for name, size, places, taps in self._found
+        )
+
+    def _note(self, path: str, axis: int, stream: _Stream, role: str) -> None:
+        shape = self._shape(path)
+        if axis >= len(shape) or shape[axis] != len(stream):
+            raise ValueError(
+                f"{path}: shape {shape}, but {len(stream)} channels were expected on axis {axis}"
+            )
+        self._unknown.pop(path, None)
+        for space, positions in self._parts(stream):
+            self._found[space][2].append(Place(path, axis, positions, role))
+
+    def _shape(self, path: str) -> tuple[int, ...]:
+        if path not in self.shapes:
+            raise ValueError(f"{path} is absent")
+        return self.shapes[path]
+
+    def _parts(self, stream: _Stream) -> Iterable[tuple[int, np.ndarray]]:
+        """The spaces in a stream, each with its units' positions."""
+        for space in dict.fromkeys(stream[:, 0].tolist()):
+            channels = np.flatnonzero(stream[:, 0] == space)
+            positions = np.empty(self._found[space][1], int)
+            positions[stream[channels, 1]] = channels
+            yield space, positions
+
+
+def _walk_resnet(network: _Network) -> None:
+    stream = network.convolution("conv1", None)
+    network.norm("bn1", stream)
+    network.tap("bn1", stream, relu=True)
+    for stage in network.children("", "layer"):
+        for block in network.children(stage):
+            stream = _residual_block(network, block, stream)
+    network.head(stream)
+
+
+def _residual_block(network: _Network, block: str, inputs: _Stream) -> _Stream:
+    convolutions = network.children(block, "conv")
+    if not convolutions:
+        raise ValueError(f"params{SEPARATOR}{block}{SEPARATOR}conv1{SEPARATOR}kernel is absent")
+    *inner, last = convolutions
+    stream = inputs
+    for convolution in inner:
+        stream = network.convolution(convolution, stream)
+        norm = _sibling(convolution, "bn")
+        network.norm(norm, stream)
+        network.tap(norm, stream, relu=True)
+    downsample = f"{block}{SEPARATOR}downsample"
+    if network.has(downsample):
+        outputs = network.convolution(last, stream)
+        network.convolution(f"{downsample}{SEPARATOR}0", inputs, outputs)
+        network.norm(f"{downsample}{SEPARATOR}1", outputs)
+    else:
+        outputs = _widened(network, last, inputs)
+        network.convolution(last, stream, outputs)
+    network.norm(_sibling(last, "bn"), outputs)
+    network.tap(block, outputs, relu=False)
+    return outputs
+
+
+def _widened(network: _Network, convolution: str, inputs: _Stream) -> _Stream:
+    """The stream after a shortcut without parameters: padded with new units on both sides."""
+    more = network.features(convolution) - len(inputs)
+    if more <= 0:  # Fewer is an error, which is raised where the shapes are compared.
+        return inputs
+    padding = network.new_units(convolution, more)
+    return np.concatenate([padding[: more // 2], inputs, padding[more // 2 :]])
+
+
+def _sibling(module: str, prefix: str) -> str:
+    """The norm after a convolution: layer1/0/bn2 of layer1/0/conv2."""
+    above, _, name = module.rpartition(SEPARATOR)
+    return f"{above}{SEPARATOR}{prefix}{name.removeprefix('conv')}"
+
+
+def _walk_densenet(network: _Network) -> None:
+    root = "features"
+    stream = network.convolution(f"{root}{SEPARATOR}conv0", None)
+    network.norm(f"{root}{SEPARATOR}norm0", stream)
+    network.tap(f"{root}{SEPARATOR}norm0", stream, relu=True)
+    blocks = network.children(root, "denseblock")
+    for block in blocks:
+        for layer in network.children(block, "denselayer"):
+            stream = np.concatenate([stream, _dense_layer(network, layer, stream)])
+        if block != blocks[-1]:
+            transition = block.replace("denseblock", "transition")
+            network.norm(f"{transition}{SEPARATOR}norm", stream)
+            stream = network.convolution(f"{transition}{SEPARATOR}conv", stream)
+            network.tap(transition, stream, relu=False)
+    network.norm(f"{root}{SEPARATOR}norm5", stream)
+    network.head(stream)
+
+
+def _dense_layer(network: _Network, layer: str, inputs: _Stream) -> _Stream:
+    network.norm(f"{layer}{SEPARATOR}norm1", inputs)
+    inner = network.convolution(f"{layer}{SEPARATOR}conv1", inputs)
+    network.norm(f"{layer}{SEPARATOR}norm2", inner)
+    network.tap(f"{layer}{SEPARATOR}norm2", inner, relu=True)
+    outputs = network.convolution(f"{layer}{SEPARATOR}conv2", inner)
+    # No ReLU: each of the layers that read these channels has a batch norm of its own first.
+    network.tap(f"{layer}{SEPARATOR}conv2", outputs, relu=False)
+    return outputs
