@@ -22,7 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medmerge_jax.merging.trees import SEPARATOR, flatten, nest_like
+from medmerge_jax.merging.trees import (
+    SEPARATOR,
+    at_least_float32,
+    check_parents,
+    describe_shape,
+    flatten,
+    mean,
+    nest_like,
+    promote,
+)
 
 GRANULARITIES = ("kernel", "layer", "slice", "parameter")
 CONSTRAINTS = ("none", "clip", "sigmoid")
@@ -158,7 +167,8 @@ def merge_kernels(
     """
     _check_choice("constraint", constraint, CONSTRAINTS)
     backbones = [_backbone(parent) for parent in parents]
-    _check_parents(backbones)
+    _check_num_parents(len(parents))
+    check_parents(backbones)
     flat_coefficients = flatten(coefficients)
     kernels = {path: leaf for path, leaf in backbones[0].items() if is_kernel(path, leaf)}
     _check_coefficients(flat_coefficients, kernels, len(parents))
@@ -169,7 +179,7 @@ def merge_kernels(
             weights = _constrain(flat_coefficients[path], len(parents), constraint)
             merged[path] = _blend(leaves, weights)
         else:
-            merged[path] = _mean(leaves)
+            merged[path] = mean(leaves)
     return nest_like(merged, parents[0])
 
 
@@ -213,8 +223,8 @@ def merge_variables(
     for name in names:
         collections = [parent.get(name, {}) for parent in parents]
         statistics = [_backbone(collection) for collection in collections]
-        _check_parents(statistics, f"{name}{SEPARATOR}")
-        means = {path: _mean([flat[path] for flat in statistics]) for path in statistics[0]}
+        check_parents(statistics, f"{name}{SEPARATOR}")
+        means = {path: mean([flat[path] for flat in statistics]) for path in statistics[0]}
         merged[name] = nest_like(means, collections[0])
     return merged
 
@@ -244,7 +254,7 @@ def zeros_parent(variables: Tree, *, is_kernel: IsKernel = is_conv_kernel) -> di
 
 def _constrain(raw: Any, num_parents: int, constraint: str) -> jax.Array:
     weights = jnp.asarray(raw)
-    weights = weights.astype(_at_least_float32(weights.dtype))
+    weights = weights.astype(at_least_float32(weights.dtype))
     if constraint == "none":
         return weights
     if constraint == "clip":
@@ -259,7 +269,7 @@ def _constrain(raw: Any, num_parents: int, constraint: str) -> jax.Array:
 
 
 def _blend(leaves: Sequence[Any], weights: jax.Array) -> jax.Array:
-    kernels, dtype = _promote(leaves)
+    kernels, dtype = promote(leaves)
     if len(kernels) == 2:
         weights = weights[None]
     # Broadcast by hand, so that it also works under jax.numpy_rank_promotion("raise").
@@ -271,29 +281,6 @@ def _blend(leaves: Sequence[Any], weights: jax.Array) -> jax.Array:
     for weight, kernel in zip(reversed(list(weights)), reversed(kernels[:-1]), strict=True):
         blended = weight * kernel + blended
     return blended.astype(dtype)
-
-
-def _mean(leaves: Sequence[Any]) -> jax.Array:
-    arrays, dtype = _promote(leaves)
-    total = arrays[0]
-    for array in arrays[1:]:
-        total = total + array
-    return (total / len(arrays)).astype(dtype)
-
-
-def _promote(leaves: Sequence[Any]) -> tuple[list[jax.Array], Any]:
-    """The leaves in at least float32, and the dtype to return their merge in."""
-    arrays = [jnp.asarray(leaf) for leaf in leaves]
-    dtype = arrays[0].dtype
-    for array in arrays[1:]:
-        dtype = jnp.promote_types(dtype, array.dtype)
-    computed = _at_least_float32(dtype)
-    return [array.astype(computed) for array in arrays], dtype
-
-
-def _at_least_float32(dtype: Any) -> Any:
-    """Not by `jnp.promote_types`, which refuses this under strict promotion."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def _backbone(tree: Tree) -> dict[str, Any]:
@@ -320,25 +307,6 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; one of {', '.join(choices)} is wanted")
 
 
-def _check_parents(parents: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
-    """Raises unless all have the paths and shapes of the first, and only floating-point arrays."""
-    _check_num_parents(len(parents))
-    for index, parent in enumerate(parents):
-        for path in {**parents[0], **parent}:
-            wanted, found = _shape(parents[0], path), _shape(parent, path)
-            if wanted != found:
-                raise ValueError(
-                    f"{prefix}{path}: {wanted} in parent 0, {found} in parent {index}; parents "
-                    "must have the same architecture"
-                )
-            dtype = getattr(parent[path], "dtype", None)
-            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-                what = type(parent[path]).__name__ if dtype is None else f"of dtype {dtype}"
-                raise ValueError(
-                    f"{prefix}{path} in parent {index} is {what}; a floating-point array is wanted"
-                )
-
-
 def _check_coefficients(
     coefficients: Mapping[str, Any], kernels: Mapping[str, Any], num_parents: int
 ) -> None:
@@ -346,17 +314,13 @@ def _check_coefficients(
     for path in {**kernels, **coefficients}:
         if path not in kernels:
             raise ValueError(
-                f"coefficients of {path}: {_shape(coefficients, path)}, but such a kernel is "
-                "absent in the parents"
+                f"coefficients of {path}: {describe_shape(coefficients, path)}, but such a kernel "
+                "is absent in the parents"
             )
         shape = np.shape(kernels[path])
         wanted = [leading + _granular_shape(shape, granularity) for granularity in GRANULARITIES]
         if path not in coefficients or np.shape(coefficients[path]) not in wanted:
             raise ValueError(
-                f"coefficients of {path}: {_shape(coefficients, path)}, but a kernel {shape} of "
-                f"{num_parents} parents takes one of {', '.join(map(str, wanted))}"
+                f"coefficients of {path}: {describe_shape(coefficients, path)}, but a kernel "
+                f"{shape} of {num_parents} parents takes one of {', '.join(map(str, wanted))}"
             )
-
-
-def _shape(flat: Mapping[str, Any], path: str) -> str:
-    return f"shape {np.shape(flat[path])}" if path in flat else "absent"

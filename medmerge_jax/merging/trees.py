@@ -1,9 +1,16 @@
-"""Nested dicts of arrays as flat dicts with paths such as "layer1/0/conv2/kernel"."""
+"""Nested dicts of arrays as flat dicts with paths such as "layer1/0/conv2/kernel".
+
+And what all merges of such trees share: the checks that they fit, and in what they are computed.
+"""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 SEPARATOR = "/"
 
@@ -82,6 +89,86 @@ def network_order(path: str) -> tuple[Any, ...]:
       A key for `sorted`.
     """
     return tuple(_part_key(part) for part in path.split(SEPARATOR))
+
+
+def check_parents(parents: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
+    """Raises unless all have the paths and shapes of the first, and only floating-point arrays.
+
+    Args:
+      parents: Leaves by path of each.
+      prefix: Put before a path in messages, "batch_stats/".
+
+    Raises:
+      ValueError: There is none; a path that one lacks or has too many; shapes that differ; a leaf
+        that is no floating-point array.
+    """
+    if not parents:
+        raise ValueError("0 parents; one or more are wanted")
+    for index, parent in enumerate(parents):
+        for path in {**parents[0], **parent}:
+            wanted, found = describe_shape(parents[0], path), describe_shape(parent, path)
+            if wanted != found:
+                raise ValueError(
+                    f"{prefix}{path}: {wanted} in parent 0, {found} in parent {index}; parents "
+                    "must have the same architecture"
+                )
+            dtype = getattr(parent[path], "dtype", None)
+            if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+                what = type(parent[path]).__name__ if dtype is None else f"of dtype {dtype}"
+                raise ValueError(
+                    f"{prefix}{path} in parent {index} is {what}; a floating-point array is wanted"
+                )
+
+
+def check_finite(flat: Mapping[str, Any], name: str) -> None:
+    """Raises if an array holds NaN or infinity; under `jax.jit` nothing can be known.
+
+    Args:
+      flat: Arrays by path.
+      name: What they belong to, for the message: "parent 1".
+
+    Raises:
+      ValueError: Names the first such path, and how many of its numbers are not finite.
+    """
+    for path, leaf in flat.items():
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        finite = jnp.isfinite(leaf) if isinstance(leaf, jax.Array) else np.isfinite(leaf)
+        if not finite.all():
+            count = finite.size - int(finite.sum())
+            raise ValueError(
+                f"{path} in {name}: {count} of {finite.size} numbers are NaN or infinite; "
+                "its training diverged or its file is damaged"
+            )
+
+
+def describe_shape(flat: Mapping[str, Any], path: str) -> str:
+    """ "shape (64,)", or "absent"."""
+    return f"shape {np.shape(flat[path])}" if path in flat else "absent"
+
+
+def mean(leaves: Sequence[Any]) -> jax.Array:
+    """The mean of arrays of one shape; computed as by `promote`, in the dtype it says."""
+    arrays, dtype = promote(leaves)
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = total + array
+    return (total / len(arrays)).astype(dtype)
+
+
+def promote(leaves: Sequence[Any]) -> tuple[list[jax.Array], Any]:
+    """The leaves in at least float32, and the dtype to return their merge in."""
+    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    dtype = arrays[0].dtype
+    for array in arrays[1:]:
+        dtype = jnp.promote_types(dtype, array.dtype)
+    computed = at_least_float32(dtype)
+    return [array.astype(computed) for array in arrays], dtype
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """Not by `jnp.promote_types`, which refuses this under strict promotion."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
