@@ -143,7 +143,7 @@ def check_finite(flat: Mapping[str, Any], name: str) -> None:
 
 
 def describe_shape(flat: Mapping[str, Any], path: str) -> str:
-    """ "shape (64,)", or "absent"."""
+    """The shape of the leaf at a path in words: "shape (64,)", or "absent"."""
     return f"shape {np.shape(flat[path])}" if path in flat else "absent"
 
 
