@@ -1,0 +1,261 @@
+"""What augmentation does to an image, as torchvision does it to Pillow images.
+
+Every function maps one uint8 image (h, w, 3) to another, with parameters that may be traced, so
+that `jax.jit` and `jax.vmap` work on it. Resizing and blending are done in whole numbers, so that
+neither the device nor the batch changes a bit of them, and most results are Pillow's to the bit.
+Shears, rotations and hue are computed in float32 and may differ from Pillow's float64 by one in a
+channel; in rare pixels hue and look-ups without interpolation take the neighbouring hue or pixel.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Scalar = jax.Array | float
+Integer = jax.Array | int
+
+_WEIGHT_BITS = 16
+_FACTOR_BITS = 20
+
+
+def resized_crop(
+    image: jax.Array,
+    top: Integer,
+    left: Integer,
+    height: Integer,
+    width: Integer,
+    size: tuple[int, int],
+) -> jax.Array:
+    """Cuts a rectangle of whole pixels and resizes it, bilinear with antialiasing.
+
+    Args:
+      image: uint8 (h, w, 3).
+      top: First row of the rectangle.
+      left: First column.
+      height: Rows of the rectangle, which lies inside the image.
+      width: Columns.
+      size: Height and width of the result.
+
+    Returns:
+      uint8 (*size, 3); rounded after the horizontal and after the vertical pass, as Pillow does.
+    """
+    rows = _resampling_weights(top, height, image.shape[0], size[0])
+    columns = _resampling_weights(left, width, image.shape[1], size[1])
+    # In float32 these sums of integers below 2²⁴ are exact, in whatever order they are added; but
+    # not at the default precision of an accelerator.
+    exact = lax.Precision.HIGHEST
+    wide = jnp.einsum("hwc,ow->hoc", image.astype(jnp.float32), columns, precision=exact)
+    result = jnp.einsum("hwc,oh->owc", _rounded(wide), rows, precision=exact)
+    return _rounded(result).astype(jnp.uint8)
+
+
+def _resampling_weights(
+    start: Integer, length: Integer, num_inputs: int, num_outputs: int
+) -> jax.Array:
+    """(num_outputs, num_inputs): a triangle around each output's centre, inside the crop.
+
+    Whole numbers, 2¹⁶ in each row but for their rounding. Pillow's have 22 bits.
+    """
+    outputs, inputs = jnp.arange(num_outputs)[:, None], jnp.arange(num_inputs) - start
+    # In units of 1 / (2 num_outputs) of a pixel all distances are whole.
+    distances = jnp.abs((2 * inputs + 1) * num_outputs - (2 * outputs + 1) * length)
+    reach = 2 * jnp.maximum(length, num_outputs)
+    inside = (inputs >= 0) & (inputs < length)
+    weights = jnp.where(inside, jnp.maximum(reach - distances, 0), 0)
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    return ((2**_WEIGHT_BITS * weights + total // 2) // total).astype(jnp.float32)
+
+
+def _rounded(sums: jax.Array) -> jax.Array:
+    return jnp.floor(sums / 2**_WEIGHT_BITS + 0.5)
+
+
+def horizontal_flip(image: jax.Array) -> jax.Array:
+    """Left to right."""
+    return image[:, ::-1]
+
+
+def affine(image: jax.Array, matrix: jax.Array, interpolation: str = "nearest") -> jax.Array:
+    """Looks every pixel up where an affine map sends it; black where that is outside.
+
+    Args:
+      image: uint8 (h, w, 3).
+      matrix: float32 (6,): (a, b, c, d, e, f). The result at (x, y), the centre of a pixel, is
+        the image at (a x + b y + c, d x + e y + f).
+      interpolation: "nearest" or "bilinear".
+    """
+    height, width, _ = image.shape
+    a, b, c, d, e, f = matrix
+    x, y = jnp.arange(width) + 0.5, (jnp.arange(height) + 0.5)[:, None]
+    x, y = a * x + b * y + c, d * x + e * y + f
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    packed = _pack(image).reshape(-1)
+
+    def look_up(column: jax.Array, row: jax.Array) -> jax.Array:
+        row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
+        return packed.at[row * width + column].get(mode="promise_in_bounds")
+
+    if interpolation == "nearest":
+        result = _unpack(look_up(jnp.floor(x).astype(jnp.int32), jnp.floor(y).astype(jnp.int32)))
+    else:
+        left, above = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
+        dx, dy = (x - 0.5 - left)[..., None], (y - 0.5 - above)[..., None]
+        column, row = left.astype(jnp.int32), above.astype(jnp.int32)
+        corners = [
+            _unpack(look_up(column + right, row + below)).astype(jnp.float32)
+            for below in (0, 1)
+            for right in (0, 1)
+        ]
+        upper = corners[0] + (corners[1] - corners[0]) * dx
+        lower = corners[2] + (corners[3] - corners[2]) * dx
+        result = (upper + (lower - upper) * dy).astype(jnp.uint8)
+    return jnp.where(inside[..., None], result, 0).astype(jnp.uint8)
+
+
+def _pack(image: jax.Array) -> jax.Array:
+    """The three channels in one integer (h, w), so that one look-up fetches them."""
+    channels = image.astype(jnp.int32)
+    return channels[..., 0] | channels[..., 1] << 8 | channels[..., 2] << 16
+
+
+def _unpack(packed: jax.Array) -> jax.Array:
+    return jnp.stack([packed & 255, packed >> 8 & 255, packed >> 16], axis=-1)
+
+
+def shear_matrix(x: Scalar, y: Scalar) -> jax.Array:
+    """For `affine`: pixels move by x of their row, or y of their column, from the upper left."""
+    return jnp.array([1.0, x, 0.0, y, 1.0, 0.0], jnp.float32)
+
+
+def translation_matrix(right: Scalar, down: Scalar) -> jax.Array:
+    """For `affine`: pixels move right and down."""
+    return jnp.array([1.0, 0.0, -right, 0.0, 1.0, -down], jnp.float32)
+
+
+def rotation_matrix(degrees: Scalar, height: int, width: int) -> jax.Array:
+    """For `affine`: the image turns counter-clockwise around its centre."""
+    cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
+    x, y = width / 2, height / 2
+    return jnp.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y])
+
+
+def adjust_brightness(image: jax.Array, factor: Scalar) -> jax.Array:
+    """Factor 0 is black, 1 the image itself."""
+    return _blend(jnp.zeros_like(image), image, factor)
+
+
+def adjust_saturation(image: jax.Array, factor: Scalar) -> jax.Array:
+    """Factor 0 is grey, 1 the image itself. RandAugment calls it "Color"."""
+    return _blend(_grey(image)[..., None], image, factor)
+
+
+def adjust_contrast(image: jax.Array, factor: Scalar) -> jax.Array:
+    """Factor 0 is the mean of the grey image everywhere, 1 the image itself."""
+    grey = _grey(image)
+    whole, rest = jnp.divmod(jnp.sum(grey), grey.size)
+    return _blend(whole + (2 * rest >= grey.size), image, factor)
+
+
+def adjust_sharpness(image: jax.Array, factor: Scalar) -> jax.Array:
+    """Factor 0 is smoothed (except for the outermost pixels), 1 the image itself."""
+    height, width, _ = image.shape
+    if height <= 2 or width <= 2:
+        return image
+    pixels = image.astype(jnp.int32)
+    three_rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
+    nine = three_rows[:, :-2] + three_rows[:, 1:-1] + three_rows[:, 2:]
+    smooth = (2 * (nine + 4 * pixels[1:-1, 1:-1]) + 13) // 26  # thirteenths, rounded
+    return _blend(pixels.at[1:-1, 1:-1].set(smooth), image, factor)
+
+
+def adjust_hue(image: jax.Array, shift: Scalar) -> jax.Array:
+    """Turns the hue by `shift`, −0.5 to 0.5 of a circle, in Pillow's HSV of 8 bits a channel."""
+    hue, saturation, value = _to_hsv(image)
+    turned = (hue + jnp.trunc(jnp.asarray(shift) * 255).astype(jnp.int32)) % 256
+    return _from_hsv(turned, saturation, value)
+
+
+def posterize(image: jax.Array, bits: int) -> jax.Array:
+    """Keeps the highest bits of every channel."""
+    return image & jnp.uint8(256 - 2 ** (8 - bits) if bits else 0)
+
+
+def solarize(image: jax.Array, threshold: float) -> jax.Array:
+    """Inverts what is not below the threshold, 0 to 255."""
+    return jnp.where(image < threshold, image, 255 - image)
+
+
+def autocontrast(image: jax.Array) -> jax.Array:
+    """Stretches each channel to 0 … 255; a channel of one value stays."""
+    pixels = image.astype(jnp.int32)
+    low, high = jnp.min(pixels, axis=(0, 1)), jnp.max(pixels, axis=(0, 1))
+    stretched = 255 * (pixels - low) // jnp.maximum(high - low, 1)
+    return jnp.where(high > low, stretched, pixels).astype(jnp.uint8)
+
+
+def equalize(image: jax.Array) -> jax.Array:
+    """Makes the histogram of each channel flat."""
+
+    def table(channel: jax.Array) -> jax.Array:
+        counts = jnp.zeros(256, jnp.int32).at[channel.reshape(-1)].add(1)
+        step = (channel.size - counts[jnp.max(channel)]) // 255
+        below = jnp.cumsum(counts) - counts
+        levels = jnp.clip((step // 2 + below) // jnp.maximum(step, 1), 0, 255)
+        return jnp.where(step > 0, levels, jnp.arange(256)).astype(jnp.uint8)
+
+    channels = [image[..., channel] for channel in range(image.shape[-1])]
+    return jnp.stack([table(channel)[channel] for channel in channels], axis=-1)
+
+
+def _blend(degenerate: jax.Array, image: jax.Array, factor: Scalar) -> jax.Array:
+    """From the degenerate image (0) through the image (1) and beyond; the fraction is cut off."""
+    fixed = jnp.round(jnp.asarray(factor, jnp.float32) * 2**_FACTOR_BITS).astype(jnp.int32)
+    start = degenerate.astype(jnp.int32)
+    mixed = (start << _FACTOR_BITS) + fixed * (image.astype(jnp.int32) - start)
+    # What the rounding of the factor took from a whole number is given back.
+    return jnp.clip((mixed + 128) >> _FACTOR_BITS, 0, 255).astype(jnp.uint8)
+
+
+def _grey(image: jax.Array) -> jax.Array:
+    """int32 (h, w): luma of ITU-R 601-2 in sixteen bits, as Pillow's mode L."""
+    red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
+    return (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
+
+
+def _to_hsv(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """int32 (h, w) each, 0 to 255."""
+    pixels = image.astype(jnp.float32)
+    high, low = jnp.max(pixels, axis=-1), jnp.min(pixels, axis=-1)
+    spread = jnp.maximum(high - low, 1.0)
+    red, green, blue = jnp.moveaxis((high[..., None] - pixels) / spread[..., None], -1, 0)
+    sixths = jnp.where(
+        red == 0, blue - green, jnp.where(green == 0, 2 + red - blue, 4 + green - red)
+    )
+    hue = jnp.where(high > low, sixths / 6, 0.0)
+    hue = jnp.where(hue < 0, hue + 1, hue)
+    saturation = (high - low) / jnp.maximum(high, 1.0)
+    return _times_255(hue), _times_255(saturation), high.astype(jnp.int32)
+
+
+def _times_255(fraction: jax.Array) -> jax.Array:
+    """⌊255 x⌋ of the very float32 x: a product rounded up to an integer would be one too many."""
+    candidate = jnp.round(fraction * 255)
+    too_many = fraction * 256 - candidate < fraction  # 255 x < candidate, without rounding
+    return (candidate - too_many).astype(jnp.int32)
+
+
+def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Array:
+    sixths = hue * 6 / 255
+    sector = jnp.floor(sixths)
+    fraction, purity = sixths - sector, saturation / 255
+
+    def darkened(by: jax.Array) -> jax.Array:
+        return jnp.floor(value * (1 - by) + 0.5).astype(jnp.int32)
+
+    p, q, t = darkened(purity), darkened(purity * fraction), darkened(purity * (1 - fraction))
+    sector = sector.astype(jnp.int32) % 6
+    channels = ((value, q, p, p, t, value), (t, value, value, q, p, p), (p, p, t, value, value, q))
+    return jnp.stack(
+        [jnp.select([sector == number for number in range(6)], choices) for choices in channels],
+        axis=-1,
+    ).astype(jnp.uint8)
