@@ -81,6 +81,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.multilabel = False
     config.data.fractions = (0.8, 0.1, 0.1)  # train, val, test, where the data has no split
     config.data.split_seed = 0
+    config.data.exclude_overlap = False  # leave out val and test images of a parent's training
     config.data.resize = "squash"  # or "crop": shorter side, then the centre
     config.data.loader = "auto"  # "resident" on the device, or "stream"
     config.data.synthetic = ml_collections.ConfigDict()

@@ -18,9 +18,9 @@ _FIGURES = ("coefficients", "learning_curves", "confusion_matrix")
 def write_report(run_directory: Path) -> None:
     """Writes report.html of a run directory: self-contained, loads nothing from anywhere.
 
-    It shows what there is of results.json (of a run or a comparison), config.json, metrics.jsonl
-    and figures/*.png; of a comparison also the coefficients of the first seed of its runs.
-    Missing files leave out their part.
+    It shows what there is of results.json (of a run or a comparison), config.json, metrics.jsonl,
+    data_audit.json and figures/*.png; of a comparison also the coefficients of the first seed of
+    its runs. Missing files leave out their part.
 
     Args:
       run_directory: Where these files are and report.html goes.
@@ -29,6 +29,7 @@ def write_report(run_directory: Path) -> None:
 
     results = _read_json(run_directory / "results.json")
     config = _read_json(run_directory / "config.json")
+    audit = _read_json(run_directory / "data_audit.json")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -39,6 +40,8 @@ def write_report(run_directory: Path) -> None:
         metrics=None if "table" in results else metric_cells(results),
         stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
         counts=_counts(results.get("data", {})),
+        audit=audit.get("summary", []),
+        overlaps=_overlaps(audit) if audit else None,
         parents=_parents(results.get("parents", {})),
         figures=_figures(run_directory, "table" in results),
         versions=results.get("versions", config.get("versions", {})),
@@ -111,6 +114,23 @@ def _counts(data: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]] | None
     classes = list(dict.fromkeys([*named, *found]))
     rows = [[split, *(by.get(name, 0) for name in classes)] for split, by in counts.items()]
     return ["split", *classes], rows
+
+
+def _overlaps(audit: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """What is in two places: groups, images of two splits, images of a parent's training."""
+    groups = audit["groups"] or {"by_splits": {}, "examples": []}
+    rows = [[f"groups in {places}", count, "", ""] for places, count in groups["by_splits"].items()]
+    found = [(f"{pair['of']} images in {pair['in']}", pair) for pair in audit["duplicates"]]
+    for parent, parts in audit["parents"].items():
+        found += [
+            (f"{split} images that parent {parent} was trained on", part)
+            for split, part in (parts or {}).items()
+            if isinstance(part, Mapping)
+        ]
+    for title, part in found:
+        examples = ", ".join(" = ".join(pair) for pair in part["examples"])
+        rows.append([title, part["images"], part["exact"], examples])
+    return ["in two places", "number", "of equal pixels", "such as"], rows
 
 
 def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -62,6 +62,17 @@ pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; }
 <h2>Data</h2>
 {{ table(*counts) }}
 {% endif %}
+{% if audit %}
+<h2>Data audit</h2>
+<ul>
+{% for line in audit %}
+<li>{{ line }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+{% if overlaps and overlaps[1] %}
+{{ table(*overlaps) }}
+{% endif %}
 {% for name, image in figures %}
 <h2>{{ name | capitalize }}</h2>
 <p><img alt="{{ name }}" src="data:image/png;base64,{{ image }}"></p>

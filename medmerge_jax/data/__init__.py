@@ -1,5 +1,6 @@
 """Data sets of images, their splits, the decoded-image cache and batches."""
 
+from medmerge_jax.data.audit import audit_data_set
 from medmerge_jax.data.batches import (
     Batches,
     ResidentBatches,
@@ -10,6 +11,7 @@ from medmerge_jax.data.batches import (
 from medmerge_jax.data.cache import Pixels, cached_pixels
 from medmerge_jax.data.dataset import DataSet, Split
 from medmerge_jax.data.folder import image_folder
+from medmerge_jax.data.hashing import ImageHashes, find_overlap, hash_images, load_hashes
 from medmerge_jax.data.images import read_image
 from medmerge_jax.data.official import official_data_set
 from medmerge_jax.data.official.builders import BUILDERS
@@ -21,14 +23,19 @@ __all__ = [
     "BUILDERS",
     "Batches",
     "DataSet",
+    "ImageHashes",
     "Pixels",
     "ResidentBatches",
     "Split",
     "StreamedBatches",
+    "audit_data_set",
     "cached_pixels",
     "epoch_order",
+    "find_overlap",
+    "hash_images",
     "image_folder",
     "image_table",
+    "load_hashes",
     "make_batches",
     "official_data_set",
     "read_image",

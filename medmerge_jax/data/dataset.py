@@ -1,6 +1,5 @@
 """What a data set is, before any pixel is read: ids, paths, labels and groups per split."""
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -81,7 +80,7 @@ class DataSet:
         }
 
     def check(self) -> None:
-        """Refuses what cannot be trained on, and warns where a group crosses splits.
+        """Refuses what cannot be trained on; what makes results too good is for `audit`.
 
         Raises:
           UserError: A split is empty, a class has no training image, a label is none of the
@@ -101,7 +100,6 @@ class DataSet:
             self._check_labels(name)
         self._check_ids()
         self._check_training_classes()
-        self._warn_of_crossing_groups()
 
     def _class_counts(self, split: Split) -> list[int]:
         if self.multilabel:
@@ -145,22 +143,6 @@ class DataSet:
             raise UserError(
                 f"data set {self.name}: no training image of {missing} (images of them in the "
                 f"other splits: {elsewhere}); add some, or leave the class out"
-            )
-
-    def _warn_of_crossing_groups(self) -> None:
-        homes = collections.defaultdict(set)
-        for name in SPLITS:
-            for group in self.splits[name].groups or ():
-                homes[group].add(name)
-        crossing = sorted(group for group, names in homes.items() if len(names) > 1)
-        if crossing:
-            _LOG.warning(
-                "data set %s: %d of %d groups are in more than one split (%s, ...): results on "
-                "the test split will be too good",
-                self.name,
-                len(crossing),
-                len(homes),
-                ", ".join(crossing[:3]),
             )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from medmerge_jax.data import Batches, DataSet, make_batches
+from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.recipes.inputs import Parent
@@ -30,6 +30,8 @@ class Inputs:
       parents: Variables and provenance, by name, in merging order.
       class_weights: (classes,) of the loss.
       fingerprint: Of the data: labels, splits and pixels.
+      hashes: Of the images, and of those that the parents were trained on.
+      audit: See `data.audit.audit`.
       features: Filled by linear probes: a parent's features, by (parent, split).
     """
 
@@ -38,6 +40,8 @@ class Inputs:
     parents: dict[str, Parent]
     class_weights: np.ndarray
     fingerprint: str
+    hashes: ImageHashes
+    audit: dict[str, Any]
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
 

@@ -1,5 +1,6 @@
 """From config fields to data and parents."""
 
+import dataclasses
 import os
 import textwrap
 from pathlib import Path
@@ -13,14 +14,20 @@ import numpy as np
 from medmerge_jax import files, weights
 from medmerge_jax.data import (
     DataSet,
+    ImageHashes,
     Pixels,
+    audit_data_set,
     cached_pixels,
+    hash_images,
     image_folder,
     image_table,
+    load_hashes,
     official,
     official_data_set,
     write_synthetic,
 )
+from medmerge_jax.data.audit import overlapping, short_text, without
+from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging import zeros_parent
 from medmerge_jax.models import create_model, get_spec
@@ -109,6 +116,59 @@ def decode(config: ml_collections.ConfigDict, dataset: DataSet) -> dict[str, Pix
                 progress=bar.to,
             )
     return pixels
+
+
+def audit_data(
+    config: ml_collections.ConfigDict,
+    dataset: DataSet,
+    pixels: dict[str, Pixels],
+    parents: dict[str, ImageHashes | None],
+) -> tuple[DataSet, dict[str, Pixels], ImageHashes, dict[str, Any]]:
+    """Says what makes results too good, and leaves it out if the config wants that.
+
+    Args:
+      config: The experiment.
+      dataset: As loaded.
+      pixels: Of its splits.
+      parents: Hashes of the images that they were trained on, None where those are not known.
+
+    Returns:
+      The data set and its pixels, without the val and test images that a parent was trained on
+      if `config.data.exclude_overlap`; their hashes with those of the parents' training images;
+      and the audit, see `data.audit`.
+    """
+    hashes = hash_images(dataset, {n: p.array for n, p in pixels.items()}, config.data.resize)
+    found = audit_data_set(dataset, hashes, parents)
+    if config.data.exclude_overlap:
+        rows = overlapping(hashes, parents)
+        dataset = without(dataset, rows)
+        dataset.check()
+        pixels = {
+            name: dataclasses.replace(part, array=part.array[~rows[name]])
+            if name in rows and rows[name].any()
+            else part
+            for name, part in pixels.items()
+        }
+        hashes = hashes.without(rows)
+        found = {
+            **audit_data_set(dataset, hashes, parents),
+            "excluded": {name: int(leave.sum()) for name, leave in rows.items()},
+        }
+    found["summary"] = short_text(found)
+    for line in found["summary"]:
+        say(line)
+    return dataset, pixels, hashes.inheriting([known for known in parents.values() if known]), found
+
+
+def hashes_of_parent(card: dict[str, Any]) -> ImageHashes | None:
+    """Of the images that a model on the disk was trained on, if its run has left them."""
+    return find_hashes(Path(card["file"]), card.get("data_fingerprint"))
+
+
+def hashes_of_source(finished: Path) -> ImageHashes | None:
+    """Likewise for a source that was trained before."""
+    path = finished / HASHES_FILE
+    return load_hashes(path)[0] if path.exists() else None
 
 
 def load_parents(

@@ -12,7 +12,9 @@ import numpy as np
 
 from medmerge_jax import analysis, files, weights
 from medmerge_jax.config import check_config
-from medmerge_jax.data import DataSet, Pixels, make_batches
+from medmerge_jax.data import DataSet, ImageHashes, Pixels, make_batches
+from medmerge_jax.data.audit import AUDIT_FILE
+from medmerge_jax.data.hashing import HASHES_FILE
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec
@@ -51,12 +53,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
             return results
         _check_paths(config)
         order = _source_order(config)
-        prepared = {
-            name: _prepare(config.sources[name], workdir)
-            for name in order
-            if _finished(_source_directory(workdir, name)) is None
-        }
-        target = _prepare(config, workdir)
+        prepared: dict[str, _Prepared] = {}
+        for name in order:
+            if _finished(_source_directory(workdir, name)) is None:
+                prepared[name] = _prepare(config.sources[name], workdir, prepared)
+        target = _prepare(config, workdir, prepared)
         # What could be refused is past: from here on the directory belongs to this config.
         _record(config, directory, target.fingerprint, target.parents)
         for name in prepared:
@@ -147,6 +148,8 @@ class _Prepared:
     dataset: DataSet
     pixels: dict[str, Pixels]
     parents: dict[str, Parent]
+    hashes: ImageHashes
+    audit: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
@@ -155,14 +158,29 @@ class _Prepared:
         return hashlib.sha256(hashed.encode()).hexdigest()
 
 
-def _prepare(config: ml_collections.ConfigDict, workdir: Path) -> _Prepared:
+def _prepare(
+    config: ml_collections.ConfigDict, workdir: Path, sources: dict[str, _Prepared]
+) -> _Prepared:
+    """Loads what there is and shows what is wrong with it, before anything is trained."""
     get_spec(config.architecture)
     dataset = inputs_lib.load_data(config, workdir)
     dataset.check()
     names = _needed_parents(config)
     there = [name for name in names if not config.parents[name].startswith("source:")]
     parents = inputs_lib.load_parents(config, there, {})
-    return _Prepared(config, dataset, inputs_lib.decode(config, dataset), parents)
+    pixels = inputs_lib.decode(config, dataset)
+    known: dict[str, ImageHashes | None] = {}
+    for name in names:
+        value = config.parents[name]
+        if value.removeprefix("source:") in sources:
+            known[name] = sources[value.removeprefix("source:")].hashes
+        elif value.startswith("source:"):
+            finished = _source_directory(workdir, value.removeprefix("source:")).path
+            known[name] = inputs_lib.hashes_of_source(finished)
+        elif value not in ("imagenet", "random", "zeros"):
+            known[name] = inputs_lib.hashes_of_parent(parents[name][1])
+    dataset, pixels, hashes, found = inputs_lib.audit_data(config, dataset, pixels, known)
+    return _Prepared(config, dataset, pixels, parents, hashes, found)
 
 
 def _load(prepared: _Prepared, workdir: Path) -> Inputs:
@@ -185,7 +203,15 @@ def _load(prepared: _Prepared, workdir: Path) -> Inputs:
         parents=inputs_lib.fill_zeros(dict(sorted(parents.items()))),
         class_weights=inputs_lib.loss_weights(config, prepared.dataset),
         fingerprint=prepared.fingerprint,
+        hashes=prepared.hashes,
+        audit=prepared.audit,
     )
+
+
+def _leave_audit(directory: RunDirectory, inputs: Inputs) -> None:
+    """For the report, and for those who will start from this model."""
+    directory.write_json(AUDIT_FILE, inputs.audit)
+    inputs.hashes.save(directory.path / HASHES_FILE, inputs.fingerprint)
 
 
 def _run_recipe(
@@ -194,6 +220,7 @@ def _run_recipe(
     """One recipe, from its stages to results.json, which is written last but the report."""
     started = time.monotonic()
     _record(config, directory, inputs.fingerprint, inputs.parents)
+    _leave_audit(directory, inputs)
     experiment = Experiment(config, directory, inputs)
     variables = RECIPES[config.recipe](experiment)
     results = {
@@ -306,6 +333,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Every recipe on the same parents, splits and seeds; each run in a directory of its own."""
     started = time.monotonic()
+    _leave_audit(directory, inputs)
     runs: dict[_Row, list[dict[str, Any]]] = {row: [] for row in _rows(config, inputs)}
     for seed in config.compare.seeds:
         for row, finished in runs.items():

@@ -2,6 +2,8 @@
 
 config.json             resolved config, package versions, data fingerprint
 checkpoints/<stage>/    see `checkpoints`
+data_audit.json         what is in two splits or in a parent's training data
+image_hashes.npz        by which those who start from this model find such images
 metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
 coefficients.npz, model/, predictions.npz, results.json, report.html, figures/
 """
@@ -22,6 +24,8 @@ Record = dict[str, Any]
 
 _WRITTEN = (
     "config.json",
+    "data_audit.json",
+    "image_hashes.npz",
     "metrics.jsonl",
     "coefficients.npz",
     "predictions.npz",

@@ -115,6 +115,30 @@ def test_report_escapes_names(tmp_path):
     assert json.dumps(EVIL) in page.text
 
 
+def test_report_of_the_audit(tmp_path):
+    def part(count, *example):
+        return {"images": count, "exact": count // 2, "examples": [list(example)] * (count > 0)}
+
+    audit = {
+        "groups": {"by_splits": {"train and test": 17}, "examples": ["p1"]},
+        "duplicates": [{"of": "test", "in": "train", **part(4, EVIL, "b.png")}],
+        "parents": {"b": {"training_images": 9, "test": part(6, "c.png", "d.png")}, "c": None},
+        "summary": ["warning: 17 groups are in two splits"],
+    }
+    write(tmp_path, results=results(), data_audit=audit)
+    write_report(tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert page.open == []
+    assert "script" not in page.tags
+    for text in (
+        "warning: 17 groups are in two splits",
+        "groups in train and test 17",
+        f"test images in train 4 2 {EVIL} = b.png",
+        "test images that parent b was trained on 6 3 c.png = d.png",
+    ):
+        assert text in re.sub(r"\s+", " ", page.text)
+
+
 def test_report_of_a_comparison(tmp_path):
     def value(mean):
         return {"mean": mean, "std": 0.0125, "values": [mean]}

@@ -122,15 +122,6 @@ def test_duplicated_ids():
         across.check()
 
 
-def test_a_group_in_two_splits_is_a_warning(caplog):
-    groups = (("a", "b", "c"), ("d", "e"), ("a", "f"))
-    make_dataset(groups=groups).check()
-    assert "1 of 6 groups are in more than one split (a" in caplog.text
-    caplog.clear()
-    make_dataset(groups=(("a", "a", "c"), ("d", "d"), ("e", "f"))).check()
-    assert not caplog.records
-
-
 @pytest.mark.parametrize("assignment", [[0, 0, 0, 1, 1, 2], [2, 0, 1, 0, 0, 1]])
 def test_images_that_come_decoded_follow_their_rows(assignment):
     pixels = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)

@@ -1,0 +1,199 @@
+"""What may make results too good: groups and images in two splits or in a parent's training."""
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from medmerge_jax.data.dataset import DataSet, Split
+from medmerge_jax.data.hashing import ImageHashes, find_overlap
+from medmerge_jax.data.splits import SPLITS
+from medmerge_jax.errors import UserError
+
+AUDIT_FILE = "data_audit.json"
+_EXAMPLES = 5
+
+
+def audit_data_set(
+    dataset: DataSet,
+    hashes: ImageHashes | None = None,
+    parents: Mapping[str, ImageHashes | None] | None = None,
+) -> dict[str, Any]:
+    """What there is in each split, and what is in two.
+
+    Args:
+      dataset: The data set.
+      hashes: Of its images; without, images are not compared.
+      parents: Hashes of the parents' images, None where their training images are unknown.
+
+    Returns:
+      For JSON: "name"; "images" and "counts" (of each class) by split; "groups", None if unknown,
+      with their number, that of those in two splits, and their images; "duplicates" for each two
+      splits; "parents" with the val and test images among those a parent was trained on; and
+      "warnings", a sentence for each thing that makes results too good.
+    """
+    found: dict[str, Any] = {
+        "name": dataset.name,
+        "images": {name: len(dataset.splits[name]) for name in SPLITS},
+        "counts": {name: dataset.counts()[name] for name in SPLITS},
+        "groups": _groups(dataset),
+        "duplicates": [] if hashes is None else _duplicates(dataset, hashes),
+        "parents": {},
+    }
+    for name, known in (parents or {}).items():
+        found["parents"][name] = None
+        if hashes is not None and known is not None:
+            found["parents"][name] = {"training_images": len(known.training())}
+            for split in ("val", "test"):
+                ours, theirs = hashes.of(split), known.training()
+                overlap = find_overlap(ours, theirs)
+                found["parents"][name][split] = overlap.summary(ours, theirs)
+    found["warnings"] = list(_warnings(found))
+    return found
+
+
+def _groups(dataset: DataSet) -> dict[str, Any] | None:
+    homes: dict[str, set[str]] = defaultdict(set)
+    for name in SPLITS:
+        for group in dataset.splits[name].groups or ():
+            homes[group].add(name)
+    if not homes:
+        return None
+    crossing = sorted(group for group, names in homes.items() if len(names) > 1)
+    members = set(crossing)
+    pairs = itertools.combinations(SPLITS, 2)
+    return {
+        "groups": len(homes),
+        "in_several_splits": len(crossing),
+        "by_splits": {
+            f"{one} and {other}": sum({one, other} <= homes[group] for group in crossing)
+            for one, other in pairs
+        },
+        "images": {
+            name: sum(group in members for group in dataset.splits[name].groups or ())
+            for name in SPLITS
+        },
+        "examples": crossing[:_EXAMPLES],
+    }
+
+
+def _duplicates(dataset: DataSet, hashes: ImageHashes) -> list[dict[str, Any]]:
+    found = []
+    for earlier, later in itertools.combinations(SPLITS, 2):
+        ours, known = hashes.of(later), hashes.of(earlier)
+        overlap = find_overlap(ours, known, names=False)
+        rows = np.flatnonzero(overlap.any)
+        labels = dataset.splits[later].labels[rows]
+        others = dataset.splits[earlier].labels[overlap.match[rows]]
+        same = (labels == others) | (np.isnan(labels) & np.isnan(others))
+        summary = overlap.summary(ours, known)
+        del summary["by_id"]
+        different = ~same.reshape(len(rows), int(np.prod(labels.shape[1:]))).all(axis=1)
+        found.append({"of": later, "in": earlier, **summary, "other_label": int(different.sum())})
+    return found
+
+
+def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
+    name, groups, images = found["name"], found["groups"], found["images"]
+    if groups and groups["in_several_splits"]:
+        yield (
+            f"{name}: {groups['in_several_splits']} of {groups['groups']} groups (patients, "
+            "lesions) are in more than one split, with "
+            f"{groups['images']['test']} of {images['test']} test images: results will be too good"
+        )
+    for pair in found["duplicates"]:
+        if pair["images"]:
+            labels = f", {pair['other_label']} with another label" if pair["other_label"] else ""
+            yield (
+                f"{name}: {pair['images']} of {images[pair['of']]} {pair['of']} images are in "
+                f"{pair['in']} too ({pair['exact']} with the same pixels{labels}), such as "
+                f"{' = '.join(pair['examples'][0])}"
+            )
+    for parent, parts in found["parents"].items():
+        for split in ("val", "test") if parts else ():
+            part = parts[split]
+            if part["images"]:
+                yield (
+                    f"{name}: parent {parent} was trained on {part['images']} of "
+                    f"{images[split]} {split} images ({part['by_id']} by name, "
+                    f"{part['by_hash']} by looks); data.exclude_overlap = True leaves them out"
+                )
+
+
+def overlapping(
+    hashes: ImageHashes, parents: Mapping[str, ImageHashes | None]
+) -> dict[str, np.ndarray]:
+    """Which val and test images any parent was trained on: bool (n,) for each of the two."""
+    rows = {}
+    for split in ("val", "test"):
+        ours = hashes.of(split)
+        rows[split] = np.zeros(len(ours), bool)
+        for known in parents.values():
+            if known is not None:
+                rows[split] |= find_overlap(ours, known.training()).any
+    return rows
+
+
+def without(dataset: DataSet, rows: Mapping[str, np.ndarray]) -> DataSet:
+    """The data set without some images.
+
+    They are left out and not moved to the training split, which so stays what it is without the
+    parents: every recipe and every parent is trained on the same images.
+
+    Args:
+      dataset: The data set.
+      rows: bool (n,) for each split that loses images: those it loses.
+
+    Raises:
+      UserError: No image of a split would be left.
+    """
+    splits = dict(dataset.splits)
+    for name, leave in rows.items():
+        if leave.all():
+            raise UserError(
+                f"data set {dataset.name}: the parents were trained on all {len(leave)} images of "
+                f"the split {name!r}, and data.exclude_overlap leaves them out; give it other "
+                "images, or take other parents"
+            )
+        splits[name] = _take(splits[name], np.flatnonzero(~leave))
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _take(split: Split, rows: np.ndarray) -> Split:
+    chosen = rows.tolist()
+    return Split(
+        tuple(split.ids[row] for row in chosen),
+        tuple(split.paths[row] for row in chosen),
+        split.labels[rows],
+        None if split.groups is None else tuple(split.groups[row] for row in chosen),
+        None if split.pixels is None else split.pixels[rows],
+    )
+
+
+def short_text(found: Mapping[str, Any]) -> list[str]:
+    """A few lines for the terminal, warnings first."""
+    images = found["images"]
+    sizes = ", ".join(f"{count} {name}" for name, count in images.items())
+    notes = []
+    groups = found["groups"]
+    if groups and not groups["in_several_splits"]:
+        notes.append(f"none of {groups['groups']} groups is in two splits")
+    if found["duplicates"] and not any(pair["images"] for pair in found["duplicates"]):
+        notes.append("no image is in two splits")
+    for parent, parts in found["parents"].items():
+        if parts is None:
+            notes.append(f"the training images of parent {parent} are not known")
+        elif not any(parts[split]["images"] for split in ("val", "test")):
+            notes.append(f"parent {parent} was trained on no val or test image")
+    excluded = found.get("excluded", {})
+    if any(excluded.values()):
+        counts = " and ".join(f"{count} {name}" for name, count in excluded.items())
+        notes.append(f"{counts} images that a parent was trained on are left out")
+    line = f"data {found['name']}: {sizes} images"
+    return [
+        *(f"warning: {text}" for text in found["warnings"]),
+        "; ".join([line, *notes]),
+    ]
