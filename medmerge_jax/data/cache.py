@@ -2,14 +2,19 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
+import io
 import json
+import math
 import os
+import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -19,7 +24,7 @@ from medmerge_jax.data import images
 from medmerge_jax.data.dataset import Split
 from medmerge_jax.errors import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised whenever the same files would give other pixels than before."""
 
 _CHUNK = 16
@@ -56,8 +61,8 @@ def cached_pixels(
 
     The file's name is a hash of all that shapes it: ids, sizes and modification times of the
     images (or of the archives that they come from), size, resize and the version of Pillow. It
-    appears whole or not at all, so a killed process leaves nothing that counts as a cache;
-    several processes may ask for the same one.
+    appears whole or not at all; several processes may ask for the same one. What an interrupted
+    process had decoded is kept beside it with checksums, and the next call goes on from there.
 
     Args:
       split: The images.
@@ -82,10 +87,11 @@ def cached_pixels(
             with _locked(cache_dir / f"{name}.lock") as locked:
                 found = _open(array_path, card_path, shape)  # another process may have made it
                 if found is None:
-                    if locked:  # then nobody else is writing them
-                        _remove_leftovers(cache_dir, name)
-                    digest = _build(array_path, split, size, resize, workers or _cores(), progress)
-                    files.write_json(card_path, {"sha256": digest, "shape": list(shape)})
+                    with _part(array_path, shape, locked) as part:
+                        _fill(part, split, size, resize, workers or _cores(), progress)
+                        # Before the array: killed between the two, the part is still there.
+                        card = {"sha256": part.digest.hexdigest(), "shape": list(shape)}
+                        files.write_json(card_path, card)
                     found = _open(array_path, card_path, shape)
         except OSError as error:
             raise UserError(_explain(error, cache_dir, shape)) from error
@@ -126,41 +132,125 @@ def _open(array_path: Path, card_path: Path, shape: tuple[int, ...]) -> Pixels |
     return Pixels(array, digest)
 
 
-def _build(
-    path: Path,
+class _Part:
+    """An array in a file that grows by chunks of rows, and a journal by which to go on with it.
+
+    The journal has a line per chunk: the sha256 of the pixels up to its end. Nothing needs to
+    reach the disk in any order: rows that do not match their line are cut off.
+
+    Attributes:
+      rows: In the array.
+      digest: Of their pixels.
+    """
+
+    def __init__(self, pixels: BinaryIO, journal: BinaryIO, shape: tuple[int, ...]):
+        self.rows = 0
+        self.digest = hashlib.sha256()
+        self._pixels, self._journal = pixels, journal
+        header = _header(shape)
+        row_bytes = math.prod(shape[1:])
+        pixels.seek(0)
+        journal.seek(0)
+        intact = pixels.read(len(header)) == header
+        while intact and self.rows < shape[0]:
+            chunk = min(_CHUNK, shape[0] - self.rows)
+            digest = self.digest.copy()
+            digest.update(pixels.read(chunk * row_bytes))
+            intact = journal.read(len(_line(digest))) == _line(digest)
+            if intact:
+                self.rows, self.digest = self.rows + chunk, digest
+        journal.truncate(-(-self.rows // _CHUNK) * len(_line(self.digest)))
+        pixels.truncate(len(header) + self.rows * row_bytes if self.rows else 0)
+        if not self.rows:
+            pixels.write(header)
+
+    def append(self, pixels: np.ndarray) -> None:
+        """Adds a chunk. It is written, not mapped: a full disk under a mapped file kills."""
+        self._pixels.write(pixels.data)
+        self._pixels.flush()
+        self.digest.update(pixels.data)
+        self.rows += len(pixels)
+        self._journal.write(_line(self.digest))
+        self._journal.flush()
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def _line(digest: "hashlib._Hash") -> bytes:
+    return f"{digest.hexdigest()}\n".encode()
+
+
+@contextlib.contextmanager
+def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
+    """What becomes the file `path` at the end, with the rows that an earlier process left.
+
+    It stays if this process is interrupted too.
+    """
+    folder = path.parent / f".{path.stem}.part"
+    if locked:
+        _remove_leftovers(path, folder)
+    else:  # another process may be at it
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+    array, journal = folder / "pixels.npy", folder / "journal"
+    try:
+        folder.mkdir(exist_ok=True)
+        with array.open("a+b") as array_file, journal.open("a+b") as journal_file:
+            part = _Part(array_file, journal_file, shape)
+            _check_room(folder, (shape[0] - part.rows) * math.prod(shape[1:]))
+            yield part
+            array_file.flush()
+            os.fsync(array_file.fileno())
+        array.replace(path)
+    except BaseException as error:
+        if not locked or isinstance(error, OSError | UserError):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Hours of decoding should not end at a full disk."""
+    total, _, free = shutil.disk_usage(folder)
+    if total and free < size:  # some file systems say 0 of 0
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _fill(
+    part: _Part,
     split: Split,
     size: int,
     resize: str,
     workers: int,
     progress: Callable[[int, int], None] | None,
-) -> str:
-    """Writes the array in order, from the threads' results; returns the sha256 of the pixels."""
-    digest = hashlib.sha256()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(split), size, size, 3)}
+) -> None:
+    """Appends the images that are missing, in order, from the threads' results."""
     problems: list[str] = []
-
-    # Written, not mapped: a full disk under a mapped file kills the process.
-    def write(file: IO[bytes]) -> None:
-        np.lib.format.write_array_header_1_0(file, header)
-        done = 0
-        for pixels, chunk_problems in _decode(split, size, resize, workers):
-            problems.extend(chunk_problems)
-            if not problems:
-                file.write(pixels.data)
-                digest.update(pixels.data)
-            done += len(pixels)
-            if progress is not None and done < len(split):
-                progress(done, len(split))
-        _raise_unreadable(problems, len(split))
-
-    files.write_atomically(path, write)
-    return digest.hexdigest()
+    done = part.rows
+    if progress is not None and 0 < done < len(split):
+        progress(done, len(split))
+    for pixels, chunk_problems in _decode(split, done, size, resize, workers):
+        problems.extend(chunk_problems)
+        if not problems:
+            part.append(pixels)
+        done += len(pixels)
+        if progress is not None and done < len(split):
+            progress(done, len(split))
+    _raise_unreadable(problems, len(split))
 
 
 def _decode(
-    split: Split, size: int, resize: str, workers: int
+    split: Split, start: int, size: int, resize: str, workers: int
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Chunks in order, a bounded number ahead. Pillow releases the interpreter lock."""
+    """Chunks in order, a bounded number ahead.
+
+    Threads, because Pillow releases the interpreter's lock while it decodes and resizes;
+    processes would have to be spawned, never forked, from a process that may have started JAX.
+    """
 
     def decode(rows: range) -> tuple[np.ndarray, list[str]]:
         pixels = np.zeros((len(rows), size, size, 3), np.uint8)
@@ -179,8 +269,8 @@ def _decode(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         pending: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
-        for start in range(0, len(split), _CHUNK):
-            pending.append(pool.submit(decode, range(len(split))[start : start + _CHUNK]))
+        for first in range(start, len(split), _CHUNK):
+            pending.append(pool.submit(decode, range(len(split))[first : first + _CHUNK]))
             if len(pending) > 4 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -230,10 +320,13 @@ def _locked(path: Path) -> Iterator[bool]:
             yield True
 
 
-def _remove_leftovers(cache_dir: Path, name: str) -> None:
-    """What killed processes left of this cache: see `files.write_atomically` for the names."""
-    for path in cache_dir.glob(f".{name}.*"):
-        path.unlink(missing_ok=True)
+def _remove_leftovers(path: Path, kept: Path) -> None:
+    """What killed processes left of this cache, except the part `kept`."""
+    for leftover in set(path.parent.glob(f".{path.stem}.*")) - {kept}:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _cores() -> int:

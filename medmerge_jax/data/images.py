@@ -25,6 +25,18 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Of the orientations: those that swap the sides, and those that bring the right or the bottom edge
+# of what is stored to the left or to the top.
+_SWAPPING, _TO_THE_LEFT, _TO_THE_TOP = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+
+_Box = tuple[float, float, float, float]
+
+_SHRUNK = 2
+"""Sides of a JPEG that is shrunk while it is decoded, at least, relative to the size wanted."""
+
+_LONGEST = 1000
+"""Longer side of an image that is cropped, at most, relative to the shorter."""
+
 # What Pillow's decoders raise on damaged files.
 _DAMAGE = (
     OSError,
@@ -45,6 +57,13 @@ def read_image(path: Path, size: int, resize: str = "squash") -> np.ndarray:
     Transparent pixels are put over black. 16-bit greyscale is scaled as a whole, 65535 to 255.
     Resizing is bilinear with antialiasing, the same as torchvision's on Pillow images.
 
+    A JPEG with sides of four times the size or more is shrunk by 2, 4 or 8 while it is decoded
+    (each block of 8 × 8 pixels from its low frequencies alone), as long as its sides stay at least
+    twice the size; that takes about a third of the time. On photographs of 3000 × 2000 pixels the
+    result then differs from a full decode's by 0.1 to 0.25 grey levels of 255 on average and 2 at
+    most, by 6 at the sharp border of a fundus, by 19 on drawn rectangles. Shrinking further, to
+    the size itself, would save another tenth and differ by two to four times as much.
+
     Args:
       path: A file that Pillow reads, or a `.dcm` file.
       size: Height and width of the result in pixels.
@@ -58,7 +77,11 @@ def read_image(path: Path, size: int, resize: str = "squash") -> np.ndarray:
       UserError: The file is missing, empty, no image, damaged, too large, or of floats.
     """
     _check_resize(resize)
-    return np.asarray(_resize(full_image(path), size, resize))
+    image, box = _read(path, size)
+    try:
+        return np.asarray(_resize(image, box, size, resize))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def resize_pixels(pixels: np.ndarray, size: int, resize: str = "squash") -> np.ndarray:
@@ -73,7 +96,8 @@ def resize_pixels(pixels: np.ndarray, size: int, resize: str = "squash") -> np.n
       uint8 (size, size, 3).
     """
     _check_resize(resize)
-    return np.asarray(_resize(Image.fromarray(pixels).convert("RGB"), size, resize))
+    image = Image.fromarray(pixels).convert("RGB")
+    return np.asarray(_resize(image, (0, 0, *image.size), size, resize))
 
 
 def full_image(path: Path) -> Image.Image:
@@ -82,14 +106,23 @@ def full_image(path: Path) -> Image.Image:
     Raises:
       UserError: The file is missing, empty, no image, damaged, too large, or of floats.
     """
+    return _read(path, None)[0]
+
+
+def _read(path: Path, size: int | None) -> tuple[Image.Image, _Box]:
+    """The upright RGB image, shrunk if it may be for `size`, and the part that is the picture."""
     if path.suffix.lower() == ".dcm":
         from medmerge_jax.data.dicom import read_dicom  # pydicom is an extra
 
-        return read_dicom(path).convert("RGB")
+        image = read_dicom(path).convert("RGB")
+        return image, (0, 0, *image.size)
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as image:  # refuses too many pixels, before any is decoded
+            drafted = None
+            if size is not None:
+                drafted = image.draft(None, (_SHRUNK * size, _SHRUNK * size))  # JPEGs only
             image.load()
-            return _to_rgb(_upright(image))
+            return _upright(image, *(drafted[1][2:] if drafted else image.size))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -104,7 +137,7 @@ def full_image(path: Path) -> Image.Image:
 
 def is_upright(image: Image.Image) -> bool:
     """Whether the metadata of an opened image asks for no turning."""
-    return _orientation(image) is None
+    return _orientation(image) not in _UPRIGHT
 
 
 def _check_resize(resize: str) -> None:
@@ -120,17 +153,28 @@ def _what_it_is(path: Path) -> str:
     return f"is not an image that can be read (it begins with {beginning!r}); replace the file"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    method = _orientation(image)
-    return image if method is None else image.transpose(method)
+def _upright(image: Image.Image, width: float, height: float) -> tuple[Image.Image, _Box]:
+    """The RGB image turned upright, and where its `width` × `height` are.
+
+    These are less than the image's own where a shrunk JPEG's last pixels are incomplete.
+    """
+    orientation = _orientation(image)
+    right, bottom = image.width - width, image.height - height
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    if orientation in _SWAPPING:
+        width, height, right, bottom = height, width, bottom, right
+    left = right if orientation in _TO_THE_LEFT else 0.0
+    top = bottom if orientation in _TO_THE_TOP else 0.0
+    return _to_rgb(image), (left, top, left + width, top + height)
 
 
-def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """What turns the image upright."""
+def _orientation(image: Image.Image) -> int:
+    """How the picture lies in the file: see the Exif standard; 1 is upright."""
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged metadata; the pixels are fine
-        return None
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -156,14 +200,19 @@ def _from_16_bits(values: np.ndarray) -> Image.Image:
     return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
-def _resize(image: Image.Image, size: int, resize: str) -> Image.Image:
+def _resize(image: Image.Image, box: _Box, size: int, resize: str) -> Image.Image:
     if resize == "squash":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
-    width, height = image.size
+        return image.resize((size, size), Image.Resampling.BILINEAR, box)
+    width, height = box[2] - box[0], box[3] - box[1]
+    if max(width, height) > _LONGEST * min(width, height):  # would take all the memory
+        raise UserError(
+            f"one side is more than {_LONGEST} times the other, too much for resize 'crop'; "
+            "replace the file, or use 'squash'"
+        )
     longer = int(size * max(width, height) / min(width, height))
     resized = (longer, size) if width > height else (size, longer)
-    if min(width, height) != size:
-        image = image.resize(resized, Image.Resampling.BILINEAR)
+    if image.size != resized:
+        image = image.resize(resized, Image.Resampling.BILINEAR, box)
     left = round((image.width - size) / 2)
     top = round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))

@@ -1,7 +1,10 @@
+import contextlib
 import errno
 import hashlib
 import multiprocessing
 import os
+import resource
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -249,14 +252,163 @@ def test_a_cache_folder_that_cannot_be_made(tmp_path, split):
         cached_pixels(split, 8, "squash", tmp_path / "cache")
 
 
-def test_an_interrupted_build_stops_and_leaves_no_part(tmp_path, split):
-    def interrupt(done, total):
+def interrupt_after(rows):
+    def progress(done, total):
+        if done >= rows:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.fixture
+def interrupted(tmp_path, split):
+    """The folder of a part with 32 of the 50 images."""
+    with pytest.raises(KeyboardInterrupt):
+        cached_pixels(split, 8, "squash", tmp_path / "cache", progress=interrupt_after(32))
+    (part,) = cache_of(tmp_path, ".*.part")
+    assert len((part / "journal").read_text().splitlines()) == 2
+    return part
+
+
+@pytest.fixture
+def uninterrupted(tmp_path, split):
+    """The bytes of the array's file if nothing happens."""
+    cached_pixels(split, 8, "squash", tmp_path / "other_cache")
+    (path,) = (tmp_path / "other_cache").glob("*.npy")
+    return path.read_bytes()
+
+
+def contents(tmp_path):
+    return [path.suffix for path in cache_of(tmp_path, "*")]
+
+
+def test_an_interrupted_build_stops_its_threads(interrupted):
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_an_interrupted_build_goes_on(tmp_path, split, uninterrupted, decoded, interrupted):
+    decoded.clear()
+    calls = []
+    pixels = cached_pixels(
+        split, 8, "squash", tmp_path / "cache", progress=lambda *call: calls.append(call)
+    )
+    assert sorted(decoded) == sorted(split.paths[32:])
+    assert calls == [(32, N), (48, N), (N, N)]
+    assert cache_of(tmp_path)[0].read_bytes() == uninterrupted
+    assert pixels.sha256 == hashlib.sha256(np.array(pixels.array).data).hexdigest()
+    assert sorted(contents(tmp_path)) == [".json", ".lock", ".npy"]
+
+
+def test_an_interruption_after_the_last_image(tmp_path, split, uninterrupted, decoded, monkeypatch):
+    def write_json(path, value):
+        files.write_text(path, "{}")
         raise KeyboardInterrupt
 
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(files, "write_json", write_json)
+        cached_pixels(split, 8, "squash", tmp_path / "cache")
+    decoded.clear()
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert not decoded
+    assert cache_of(tmp_path)[0].read_bytes() == uninterrupted
+
+
+def flip(position):
+    def damage(path):
+        data = bytearray(path.read_bytes())
+        data[position] ^= 1
+        path.write_bytes(data)
+
+    return damage
+
+
+CHUNK_BYTES = 16 * 8 * 8 * 3
+
+
+@pytest.mark.parametrize(
+    "name, damage, kept",
+    [
+        ("journal", truncate, 16),
+        ("journal", flip(3), 0),
+        ("journal", flip(70), 16),
+        ("journal", extend, 32),
+        ("journal", scribble, 0),
+        ("journal", empty, 0),
+        ("journal", Path.unlink, 0),
+        ("pixels.npy", truncate, 16),
+        ("pixels.npy", flip(-1), 16),
+        ("pixels.npy", flip(-CHUNK_BYTES - 1), 0),
+        ("pixels.npy", flip(70), 0),  # the header
+        ("pixels.npy", extend, 32),
+        ("pixels.npy", scribble, 0),
+        ("pixels.npy", empty, 0),
+        ("pixels.npy", Path.unlink, 0),
+    ],
+)
+def test_of_a_damaged_part_only_whole_rows_are_kept(
+    tmp_path, split, uninterrupted, interrupted, decoded, name, damage, kept
+):
+    damage(interrupted / name)
+    decoded.clear()
+    # Twice: the part is also interrupted again, and must still be right.
     with pytest.raises(KeyboardInterrupt):
-        cached_pixels(split, 8, "squash", tmp_path / "cache", progress=interrupt)
-    assert not [path for path in cache_of(tmp_path, "*") if path.suffix != ".lock"]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+        cached_pixels(split, 8, "squash", tmp_path / "cache", progress=interrupt_after(48))
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert set(decoded) == set(split.paths[kept:])
+    assert cache_of(tmp_path)[0].read_bytes() == uninterrupted
+
+
+def test_an_image_that_changes_while_interrupted_is_noticed(tmp_path, split, decoded, interrupted):
+    Image.new("RGB", (9, 9), (50, 60, 70)).save(split.paths[2])
+    decoded.clear()
+    pixels = cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert sorted(decoded) == sorted(split.paths)
+    np.testing.assert_array_equal(pixels.array[2, 4, 4], (50, 60, 70))
+
+
+def test_where_files_cannot_be_locked_nothing_is_shared(tmp_path, split, decoded, monkeypatch):
+    @contextlib.contextmanager
+    def unlocked(path):
+        yield False
+
+    monkeypatch.setattr(cache, "_locked", unlocked)
+    with pytest.raises(KeyboardInterrupt):
+        cached_pixels(split, 8, "squash", tmp_path / "cache", progress=interrupt_after(32))
+    assert contents(tmp_path) == []
+
+    def another(done, total):  # process, in the middle of this one
+        if done == 32:
+            cached_pixels(split, 8, "squash", tmp_path / "cache")
+
+    decoded.clear()
+    pixels = cached_pixels(split, 8, "squash", tmp_path / "cache", progress=another)
+    assert len(decoded) == 2 * N
+    assert pixels.sha256 == hashlib.sha256(np.array(pixels.array).data).hexdigest()
+    assert sorted(contents(tmp_path)) == [".json", ".npy"]
+
+
+def test_a_disk_that_is_too_small_is_told_at_once(tmp_path, split, decoded, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=N * 192 - 1))
+    with pytest.raises(UserError, match="the disk is full; the decoded images take 0 MB"):
+        cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert not decoded
+    assert contents(tmp_path) == [".lock"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=N * 192))
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+
+
+def test_a_disk_that_fills_up_meanwhile(tmp_path, split, uninterrupted):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # a file may not grow beyond
+    try:
+        with pytest.raises(UserError, match="the disk is full"):
+            cached_pixels(split, 8, "squash", tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert contents(tmp_path) == [".lock"]  # nothing that keeps the disk full
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert cache_of(tmp_path)[0].read_bytes() == uninterrupted
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path, split):
@@ -268,13 +420,14 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path, split):
     assert not cache_of(tmp_path, ".*")
 
 
-def _build_slowly(split, folder, log):
+def _build_slowly(split, folder, log, hang_at):
+    log.touch()
     real = images.read_image
 
     def read_image(path, size, resize):
         with log.open("a") as file:
             file.write(f"{path.name}\n")
-        time.sleep(0.005)
+        time.sleep(600 if int(path.stem) >= hang_at else 0.005)
         return real(path, size, resize)
 
     images.read_image = read_image
@@ -282,16 +435,61 @@ def _build_slowly(split, folder, log):
     assert hashlib.sha256(np.ascontiguousarray(pixels.array).data).hexdigest() == pixels.sha256
 
 
-def test_two_processes_decode_once(tmp_path, split):
+def start(split, folder, log, hang_at=N):
     context = multiprocessing.get_context("spawn")
-    log = tmp_path / "log"
-    processes = [
-        context.Process(target=_build_slowly, args=(split, tmp_path / "cache", log))
-        for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
+    process = context.Process(target=_build_slowly, args=(split, folder, log, hang_at))
+    process.start()
+    return process
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def lines(path):
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.fixture
+def hanging(tmp_path, split):
+    """A process that has done 32 of the 50 images and does not come to an end."""
+    process = start(split, tmp_path / "cache", tmp_path / "hanging", 32)
+    wait_until(lambda: sum(map(lines, (tmp_path / "cache").glob(".*.part/journal"))) == 2)
+    yield process
+    process.kill()
+    process.join(60)
+
+
+def test_two_processes_decode_once(tmp_path, split):
+    processes = [start(split, tmp_path / "cache", tmp_path / "log") for _ in range(2)]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert len(log.read_text().splitlines()) == N
+    assert lines(tmp_path / "log") == N
+
+
+def test_a_killed_process_is_gone_on_from(tmp_path, split, uninterrupted, decoded, hanging):
+    hanging.kill()
+    hanging.join(60)
+    decoded.clear()
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert sorted(decoded) == sorted(split.paths[32:])
+    assert cache_of(tmp_path)[0].read_bytes() == uninterrupted
+    assert sorted(contents(tmp_path)) == [".json", ".lock", ".npy"]
+
+
+def test_a_process_that_waits_goes_on_when_the_other_is_killed(
+    tmp_path, split, uninterrupted, hanging
+):
+    waiting = start(split, tmp_path / "cache", tmp_path / "waiting")
+    wait_until((tmp_path / "waiting").exists)
+    time.sleep(0.1)
+    assert not lines(tmp_path / "waiting")
+    hanging.kill()
+    waiting.join(60)
+    assert waiting.exitcode == 0
+    assert sorted((tmp_path / "waiting").read_text().split()) == sorted(split.ids[32:])
+    assert cache_of(tmp_path)[0].read_bytes() == uninterrupted

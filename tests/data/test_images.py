@@ -3,9 +3,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from medmerge_jax.data import read_image
+from medmerge_jax.data import images, read_image
 from medmerge_jax.errors import UserError
 
 
@@ -141,6 +141,83 @@ def test_exif_orientation(tmp_path, rng, orientation):
         np.testing.assert_allclose(read_image(path, 16), expected, atol=0 if not options else 12)
 
 
+def decoded_in_full(path, size, resize="squash"):
+    """What `read_image` gave if nothing were shrunk, by Pillow's own functions."""
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    if resize == "crop":
+        width, height = image.size
+        longer = int(size * max(width, height) / min(width, height))
+        image = image.resize(
+            (longer, size) if width > height else (size, longer), Image.Resampling.BILINEAR
+        )
+        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+        return np.asarray(image.crop((left, top, left + size, top + size)), int)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), int)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [6, 20, 40])  # shrunk by 8, 4 and 2
+def test_shrinking_a_jpeg_is_close_to_decoding_it_in_full(
+    tmp_path, rng, size, mode, progressive, resize
+):
+    image = photo(rng, 301, 203).convert(mode)
+    path = save(tmp_path / "a.jpg", image, quality=90, progressive=progressive)
+    full = decoded_in_full(path, size, resize)
+    difference = np.abs(read_image(path, size, resize) - full)
+    assert difference.mean() < 0.5
+    assert difference.max() <= 4
+    assert difference.any()  # it was shrunk indeed
+
+
+def test_shrinking_a_drawing_keeps_its_edges(tmp_path, rng):
+    pixels = np.full((800, 1200, 3), 255, np.uint8)
+    for left, top in rng.integers(0, 700, (100, 2)):
+        pixels[top : top + 90, left : left + 140] = rng.integers(0, 256, 3)
+    path = save(tmp_path / "a.jpg", Image.fromarray(pixels), quality=90)
+    difference = np.abs(read_image(path, 100) - decoded_in_full(path, 100))
+    assert difference.mean() < 0.6
+    assert difference.max() <= 24
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("width, height", [(301, 203), (80, 79), (79, 400)])
+def test_a_jpeg_that_is_not_much_larger_is_decoded_in_full(tmp_path, rng, width, height, resize):
+    noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    path = save(tmp_path / "a.jpg", noise)
+    size = min(width, height) // 4 + 1  # the limit
+    expected = decoded_in_full(path, size, resize)
+    np.testing.assert_array_equal(read_image(path, size, resize), expected)
+    assert (read_image(path, size - 1) != decoded_in_full(path, size - 1)).any()
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("width, height", [(193, 257), (261, 197), (197, 193), (256, 192)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_shrunk_jpeg_is_turned_with_its_incomplete_pixels(
+    tmp_path, rng, orientation, width, height, resize
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.jpg", photo(rng, width, height), exif=exif, quality=95)
+    full = decoded_in_full(path, 12, resize)
+    # Where a quarter of a pixel is taken for a whole one, or looked for on the wrong side, 16.
+    np.testing.assert_allclose(read_image(path, 12, resize), full, atol=4)
+
+
+def test_an_image_too_elongated_to_crop(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("RGB", (1001, 1), (1, 2, 3)))
+    np.testing.assert_array_equal(read_image(path, 4)[0, 0], (1, 2, 3))
+    with pytest.raises(UserError, match=r"a\.png: one side is more than 1000 times the other"):
+        read_image(path, 4, "crop")
+    with pytest.raises(UserError, match="one side is more than 1000 times the other"):
+        images.resize_pixels(np.zeros((1, 1001), np.uint8), 4, "crop")
+    path = save(tmp_path / "a.png", Image.new("RGB", (1000, 1), (1, 2, 3)))
+    np.testing.assert_array_equal(read_image(path, 4, "crop")[0, 0], (1, 2, 3))
+
+
 def test_damaged_metadata_does_not_matter(tmp_path, rng):
     image = photo(rng)
     path = save(tmp_path / "a.png", image, exif=b"Exif\x00\x00this is no exif")
@@ -169,13 +246,14 @@ def test_unknown_resize(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 @pytest.mark.parametrize("kept", [0.3, 0.7])
-def test_truncated(tmp_path, rng, name, kept):
+@pytest.mark.parametrize("size", [16, 200])  # shrunk while it is decoded, or not
+def test_truncated(tmp_path, rng, name, kept, size):
     noise = Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8))
     path = save(tmp_path / name, noise)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(UserError, match=rf"{name}: cannot be decoded \(.*truncated"):
-        read_image(path, 16)
+        read_image(path, size)
 
 
 def test_zero_bytes(tmp_path):
@@ -215,3 +293,14 @@ def test_decompression_bomb(tmp_path):
     )
     with pytest.raises(UserError, match=r"a\.png: too many pixels .*3600000000"):
         read_image(path, 16)
+
+
+@pytest.mark.parametrize("size", [16, 30_000])
+def test_decompression_bomb_in_a_jpeg(tmp_path, size):
+    path = save(tmp_path / "a.jpg", Image.new("RGB", (64, 64)))
+    data = bytearray(path.read_bytes())
+    frame = data.index(b"\xff\xc0")  # its marker, length and depth; then height and width
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.jpg: too many pixels .*3600000000"):
+        read_image(path, size)
