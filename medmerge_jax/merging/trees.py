@@ -91,12 +91,15 @@ def network_order(path: str) -> tuple[Any, ...]:
     return tuple(_part_key(part) for part in path.split(SEPARATOR))
 
 
-def check_parents(parents: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
+def check_parents(
+    parents: Sequence[Mapping[str, Any]], prefix: str = "", names: Sequence[str] | None = None
+) -> None:
     """Raises unless all have the paths and shapes of the first, and only floating-point arrays.
 
     Args:
       parents: Leaves by path of each.
       prefix: Put before a path in messages, "batch_stats/".
+      names: What they are called in messages, by default "parent 0", "parent 1", ….
 
     Raises:
       ValueError: There is none; a path that one lacks or has too many; shapes that differ; a leaf
@@ -104,19 +107,20 @@ def check_parents(parents: Sequence[Mapping[str, Any]], prefix: str = "") -> Non
     """
     if not parents:
         raise ValueError("0 parents; one or more are wanted")
-    for index, parent in enumerate(parents):
+    names = names or [f"parent {index}" for index in range(len(parents))]
+    for name, parent in zip(names, parents, strict=True):
         for path in {**parents[0], **parent}:
             wanted, found = describe_shape(parents[0], path), describe_shape(parent, path)
             if wanted != found:
                 raise ValueError(
-                    f"{prefix}{path}: {wanted} in parent 0, {found} in parent {index}; parents "
+                    f"{prefix}{path}: {wanted} in {names[0]}, {found} in {name}; parents "
                     "must have the same architecture"
                 )
             dtype = getattr(parent[path], "dtype", None)
             if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
                 what = type(parent[path]).__name__ if dtype is None else f"of dtype {dtype}"
                 raise ValueError(
-                    f"{prefix}{path} in parent {index} is {what}; a floating-point array is wanted"
+                    f"{prefix}{path} in {name} is {what}; a floating-point array is wanted"
                 )
 
 
@@ -138,7 +142,7 @@ def check_finite(flat: Mapping[str, Any], name: str) -> None:
             count = finite.size - int(finite.sum())
             raise ValueError(
                 f"{path} in {name}: {count} of {finite.size} numbers are NaN or infinite; "
-                "its training diverged or its file is damaged"
+                "training diverged or a file is damaged"
             )
 
 
