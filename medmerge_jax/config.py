@@ -9,8 +9,10 @@ import ml_collections
 from medmerge_jax.errors import UserError
 
 RECIPES = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge", "compare")
+AUGMENTATIONS = ("none", "minimal", "medium", "heavy")
 _CHOICES = {
     "recipe": RECIPES,
+    "augmentation": AUGMENTATIONS,
     "data.kind": ("folder", "table", "official", "synthetic"),
     "data.split_by": ("group", "image"),
     "data.resize": ("squash", "crop"),
@@ -100,6 +102,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.batch_size = 64  # the paper does not say
     config.weight_decay = 1e-2  # the default of the paper's framework
     config.class_weights = "none"  # or "balanced"
+    config.augmentation = "none"  # of training images: "minimal", "medium", "heavy"
     config.precision = "auto"  # bfloat16 compute on a GPU, float32 on a CPU
     config.select = ml_collections.ConfigDict()
     config.select.epoch = "best"  # by the validation metric, or "last"

@@ -119,7 +119,7 @@ def augment_image(policy: Policy, image: jax.Array, key: jax.Array) -> jax.Array
     crop = draw_crop(crop_key, height, width, policy.crop_scale)
     image = ops.resized_crop(image, *crop, (height, width))
     if policy.flip:
-        flipped = jax.random.bernoulli(flip_key, policy.flip)
+        flipped = draw_flip(flip_key, policy.flip)
         image = lax.cond(flipped, ops.horizontal_flip, lambda image: image, image)
     if _jitter_steps(policy):
         image = _jitter(policy, image, jitter_key)
@@ -174,6 +174,11 @@ def _centre(height: int, width: int) -> tuple[int, int, int, int]:
     crop_height = min(height, round(width / low))
     crop_width = min(width, round(height * high))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def draw_flip(key: jax.Array, probability: float) -> jax.Array:
+    """Whether torchvision's RandomHorizontalFlip flips, bool."""
+    return jax.random.bernoulli(key, probability)
 
 
 def draw_jitter(policy: Policy, key: jax.Array) -> tuple[jax.Array, jax.Array]:

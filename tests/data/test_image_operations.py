@@ -69,11 +69,11 @@ def test_resized_crop(torch, functional, images, crop, size):
     def wanted(image):
         return functional.resized_crop(image, *crop, list(size), antialias=True)
 
-    # Of 80 rows made 96, each is a mean in twelfths: one value in twelve may be rounded either way.
+    # Where an exact mean ends in a half, the rounding of the weights decides.
     assert_close(found, on_tensors(torch, wanted, images), share=0.03)
     # Pillow 13 begins with the rows, and rounds these, where that is less work.
     rows_first = size[0] < crop[2]
-    assert_close(found, on_pillow(wanted, images), share=0.25 if rows_first else 0.02)
+    assert_close(found, on_pillow(wanted, images), share=0.25 if rows_first else 0.03)
 
 
 def test_flip(functional, images):
