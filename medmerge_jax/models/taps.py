@@ -1,0 +1,116 @@
+"""The activations of hidden units in several models, as moments for matching."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax.merging.correlation import Moments, init_moments, update_moments
+from medmerge_jax.merging.spaces import Space
+from medmerge_jax.merging.trees import SEPARATOR
+from medmerge_jax.models.registry import create_model
+
+Tree = Mapping[str, Any]
+
+
+def collect_moments(
+    model: str | nn.Module,
+    parents: Sequence[Tree],
+    spaces: Sequence[Space],
+    images: Any,
+    batch_size: int = 32,
+) -> dict[str, Moments]:
+    """Moments of every space's activations in all parents, on the same images.
+
+    Parents are run as in evaluation, with running statistics. Every position of a feature map is
+    a sample; a space with several taps (a residual stream) takes in all of them.
+
+    Args:
+      model: Name of a registered architecture, or a module of this package. Its head is not used.
+      parents: n ≥ 1 of `{"params": ..., "batch_stats": ...}`; heads are ignored, of any size.
+      spaces: Of the parents; moments are collected of these only.
+      images: float (num_images, h, w, 3), normalised.
+      batch_size: Images at a time.
+
+    Returns:
+      By space name, the moments for `merging.correlation.correlation`: unit i of parent m is
+      m · size + i.
+
+    Raises:
+      ValueError: There is no parent or no image, or `batch_size` is less than 1.
+    """
+    if not parents or not len(images) or batch_size < 1:
+        raise ValueError(
+            f"{len(parents)} parents, {len(images)} images, {batch_size} at a time; at least one "
+            "of each is wanted"
+        )
+    module = create_model(model, 0) if isinstance(model, str) else model.clone(num_classes=0)
+    backbones = [_without_head(parent) for parent in parents]
+    batch_size = min(batch_size, len(images))
+    modules = tuple(sorted({tap.module for space in spaces for tap in space.taps}))
+    moments = {
+        space.name: init_moments(len(parents), space.size, len(space.taps)) for space in spaces
+    }
+    update = jax.jit(functools.partial(_update, spaces), donate_argnums=0)
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size])
+        valid = np.arange(batch_size) < len(batch)
+        # Padded to one shape, so that nothing is compiled for the last, shorter batch.
+        batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
+        outputs = [_outputs(module, modules, backbone, batch) for backbone in backbones]
+        moments = update(moments, outputs, valid)
+    return moments
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(
+    module: nn.Module, modules: tuple[str, ...], variables: Tree, images: Any
+) -> dict[str, jax.Array]:
+    """The outputs of some of a model's modules, by their paths."""
+
+    def is_wanted(submodule: nn.Module, method: str) -> bool:
+        return method == "__call__" and SEPARATOR.join(submodule.path) in modules
+
+    _, state = module.apply(
+        variables, images, train=False, capture_intermediates=is_wanted, mutable="intermediates"
+    )
+    return {path: _at(state["intermediates"], path) for path in modules}
+
+
+def _at(intermediates: Tree, path: str) -> jax.Array:
+    node: Any = intermediates
+    for name in path.split(SEPARATOR):
+        node = node[name]
+    return node["__call__"][0]
+
+
+def _update(
+    spaces: Sequence[Space],
+    moments: dict[str, Moments],
+    outputs: Sequence[Mapping[str, jax.Array]],
+    valid: Any,
+) -> dict[str, Moments]:
+    updated = {}
+    for space in spaces:
+        updated[space.name] = moments[space.name]
+        for index, tap in enumerate(space.taps):
+            activations = [output[tap.module] for output in outputs]
+            if tap.relu:
+                activations = [nn.relu(x) for x in activations]
+            if not np.array_equal(tap.positions, np.arange(activations[0].shape[-1])):
+                activations = [x[..., jnp.asarray(tap.positions)] for x in activations]
+            updated[space.name] = update_moments(
+                updated[space.name], activations, tap=index, valid=valid
+            )
+    return updated
+
+
+def _without_head(variables: Tree) -> dict[str, Any]:
+    return {
+        collection: {name: node for name, node in tree.items() if name != "head"}
+        for collection, tree in variables.items()
+    }
