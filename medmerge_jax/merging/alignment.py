@@ -1,0 +1,550 @@
+"""Permutation alignment: hidden units put in the order in which two networks agree most.
+
+Entezari et al. 2021 (arXiv 2110.06296) conjectured that networks trained from different seeds lie
+in one basin up to the order of their units; Ainsworth et al. 2022 (Git Re-Basin, arXiv 2209.04836)
+gave the algorithms. With A the reference, P the permutations and ⟨·, ·⟩ the sum over all weights:
+
+    weight matching        max over P of ⟨A, P(B)⟩, which is min of ‖A − P(B)‖²
+    activation matching    max over P of the sum over units of corr(a_i, b_P(i))
+
+The first is solved space by space: with all other spaces' orders held, the best order of one is a
+linear assignment problem. Wang et al. 2020 (FedMA, arXiv 2002.06440) go through the layers once
+instead, and match units by the weights that produce them.
+
+Permutations are dicts by the names of spaces (see `spaces.find_spaces`), `p[i]` being the unit of
+the given model that becomes unit i.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from medmerge_jax.merging.averages import uniform_average, weighted_average
+from medmerge_jax.merging.spaces import Place, Space, Tree, find_spaces
+from medmerge_jax.merging.trees import (
+    SEPARATOR,
+    at_least_float32,
+    check_finite,
+    check_parents,
+    flatten,
+    nest_like,
+)
+
+Permutations = dict[str, np.ndarray]
+
+STARTS = ("forward", "identity")
+
+_PARAMS = f"params{SEPARATOR}"
+
+# No search has come near these; they end one that would go round in circles.
+_MAX_SWEEPS = 100
+_MAX_ROUNDS = 100
+
+
+def identity_permutations(spaces: Sequence[Space]) -> Permutations:
+    """The permutations that leave every unit where it is."""
+    return {space.name: np.arange(space.size) for space in spaces}
+
+
+def random_permutations(spaces: Sequence[Space], seed: int) -> Permutations:
+    """A uniformly random order for every space.
+
+    Args:
+      spaces: As from `find_spaces`.
+      seed: The same seed and spaces give the same orders.
+    """
+    rng = np.random.default_rng(seed)
+    return {space.name: rng.permutation(space.size) for space in spaces}
+
+
+def invert_permutations(permutations: Mapping[str, np.ndarray]) -> Permutations:
+    """The permutations that undo the given ones."""
+    return {name: np.argsort(order) for name, order in permutations.items()}
+
+
+def compose_permutations(
+    first: Mapping[str, np.ndarray], then: Mapping[str, np.ndarray]
+) -> Permutations:
+    """The permutations that do what `first` and after it `then` do.
+
+    Args:
+      first: Permutations of a model.
+      then: Permutations, of the same spaces, of the model that `first` makes.
+    """
+    return {name: order[then[name]] for name, order in first.items()}
+
+
+def permute_variables(
+    variables: Tree,
+    permutations: Mapping[str, Any],
+    spaces: Sequence[Space] | None = None,
+) -> dict[Any, Any]:
+    """The same network with its hidden units in another order.
+
+    It computes the same function, up to the rounding of sums in another order. Running
+    statistics and the head's rows go along with the units.
+
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}`.
+      permutations: Unit i of the result is unit `permutations[name][i]` of `variables`. Spaces
+        that are left out keep their order. May be traced by `jax.jit`, as may `variables`.
+      spaces: Of these very variables; found if they are not given.
+
+    Returns:
+      A tree like `variables`; no number is changed.
+
+    Raises:
+      ValueError: An order is not that of a known space's units.
+    """
+    spaces = find_spaces(variables) if spaces is None else spaces
+    _check_permutations(permutations, spaces)
+    flat = flatten(variables)
+    moves: dict[tuple[str, int], list[tuple[np.ndarray, Any]]] = {}
+    for space in spaces:
+        for place in space.places if space.name in permutations else ():
+            if place.path not in flat:
+                raise ValueError(f"{place.path} is absent, but has units of {space.name}")
+            move = (place.positions, permutations[space.name])
+            moves.setdefault((place.path, place.axis), []).append(move)
+    for (path, axis), reordered in moves.items():
+        source = _source(np.shape(flat[path])[axis], reordered)
+        flat[path] = _take(flat[path], source, axis)
+    return nest_like(flat, variables)
+
+
+def weight_matching(
+    reference: Tree,
+    variables: Tree,
+    *,
+    seed: int = 0,
+    spaces: Sequence[Space] | None = None,
+    start: str = "forward",
+    tolerance: float = 1e-12,
+    max_sweeps: int = _MAX_SWEEPS,
+) -> Permutations:
+    """Permutations of a model that bring its weights nearest to those of a reference.
+
+    Coordinate ascent on ⟨A, P(B)⟩ (Ainsworth et al. 2022, algorithm 1): spaces in random order,
+    for each the linear assignment problem on Σ W_A W_Bᵀ over all places of its units, the other
+    axes of W_B being permuted as found so far; until no space gains. What it finds is a local
+    optimum.
+
+    As published it starts from the orders as given. Here a *forward sweep* goes first: spaces in
+    network order, each matched on those places alone whose other axes are already matched, or
+    are no hidden units. This matters: from a random start a unit's neighbours say nothing about
+    it, and coordinate ascent can end in a poor optimum even where a perfect one exists. After
+    the forward sweep a model with a planted permutation is recovered exactly, as long as no two
+    units are made by the same weights.
+
+    Only "params" are matched; `permute_variables` then carries running statistics along. The head
+    is matched like any other array, which makes sense for two models of the same classes: leave
+    it out of both trees otherwise, the permutations are those of the trees with heads too.
+
+    Args:
+      reference: `{"params": ..., ...}`, whose order of units is kept.
+      variables: `{"params": ..., ...}` of the same architecture.
+      seed: Of the order in which spaces are visited.
+      spaces: Of these trees; found if they are not given.
+      start: "forward", or "identity" as published.
+      tolerance: A space's order is changed if that adds more than this to ⟨A, P(B)⟩, and more
+        than the rounding of the products (float32, or float64 if both models are that).
+      max_sweeps: Ends the ascent also where spaces still gain.
+
+    Returns:
+      For `permute_variables(variables, ...)`; the identity if the models are identical.
+
+    Raises:
+      ValueError: Paths or shapes of the parameters differ, one is not a floating-point array or
+        holds NaN, the architecture is not known, or `start` is neither of the two.
+    """
+    if start not in STARTS:
+        raise ValueError(f"start is {start!r}; one of {', '.join(STARTS)} is wanted")
+    parents = _parameters([reference, variables])
+    spaces = find_spaces(reference) if spaces is None else spaces
+    matching = _Matching(spaces, *parents)
+    if start == "forward":
+        matching.forward_sweep()
+    matching.ascend(np.random.default_rng(seed), tolerance, max_sweeps)
+    return matching.permutations
+
+
+def activation_matching(correlations: Mapping[str, np.ndarray]) -> Permutations:
+    """Permutations of a model that make its activations agree best with those of a reference.
+
+    Args:
+      correlations: By the names of spaces, (size, size): Pearson correlation of each of the
+        reference's units with each of the model's. 0 for units that are constant.
+
+    Returns:
+      Per space the order with the largest sum of correlations; the order as it is if no other
+      has a larger sum.
+
+    Raises:
+      ValueError: A matrix is not square, or holds NaN.
+    """
+    permutations = {}
+    for name, matrix in correlations.items():
+        gains = np.asarray(matrix, np.float64)
+        if gains.ndim != 2 or gains.shape[0] != gains.shape[1]:
+            raise ValueError(
+                f"correlations of {name}: shape {gains.shape}; (size, size), the reference's "
+                "units by the model's, is wanted"
+            )
+        if not np.isfinite(gains).all():
+            raise ValueError(
+                f"correlations of {name} hold NaN or infinity; a constant unit's are to be 0"
+            )
+        order, now = _assignment(gains), np.diag(gains)
+        gain = float(np.sum(gains[np.arange(len(gains)), order] - now))
+        # Exchanging equal units gains nothing, but seems to by the rounding of correlations.
+        permutations[name] = order if gain > 1e-6 * np.abs(now).sum() else np.arange(len(gains))
+    return permutations
+
+
+def align_to_mean(
+    parents: Sequence[Tree],
+    seed: int = 0,
+    *,
+    spaces: Sequence[Space] | None = None,
+    tolerance: float = 1e-12,
+) -> list[Permutations]:
+    """Permutations of n models that bring all of them near each other.
+
+    Ainsworth et al. 2022, algorithm 3 ("MergeMany"): each model in turn, in random order, is
+    matched to the mean of all others by weight matching, until nothing changes. It starts from
+    each model matched to the mean of those before it, where the published one starts from the
+    orders as given, whose mean says little.
+
+    Args:
+      parents: n ≥ 1 of `{"params": ..., ...}`.
+      seed: Of the orders in which models and spaces are visited.
+      spaces: Of these trees; found if they are not given.
+      tolerance: As for `weight_matching`.
+
+    Returns:
+      Permutations of each; those of the first parent are the identity, so that the mean has its
+      order of units.
+
+    Raises:
+      ValueError: As for `weight_matching`.
+    """
+    models = _parameters(parents)
+    spaces = find_spaces(parents[0]) if spaces is None else spaces
+    rng = np.random.default_rng(seed)
+    found = [identity_permutations(spaces) for _ in models]
+    for i in range(1, len(models)):
+        matching = _Matching(spaces, _mean(models[:i]), models[i])
+        matching.forward_sweep()
+        matching.ascend(rng, tolerance, _MAX_SWEEPS)
+        found[i], models[i] = matching.permutations, matching.model
+    # Two models that are matched to each other are matched to the mean of the others already.
+    for _ in range(_MAX_ROUNDS if len(models) > 2 else 0):
+        changed = False
+        for i in rng.permutation(len(models)):
+            others = [model for j, model in enumerate(models) if j != i]
+            matching = _Matching(spaces, _mean(others), models[i])
+            if matching.ascend(rng, tolerance, _MAX_SWEEPS):
+                found[i] = compose_permutations(found[i], matching.permutations)
+                models[i], changed = matching.model, True
+        if not changed:
+            break
+    back = invert_permutations(found[0])
+    return [compose_permutations(permutations, back) for permutations in found]
+
+
+def matched_averaging(
+    parents: Sequence[Tree],
+    weights: Sequence[float] | None = None,
+    *,
+    spaces: Sequence[Space] | None = None,
+) -> dict[Any, Any]:
+    """The average of n models that are matched layer by layer, FedMA-style.
+
+    Wang et al. 2020: spaces in network order; the units of each are matched by what *produces*
+    them, the kernels into them, whose inputs are in the matched order already, with their batch
+    norm's scale and bias; then the next. Units of all models are matched to the average of the
+    models before, and then each model's to the average of the others' until nothing changes. A
+    residual stream is matched by what comes first: the kernels into it whose inputs are not
+    matched yet do not count.
+
+    Unlike FedMA, the number of units stays (theirs may grow, by a Bayesian nonparametric model),
+    and nothing is trained between the layers.
+
+    Args:
+      parents: n ≥ 1 of `{"params": ..., ...}`, with equal heads or none.
+      weights: (n,), not negative, with sum 1; 1/n each if not given.
+      spaces: Of these trees; found if they are not given.
+
+    Returns:
+      A tree like the parents', in the order of units of the first; all collections averaged, in
+      at least float32, and returned in the parents' dtype.
+
+    Raises:
+      ValueError: As for `weight_matching`, for all collections; or the weights do not fit.
+    """
+    n = len(parents)
+    if weights is not None:
+        # Refuses weights that do not fit before the long part begins.
+        weighted_average([{}] * n, weights)
+    shares = [1.0] * n if weights is None else [float(weight) for weight in weights]
+    models = [_copied(model) for model in _parameters(parents)]
+    spaces = find_spaces(parents[0]) if spaces is None else spaces
+    found: list[Permutations] = [{} for _ in models]
+    matched: set[str] = set()
+    for space, places in zip(spaces, _matched_places(spaces), strict=True):
+        producers = [p for p, others in places if p.role != "in" and others <= matched]
+        orders = _match_jointly(producers, models, shares)
+        for permutations, model, order in zip(found, models, orders, strict=True):
+            permutations[space.name] = order
+            _reorder(model, [place for place, _ in places], order)
+        matched.add(space.name)
+    aligned = [
+        permute_variables(parent, permutations, spaces)
+        for parent, permutations in zip(parents, found, strict=True)
+    ]
+    return uniform_average(aligned) if weights is None else weighted_average(aligned, weights)
+
+
+# Parameters by their path in the variables, as NumPy arrays in what they are computed in.
+_Model = dict[str, np.ndarray]
+
+
+class _Matching:
+    """A model in the course of being matched to a reference.
+
+    Attributes:
+      model: The model's parameters in the orders found so far.
+      permutations: These orders.
+    """
+
+    def __init__(self, spaces: Sequence[Space], reference: _Model, model: _Model) -> None:
+        self.model = _copied(model)
+        self.permutations = identity_permutations(spaces)
+        self._reference = reference
+        self._names = [space.name for space in spaces]
+        self._places = dict(zip(self._names, _matched_places(spaces), strict=True))
+
+    def forward_sweep(self) -> None:
+        """Spaces in network order, by the places whose other axes are in their final order."""
+        matched: set[str] = set()
+        for name in self._names:
+            self._improve(name, [p for p, others in self._places[name] if others <= matched])
+            matched.add(name)
+
+    def ascend(self, rng: np.random.Generator, tolerance: float, max_sweeps: int) -> bool:
+        """Spaces in random order, by all places, until none gains. Whether any has gained."""
+        changed, waiting = False, set(self._names)
+        for _ in range(max_sweeps):
+            for name in (self._names[i] for i in rng.permutation(len(self._names))):
+                if name not in waiting:
+                    continue
+                # Its best order depends on its neighbours' alone: no need to look at it again
+                # before one of them changes.
+                waiting.remove(name)
+                if self._improve(name, [place for place, _ in self._places[name]], tolerance):
+                    waiting.update(*(others for _, others in self._places[name]))
+                    changed = True
+            if not waiting:
+                break
+        return changed
+
+    def _improve(self, name: str, places: Sequence[Place], tolerance: float = 0.0) -> bool:
+        """Gives one space its best order by some of its places. Whether that is a new one."""
+        order = _better_order(places, self._reference, self.model, tolerance)
+        if order is None:
+            return False
+        _reorder(self.model, [place for place, _ in self._places[name]], order)
+        self.permutations[name] = self.permutations[name][order]
+        return True
+
+
+def _match_jointly(
+    places: Sequence[Place], models: Sequence[_Model], shares: Sequence[float]
+) -> list[np.ndarray]:
+    """Orders of n models' units of one space by some of its places; the first one's stays."""
+    paths = dict.fromkeys(place.path for place in places)
+    models = [{path: np.array(model[path]) for path in paths} for model in models]
+    orders = [np.arange(len(places[0].positions)) for _ in models]
+
+    def improve(i: int, others: Sequence[int]) -> bool:
+        # Not divided by the sum of the shares, which changes no order.
+        average = {path: _sum([shares[j] * models[j][path] for j in others]) for path in paths}
+        order = _better_order(places, average, models[i])
+        if order is None:
+            return False
+        _reorder(models[i], places, order)
+        orders[i] = orders[i][order]
+        return True
+
+    n = len(models)
+    for i in range(1, n):
+        improve(i, range(i))
+    # Two models that are matched to each other are matched to the mean of the others already.
+    for _ in range(_MAX_ROUNDS if n > 2 else 0):
+        gained = [improve(i, [j for j in range(n) if j != i]) for i in range(n)]
+        if not any(gained):
+            break
+    back = np.argsort(orders[0])
+    return [order[back] for order in orders]
+
+
+def _better_order(
+    places: Sequence[Place], reference: _Model, model: _Model, tolerance: float = 0.0
+) -> np.ndarray | None:
+    """The order of the model's units that agrees best with the reference's, if better than now."""
+    if not places:
+        return None
+    order = _assignment(_products(places, reference, model))
+    return order if _gain(places, reference, model, order) > tolerance else None
+
+
+def _assignment(gains: np.ndarray) -> np.ndarray:
+    """For each row its column, with the largest sum of the numbers there."""
+    return linear_sum_assignment(gains, maximize=True)[1]
+
+
+def _products(places: Sequence[Place], reference: _Model, model: _Model) -> np.ndarray:
+    """(size, size) float64: the inner products of the reference's units with the model's."""
+    size = len(places[0].positions)
+    total = np.zeros((size, size))
+    vectors: list[tuple[np.ndarray, np.ndarray]] = []
+    for place in places:
+        a, b = reference[place.path], model[place.path]
+        units = _span(place.positions)
+        if a.ndim == 1:
+            vectors.append((a[units], b[units]))
+        elif place.axis == a.ndim - 1:
+            a, b = (array.reshape(-1, array.shape[-1])[:, units] for array in (a, b))
+            total += a.T @ b
+        else:  # The last axis but one.
+            a, b = (array.reshape(-1, *array.shape[-2:])[:, units] for array in (a, b))
+            for rows, others in zip(a, b, strict=True):
+                total += rows @ others.T
+    if vectors:
+        a, b = (np.stack(arrays) for arrays in zip(*vectors, strict=True))
+        total += a.T @ b
+    return total
+
+
+def _gain(places: Sequence[Place], reference: _Model, model: _Model, order: np.ndarray) -> float:
+    """What an order adds to the inner product of the reference and the model.
+
+    In float64 and from differences, unlike `_products`: exchanging two equal units must have a
+    gain of exactly zero, or the ascent would do so without end.
+    """
+    moved = np.flatnonzero(order != np.arange(len(order)))
+    total = 0.0
+    for place in places:
+        path, axis = place.path, place.axis
+        there, here = place.positions[moved], place.positions[order[moved]]
+        a = np.take(reference[path], there, axis).astype(np.float64)
+        b = np.take(model[path], here, axis).astype(np.float64)
+        b -= np.take(model[path], there, axis)
+        total += float(np.vdot(a, b))
+    return total
+
+
+def _reorder(model: _Model, places: Sequence[Place], order: np.ndarray) -> None:
+    """Puts a space's units in another order at the given places, in place."""
+    for place in places:
+        array = model[place.path]
+        units = (slice(None),) * place.axis + (_span(place.positions),)
+        array[units] = np.take(array, place.positions[order], place.axis)
+
+
+def _span(positions: np.ndarray) -> Any:
+    """Positions as a slice if they are contiguous: a view, where an index would copy."""
+    start, size = int(positions[0]), len(positions)
+    if np.array_equal(positions, np.arange(start, start + size)):
+        return slice(start, start + size)
+    return positions
+
+
+def _matched_places(spaces: Sequence[Space]) -> list[list[tuple[Place, frozenset[str]]]]:
+    """For each space its places in "params", with the spaces on the other axes of the array."""
+    axes: dict[str, dict[int, set[str]]] = {}
+    for space in spaces:
+        for place in space.places:
+            axes.setdefault(place.path, {}).setdefault(place.axis, set()).add(space.name)
+
+    def others(place: Place) -> frozenset[str]:
+        found = axes[place.path]
+        return frozenset().union(*(found[axis] for axis in found if axis != place.axis))
+
+    return [
+        [(place, others(place)) for place in space.places if place.path.startswith(_PARAMS)]
+        for space in spaces
+    ]
+
+
+def _parameters(parents: Sequence[Tree]) -> list[_Model]:
+    """The parents' parameters, checked."""
+    flats = []
+    for index, parent in enumerate(parents):
+        if not isinstance(parent, Mapping) or "params" not in parent:
+            raise ValueError(f'parent {index} is not a mapping with a collection "params"')
+        flats.append({f"{_PARAMS}{path}": x for path, x in flatten(parent["params"]).items()})
+    check_parents(flats)
+    for index, flat in enumerate(flats):
+        check_finite(flat, f"parent {index}")
+    dtypes = {
+        path: at_least_float32(jnp.result_type(*(flat[path].dtype for flat in flats)))
+        for path in flats[0]
+    }
+    return [{path: np.asarray(flat[path], dtypes[path]) for path in dtypes} for flat in flats]
+
+
+def _copied(model: _Model) -> _Model:
+    return {path: np.array(array) for path, array in model.items()}
+
+
+def _mean(models: Sequence[_Model]) -> _Model:
+    return {path: _sum([model[path] for model in models]) / len(models) for path in models[0]}
+
+
+def _sum(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return functools.reduce(np.add, arrays)
+
+
+def _check_permutations(permutations: Mapping[str, Any], spaces: Sequence[Space]) -> None:
+    sizes = {space.name: space.size for space in spaces}
+    for name, order in permutations.items():
+        if name not in sizes:
+            raise ValueError(
+                f"this network has no hidden units named {name!r}; it has {', '.join(sizes)}"
+            )
+        if np.shape(order) != (sizes[name],):
+            raise ValueError(
+                f"the permutation of {name} has shape {np.shape(order)}; ({sizes[name]},) is wanted"
+            )
+        if isinstance(order, jax.core.Tracer):
+            continue
+        if not np.array_equal(np.sort(order), np.arange(sizes[name])):
+            raise ValueError(
+                f"the permutation of {name} is not an order of the numbers 0 to {sizes[name] - 1}"
+            )
+
+
+def _source(size: int, moves: Sequence[tuple[np.ndarray, Any]]) -> Any:
+    """Where each of an axis' places is taken from, if at these positions units are reordered."""
+    traced = any(isinstance(order, jax.core.Tracer) for _, order in moves)
+    source: Any = jnp.arange(size) if traced else np.arange(size)
+    for positions, order in moves:
+        if traced:
+            source = source.at[positions].set(jnp.asarray(positions)[order])
+        else:
+            source[positions] = positions[np.asarray(order)]
+    return source
+
+
+def _take(leaf: Any, source: Any, axis: int) -> Any:
+    if isinstance(leaf, jax.core.Tracer) or isinstance(source, jax.core.Tracer):
+        return jnp.take(jnp.asarray(leaf), jnp.asarray(source), axis)
+    # By NumPy: JAX would compile for every shape.
+    taken = np.take(np.asarray(leaf), source, axis)
+    return jnp.asarray(taken) if isinstance(leaf, jax.Array) else taken
