@@ -1,0 +1,296 @@
+"""Preparing 2,000 photographs of 3,000 × 2,000 pixels on two cores, and reading them back.
+
+    python benchmarks/prepare_images.py
+
+Draws 50 photographs (noise with the spectrum of photographs, quality 90, about 1.5 MB), copies
+them until there are 2,000, and reads all files once so that the disk plays no part. Then, block of
+250 files by block, each block by every method in another order, images per second to 224 px of:
+
+- `cached_pixels` on two threads, as the program uses it, and on one;
+- the same `read_image` in two processes that have been started before;
+- the loop `Image.open(path).convert("RGB").resize((224, 224), BILINEAR)`;
+- torchvision's `ImageFolder` and `Resize((224, 224))` in a `DataLoader` with two workers.
+
+Then how fast the prepared pixels are read in batches, beside copies of the same memory. PyTorch
+and torchvision are the extra `torch`. Takes 3 GB of disk and about five minutes.
+"""
+
+import argparse
+import contextlib
+import importlib
+import itertools
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import jax
+import numpy as np
+import PIL
+from PIL import Image, features
+
+from medmerge_jax.data import Split, cached_pixels, read_image
+from medmerge_jax.data.batches import ResidentBatches, StreamedBatches
+
+CORES = 2
+LOOP = "loop over Pillow"
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--distinct", type=int, default=50)
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--folder", type=Path, help="for the images; default: a temporary one")
+    options = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # the DataLoader's
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        blocks = _photographs(Path(name), options.images, options.distinct, options.blocks)
+        paths = list(itertools.chain.from_iterable(blocks))
+        _describe(paths)
+        _stages(paths[:20], options.size)
+        _prepare(blocks, options.size, Path(name))
+        pixels = cached_pixels(_split(paths), options.size, "squash", Path(name, "cache"))
+        _read(pixels.array)
+
+
+def _photographs(folder: Path, count: int, distinct: int, blocks: int) -> list[list[Path]]:
+    """The files of each block, in a folder of their own as ImageFolder wants it."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for number in range(min(distinct, count)):
+        drawn.append(folder / f"{number}.jpg")
+        Image.fromarray(_photograph(rng, 3000, 2000)).save(drawn[-1], quality=90)
+    files: list[list[Path]] = [[] for _ in range(blocks)]
+    for number in range(count):
+        block = number * blocks // count
+        target = folder / f"block{block}" / "class" / f"{number:05d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(drawn[number % len(drawn)], target)
+        files[block].append(target)
+    return files
+
+
+def _photograph(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Octaves of smooth noise, each finer and weaker than the one before, and a camera's grain."""
+    pixels = np.full((height, width, 3), 128, np.float32)
+    for octave in range(1, 12):
+        shape = (min(height, 2**octave * 2 // 3 + 2), min(width, 2**octave + 2))
+        grey = 0.8 * rng.standard_normal(shape, np.float32)
+        for channel in range(3):
+            noise = grey + 0.35 * rng.standard_normal(shape, np.float32)
+            smooth = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+            pixels[..., channel] += 90 * 0.66**octave * np.asarray(smooth)
+    pixels += 5 * rng.standard_normal((height, width, 1), np.float32)
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def _describe(paths: list[Path]) -> None:
+    total = sum(len(path.read_bytes()) for path in paths)
+    print(f"{date.today()}, {_processor()}, cores {sorted(os.sched_getaffinity(0))}, load ", end="")
+    print(f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, ", end="")
+    print(f"Pillow {PIL.__version__} (libjpeg-turbo {features.version('libjpeg_turbo')})")
+    print(f"{len(paths)} files, {total / len(paths) / 1e6:.2f} MB each\n", flush=True)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def _stages(paths: list[Path], size: int) -> None:
+    """Milliseconds of the parts, on one core."""
+
+    def load(path: Path, shrunk: int) -> Image.Image:
+        image = Image.open(path)
+        image.draft(None, (image.width // shrunk, image.height // shrunk))
+        image.load()
+        return image
+
+    full = [load(path, 1) for path in paths]
+    quarter = [load(path, 4) for path in paths]
+    methods: dict[str, Callable[[int], object]] = {
+        "read the file": lambda i: paths[i].read_bytes(),
+        "decode": lambda i: load(paths[i], 1),
+        "decode, shrunk by 2": lambda i: load(paths[i], 2),
+        "decode, shrunk by 4": lambda i: load(paths[i], 4),
+        "decode, shrunk by 8": lambda i: load(paths[i], 8),
+        "`convert`": lambda i: full[i].convert("RGB"),
+        "`convert`, shrunk by 4": lambda i: quarter[i].convert("RGB"),
+        "`resize`": lambda i: full[i].resize((size, size), Image.Resampling.BILINEAR),
+        "`resize`, shrunk by 4": lambda i: quarter[i].resize(
+            (size, size), Image.Resampling.BILINEAR
+        ),
+        "all of the loop": lambda i: _plain(paths[i], size),
+        "all of `read_image`": lambda i: read_image(paths[i], size),
+    }
+    for name, decode in _other_decoders().items():
+        methods[f"decode, shrunk by 4, {name}"] = lambda i, decode=decode: decode(paths[i])
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for i, (name, method) in itertools.product(range(len(paths)), methods.items()):
+        times[name].append(_seconds(lambda method=method, i=i: method(i)))
+    print("| part | ms |\n|---|---:|")
+    for name, seconds in times.items():
+        print(f"| {name} | {statistics.median(seconds) * 1e3:.1f} |")
+    print(flush=True)
+
+
+def _other_decoders() -> dict[str, Callable[[Path], object]]:
+    """Those that are installed; the project uses neither."""
+    decoders: dict[str, Callable[[Path], object]] = {}
+    with contextlib.suppress(ImportError):
+        simplejpeg = importlib.import_module("simplejpeg")
+        decoders[f"simplejpeg {simplejpeg.__version__}"] = lambda path: simplejpeg.decode_jpeg(
+            path.read_bytes(), min_width=750, min_height=500
+        )
+    with contextlib.suppress(ImportError):
+        cv2 = importlib.import_module("cv2")
+        decoders[f"OpenCV {cv2.__version__}"] = lambda path: cv2.imread(
+            str(path), cv2.IMREAD_REDUCED_COLOR_4
+        )
+    return decoders
+
+
+def _prepare(blocks: list[list[Path]], size: int, folder: Path) -> None:
+    """Images per second of each method, and their ratio to the loop over the same block."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(CORES) as pool:
+        pool.starmap(read_image, [(path, size) for path in blocks[0][:8]], chunksize=1)
+
+        def ours(paths: list[Path], workers: int) -> np.ndarray:
+            with tempfile.TemporaryDirectory(dir=folder) as cache:
+                return np.array(
+                    cached_pixels(_split(paths), size, "squash", Path(cache), workers).array
+                )
+
+        methods: dict[str, Callable[[list[Path]], np.ndarray]] = {
+            LOOP: lambda paths: np.stack([_plain(path, size) for path in paths]),
+            "torchvision `ImageFolder`, 2 workers": _torchvision(size),
+            "`cached_pixels`, 2 threads": lambda paths: ours(paths, 2),
+            "`cached_pixels`, 1 thread": lambda paths: ours(paths, 1),
+            "`read_image`, 2 processes": lambda paths: np.stack(
+                pool.starmap(read_image, [(path, size) for path in paths], chunksize=16)
+            ),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in methods}
+        differences = []
+        for number, paths in enumerate(blocks):
+            results = {}
+            order = [*methods][number % len(methods) :] + [*methods][: number % len(methods)]
+            for name in order:
+                start = time.perf_counter()
+                results[name] = methods[name](paths)
+                rates[name].append(len(paths) / (time.perf_counter() - start))
+            plain = results[LOOP].astype(np.int16)
+            shrunk = np.abs(results["`cached_pixels`, 2 threads"] - plain)
+            differences.append((shrunk.mean(), shrunk.max()))
+            loaded = results["torchvision `ImageFolder`, 2 workers"].transpose(0, 2, 3, 1)
+            if (loaded != plain).any():
+                raise SystemExit("torchvision's pixels are not those of the loop")
+    print("| method | images/s | lowest, highest | beside the loop | lowest, highest |")
+    print("|---|---:|---:|---:|---:|")
+    for name, values in rates.items():
+        ratios = [value / loop for value, loop in zip(values, rates[LOOP], strict=True)]
+        print(f"| {name} | {_spread(values)} | {_spread(ratios, '×')} |")
+    mean, most = np.mean([d[0] for d in differences]), max(d[1] for d in differences)
+    print(
+        f"\n`cached_pixels` and the loop differ by {mean:.2f} of 255 on average, {most} at most\n"
+    )
+    sys.stdout.flush()
+
+
+def _spread(values: list[float], unit: str = "") -> str:
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:.1f}{unit} | {low:.1f}, {high:.1f}"
+
+
+def _split(paths: list[Path]) -> Split:
+    return Split(tuple(path.name for path in paths), tuple(paths), np.zeros(len(paths), np.int32))
+
+
+def _plain(path: Path, size: int) -> np.ndarray:
+    image = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _torchvision(size: int) -> Callable[[list[Path]], np.ndarray]:
+    torch = importlib.import_module("torch")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        datasets = importlib.import_module("torchvision.datasets")
+    except RuntimeError:  # its compiled operators cannot be loaded, and are not needed
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        datasets = importlib.import_module("torchvision.datasets")
+    transforms = importlib.import_module("torchvision.transforms")
+
+    def load(paths: list[Path]) -> np.ndarray:
+        _ = library  # lives as long as its operators
+        transform = transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
+        folder = datasets.ImageFolder(paths[0].parent.parent, transform)
+        loader = torch.utils.data.DataLoader(folder, batch_size=32, num_workers=CORES)
+        return np.concatenate([images.numpy() for images, _ in loader])
+
+    return load
+
+
+def _read(array: np.ndarray, batch_size: int = 64, repeats: int = 7) -> None:
+    """GB/s of a pass over the pixels: batches in random order, and copies of the same memory."""
+    labels = np.zeros(len(array), np.int32)
+    streamed = StreamedBatches(array, labels, batch_size, threads=CORES)
+    resident = ResidentBatches(array, labels, batch_size)
+    one = np.empty((batch_size, *array.shape[1:]), np.uint8)
+    bytes_read = streamed.steps_per_epoch * one.nbytes
+    starts = range(0, len(array) - batch_size + 1, batch_size)
+
+    def epoch(batches: StreamedBatches | ResidentBatches, number: int) -> None:
+        for batch in batches.epoch(0, number):
+            jax.block_until_ready(batch["inputs"])
+
+    methods: dict[str, Callable[[int], object]] = {
+        "`memcpy` of each batch, in order, into the same memory": lambda _: [
+            np.copyto(one, array[start : start + batch_size]) for start in starts
+        ],
+        "the same into new memory": lambda _: [
+            np.array(array[start : start + batch_size]) for start in starts
+        ],
+        "`StreamedBatches`, 2 threads, random order": lambda number: epoch(streamed, number),
+        "`ResidentBatches`, random order": lambda number: epoch(resident, number),
+    }
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for number in range(repeats + 1):
+        for name, method in methods.items():
+            seconds = _seconds(lambda method=method, number=number: method(number))
+            if number:  # the first fills the caches and compiles
+                times[name].append(seconds)
+    print("| reading | GB/s | lowest, highest | images/s |\n|---|---:|---:|---:|")
+    for name, seconds in times.items():
+        rates = [bytes_read / value / 1e9 for value in seconds]
+        images = statistics.median(rates) * 1e9 / array[0].nbytes
+        print(f"| {name} | {_spread(rates)} | {images:,.0f} |")
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
