@@ -35,6 +35,7 @@ class Bar:
         self._unit = unit
         self._task = self._progress.add_task(title, total=total, note="")
         self._done = 0
+        self._before: int | None = None
         self._started = time.monotonic()
 
     def __enter__(self) -> "Bar":
@@ -49,8 +50,12 @@ class Bar:
         self._progress.update(self._task, advance=units)
 
     def to(self, done: int, total: int) -> None:
-        """For callbacks that tell how far they are."""
-        self.advance(done - self._done)
+        """For callbacks that tell how far they are, first of all what was done before."""
+        if self._before is None:
+            self._before = done
+            self.skip(done)
+        else:
+            self.advance(done - self._before - self._done)
 
     def advance(self, units: int, title: str | None = None) -> None:
         """Moves on by `units`; a `title` replaces the one shown."""

@@ -70,7 +70,8 @@ def cached_pixels(
       resize: See `images.read_image`.
       cache_dir: Made if missing.
       workers: Threads that decode; the number of usable cores by default.
-      progress: Called as progress(done, total) from the calling thread.
+      progress: Called as progress(done, total) from the calling thread, first with what was done
+        before.
 
     Raises:
       UserError: Images that cannot be read, all at once; or the cache cannot be written.
@@ -231,7 +232,7 @@ def _fill(
     """Appends the images that are missing, in order, from the threads' results."""
     problems: list[str] = []
     done = part.rows
-    if progress is not None and 0 < done < len(split):
+    if progress is not None:
         progress(done, len(split))
     for pixels, chunk_problems in _decode(split, done, size, resize, workers):
         problems.extend(chunk_problems)

@@ -219,7 +219,7 @@ def test_progress(tmp_path, split):
         progress=lambda *call: calls.append((call, threading.get_ident())),
     )
     assert {thread for _, thread in calls} == {threading.get_ident()}
-    assert [call for call, _ in calls] == [(16, N), (32, N), (48, N), (N, N)]
+    assert [call for call, _ in calls] == [(0, N), (16, N), (32, N), (48, N), (N, N)]
     calls.clear()
     cached_pixels(split, 8, "squash", tmp_path / "cache", progress=lambda *call: calls.append(call))
     assert calls == [(N, N)]
