@@ -36,9 +36,10 @@ class Batches(Protocol):
     steps_per_epoch: int
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches {"inputs": (batch_size, ...), "labels": (batch_size, ...)} of one epoch.
+        """Batches {"inputs", "labels", "indices"} of one epoch, each (batch_size, ...).
 
-        In the order of `epoch_order(num_examples, seed, epoch)`, from step `start` on.
+        In the order of `epoch_order(num_examples, seed, epoch)`, from step `start` on. The
+        indices, int32 (batch_size,), say which examples of the split these are.
         """
         ...
 
@@ -103,12 +104,16 @@ class ResidentBatches(_Common):
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `Batches.epoch`."""
         for rows in self._epoch_rows(seed, epoch, start):
-            yield _take(self._arrays, jax.device_put(rows))
+            yield self._fetch(rows)
 
     def ordered(self) -> Iterator[tuple[Batch, int]]:
         """See `Batches.ordered`."""
         for rows, valid in zip(*self._ordered_rows(), strict=True):
-            yield _take(self._arrays, jax.device_put(rows)), valid
+            yield self._fetch(rows), valid
+
+    def _fetch(self, rows: np.ndarray) -> Batch:
+        indices = jax.device_put(rows)
+        return {**_take(self._arrays, indices), "indices": indices}
 
 
 class StreamedBatches(_Common):
@@ -148,7 +153,12 @@ class StreamedBatches(_Common):
         import grain  # takes a second, and resident data does not need it
 
         def read(step: int) -> dict[str, np.ndarray]:
-            return {"inputs": self._inputs[rows[step]], "labels": self.labels[rows[step]]}
+            indices = rows[step]
+            return {
+                "inputs": self._inputs[indices],
+                "labels": self.labels[indices],
+                "indices": indices,
+            }
 
         options = grain.ReadOptions(
             num_threads=self._threads, prefetch_buffer_size=max(self._prefetch, self._threads)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medmerge_jax.data.augment import Policy, epoch_key
 from medmerge_jax.data.batches import Batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
@@ -49,6 +50,7 @@ class Stage:
       metric: A name of `metrics.METRICS`.
       checkpoint_seconds: Least time between two checkpoints; the first and the last epoch always
         have one.
+      augmentation: Of training images, or None; what is evaluated is never augmented.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Stage:
     select: str = "best"
     metric: str = "macro_f1"
     checkpoint_seconds: float = 30.0
+    augmentation: Policy | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +99,21 @@ def train_stage(
       network: The model.
       batches: Of the split "train" or "val"; not called for a finished stage.
       directory: Takes checkpoints and metrics.
-      seed: Of the order of the training images.
+      seed: Of the order of the training images, and of their augmentation.
       multilabel: See `step.weighted_loss`.
       class_weights: (classes,), see `step.weighted_loss`.
 
     Raises:
       UserError: The loss is no longer finite. The last checkpoint is of a good epoch.
     """
-    task = Task(network, start.assemble, start.train_batch_norm, multilabel, stage.weight_decay)
+    task = Task(
+        network,
+        start.assemble,
+        start.train_batch_norm,
+        multilabel,
+        stage.weight_decay,
+        stage.augmentation,
+    )
     checkpoints = StageCheckpoints(directory.path / "checkpoints" / stage.name)
     try:
         frozen = jax.device_put(start.frozen)
@@ -265,11 +275,12 @@ def _train_epoch(
     """One pass over the training split; moves `progress.state` on."""
     epoch, steps = progress.epoch, train.steps_per_epoch
     state = progress.state._replace(loss_sum=jnp.zeros((), jnp.float32))
+    key = None if stage.augmentation is None else epoch_key(seed, epoch)
     in_flight: collections.deque[jax.Array] = collections.deque()
     started = time.perf_counter()
     for index, batch in enumerate(train.epoch(seed, epoch)):
         rate = rates[epoch * steps + index]
-        state, loss = train_step(task, state, frozen, batch, rate, class_weights)
+        state, loss = train_step(task, state, frozen, batch, rate, class_weights, key)
         in_flight.append(loss)
         if len(in_flight) > _STEPS_IN_FLIGHT:
             in_flight.popleft().block_until_ready()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from medmerge_jax.data.augment import Policy, augment
 from medmerge_jax.models.layers import at_least_float32
 from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
 
@@ -47,6 +48,7 @@ class Task:
       train_batch_norm: See `Parameterization`.
       multilabel: Binary cross-entropy per label (NaN labels are left out) instead of softmax.
       weight_decay: Decoupled, applied to everything trainable, as PyTorch's AdamW does.
+      augmentation: Of the images of each step, or None.
     """
 
     network: Network
@@ -54,6 +56,7 @@ class Task:
     train_batch_norm: bool
     multilabel: bool
     weight_decay: float
+    augmentation: Policy | None = None
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -104,6 +107,7 @@ def train_step(
     batch: Batch,
     learning_rate: jax.Array,
     class_weights: jax.Array,
+    key: jax.Array | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One step of AdamW on the trainable part.
 
@@ -112,17 +116,27 @@ def train_step(
       state: Donated.
       frozen: Constants of `task.assemble`.
       batch: `inputs` uint8 (n, h, w, c) or float32 (n, features); `labels` int32 (n,) or
-        float32 (n, classes).
+        float32 (n, classes); with augmentation also `indices` int32 (n,), see `augment`.
       learning_rate: Scalar; an argument, so that one compilation serves every schedule.
       class_weights: (classes,), see `weighted_loss`.
+      key: Of the epoch, see `augment.epoch_key`; only needed with augmentation.
 
     Returns:
       The new state and the loss of this batch before the step, a float32 scalar.
     """
+    images = batch["inputs"]
+    if task.augmentation is not None:
+        if images.dtype != jnp.uint8 or key is None:
+            raise ValueError(
+                f"augmentation of {images.dtype} inputs {'without' if key is None else 'with'} a "
+                "key: uint8 images and the key of the epoch are wanted; features were computed "
+                "from images that are not augmented"
+            )
+        images = augment(task.augmentation, images, batch["indices"], key)
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, Tree]:
         params = task.assemble(trainable, frozen)
-        inputs = task.network.normalise(batch["inputs"])
+        inputs = task.network.normalise(images)
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updated = task.network.model.apply(
             variables, inputs, train=task.train_batch_norm, mutable=["batch_stats"]

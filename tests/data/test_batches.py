@@ -36,7 +36,7 @@ def fetch(batches):
 def assert_same(first, second):
     assert len(first) == len(second) > 0
     for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys() == {"inputs", "labels"}
+        assert one.keys() == other.keys() == {"inputs", "labels", "indices"}
         for name in one:
             assert one[name].dtype == other[name].dtype
             np.testing.assert_array_equal(one[name], other[name])
@@ -68,6 +68,8 @@ def test_an_epoch_follows_the_order_and_drops_the_rest(kind, images, labels):
             rows = order[step * SIZE : (step + 1) * SIZE]
             np.testing.assert_array_equal(batch["inputs"], images[rows])
             np.testing.assert_array_equal(batch["labels"], labels[rows])
+            np.testing.assert_array_equal(batch["indices"], rows)
+            assert batch["indices"].dtype == np.int32
 
 
 def test_batches_are_on_the_device(kind, images, labels):
