@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
+from medmerge_jax.data.augment import POLICIES
 from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.recipes.inputs import Parent
@@ -62,6 +63,7 @@ class Experiment:
         self._num_features = spec.num_features
         self._normalisation = {"mean": spec.mean, "std": spec.std}
         self._dtype = compute_dtype(config.precision)
+        self._augmentation = POLICIES.get(config.augmentation)
 
     def start(self) -> Tree:
         """The parent `config.start` with a new head."""
@@ -77,10 +79,14 @@ class Experiment:
         return self._train("ft", start, self.config.ft).variables
 
     def linear_probe(self, variables: Tree, *, train_batch_norm: bool = False) -> Tree:
-        """Trains the head; on frozen features that are computed once, unless norms train too."""
-        if train_batch_norm:
-            start = parameterization.linear_probe(variables, train_batch_norm=True)
-            return self._train("lp_bn", start, self.config.lp).variables
+        """Trains the head; on frozen features that are computed once where they do not change.
+
+        They do where batch norms train too, and where every epoch has other images.
+        """
+        if train_batch_norm or self._augmentation is not None:
+            start = parameterization.linear_probe(variables, train_batch_norm=train_batch_norm)
+            name = "lp_bn" if train_batch_norm else "lp"
+            return self._train(name, start, self.config.lp).variables
         head = {"params": {"head": variables["params"]["head"]}}
         result = self._train(
             "lp",
@@ -131,6 +137,7 @@ class Experiment:
             select=config.select.epoch,
             metric=config.select.metric,
             checkpoint_seconds=config.checkpoint_seconds,
+            augmentation=self._augmentation,
         )
         result = train_stage(
             stage,
