@@ -21,6 +21,7 @@ from medmerge_jax.merging.trees import (
     SEPARATOR,
     check_finite,
     check_parents,
+    check_weights,
     describe_shape,
     flatten,
     mean,
@@ -71,11 +72,7 @@ def weighted_average(parents: Sequence[Tree], weights: Sequence[Any]) -> dict[An
       ValueError: As for `uniform_average`; or not one weight for each, or their sum is not 1.
     """
     flats = _flatten_parents(parents)
-    _check_one_each("weights", weights, len(flats))
-    if not any(isinstance(weight, jax.core.Tracer) for weight in weights):
-        total = math.fsum(float(weight) for weight in weights)
-        if not abs(total - 1) <= 1e-6:
-            raise ValueError(f"the weights sum to {total:.7g}; a sum of 1 is wanted")
+    check_weights(weights, len(flats))
     merged = {path: _weigh([flat[path] for flat in flats], weights) for path in flats[0]}
     return nest_like(merged, parents[0])
 

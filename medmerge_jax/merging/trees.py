@@ -146,6 +146,23 @@ def check_finite(flat: Mapping[str, Any], name: str) -> None:
             )
 
 
+def check_weights(weights: Sequence[Any], num_parents: int) -> None:
+    """Raises unless there is one for each parent and they sum to 1, within 1e-6.
+
+    Under `jax.jit` their sum cannot be known, unless they are constants.
+
+    Raises:
+      ValueError: Says how many there are, or their sum.
+    """
+    if len(weights) != num_parents:
+        raise ValueError(f"{len(weights)} weights for {num_parents} parents; one each is wanted")
+    if any(isinstance(weight, jax.core.Tracer) for weight in weights):
+        return
+    total = math.fsum(float(weight) for weight in weights)
+    if not abs(total - 1) <= 1e-6:
+        raise ValueError(f"the weights sum to {total:.7g}; a sum of 1 is wanted")
+
+
 def describe_shape(flat: Mapping[str, Any], path: str) -> str:
     """The shape of the leaf at a path in words: "shape (64,)", or "absent"."""
     return f"shape {np.shape(flat[path])}" if path in flat else "absent"

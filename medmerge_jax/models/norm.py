@@ -1,5 +1,6 @@
 """Batch normalization with PyTorch's conventions."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -52,3 +53,24 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         # Subtracting first, not folding the mean into the bias: no cancellation when |mean| ≫ std.
         return ((x - mean) * (scale * jax.lax.rsqrt(var + EPSILON)) + bias).astype(self.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def batch_statistics(model: nn.Module, variables: Any, inputs: jax.Array) -> Any:
+    """What one batch alone makes of the running statistics: `merging.recalibrate` averages them.
+
+    Args:
+      model: Any of the package.
+      variables: `{"params": ..., "batch_stats": ...}`; of the statistics, only the shapes matter.
+      inputs: (n, ...), normalised.
+
+    Returns:
+      A tree like `variables["batch_stats"]`: mean and unbiased variance of every batch norm's input
+      in training mode.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    _, updated = model.apply(
+        {**variables, "batch_stats": zeros}, inputs, train=True, mutable=["batch_stats"]
+    )
+    # One step of the running average, from zero.
+    return jax.tree.map(lambda new: new / (1 - MOMENTUM), updated["batch_stats"])
