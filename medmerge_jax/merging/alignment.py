@@ -151,8 +151,7 @@ def weight_matching(
       seed: Of the order in which spaces are visited.
       spaces: Of these trees; found if they are not given.
       start: "forward", or "identity" as published.
-      tolerance: A space's order is changed if that adds more than this to ⟨A, P(B)⟩, and more
-        than the rounding of the products (float32, or float64 if both models are that).
+      tolerance: A space's order is changed if that adds more than this to ⟨A, P(B)⟩.
       max_sweeps: Ends the ascent also where spaces still gain.
 
     Returns:
@@ -328,6 +327,12 @@ class _Matching:
         self._reference = reference
         self._names = [space.name for space in spaces]
         self._places = dict(zip(self._names, _matched_places(spaces), strict=True))
+        # Products at a place, kept while nothing on the other axes of its array moves.
+        self._products: dict[Place, np.ndarray] = {}
+        self._at: dict[str, list[Place]] = {}
+        for places in self._places.values():
+            for place, _ in places:
+                self._at.setdefault(place.path, []).append(place)
 
     def forward_sweep(self) -> None:
         """Spaces in network order, by the places whose other axes are in their final order."""
@@ -355,11 +360,18 @@ class _Matching:
 
     def _improve(self, name: str, places: Sequence[Place], tolerance: float = 0.0) -> bool:
         """Gives one space its best order by some of its places. Whether that is a new one."""
-        order = _better_order(places, self._reference, self.model, tolerance)
+        order = _better_order(places, self._reference, self.model, tolerance, self._products)
         if order is None:
             return False
-        _reorder(self.model, [place for place, _ in self._places[name]], order)
+        moved = [place for place, _ in self._places[name]]
+        _reorder(self.model, moved, order)
         self.permutations[name] = self.permutations[name][order]
+        for place in moved:
+            if place in self._products:
+                self._products[place] = self._products[place][:, order]
+            for other in self._at[place.path]:
+                if other.axis != place.axis:
+                    self._products.pop(other, None)
         return True
 
 
@@ -394,12 +406,35 @@ def _match_jointly(
 
 
 def _better_order(
-    places: Sequence[Place], reference: _Model, model: _Model, tolerance: float = 0.0
+    places: Sequence[Place],
+    reference: _Model,
+    model: _Model,
+    tolerance: float = 0.0,
+    products: dict[Place, np.ndarray] | None = None,
 ) -> np.ndarray | None:
-    """The order of the model's units that agrees best with the reference's, if better than now."""
+    """The order of the model's units that agrees best with the reference's, if better than now.
+
+    Args:
+      places: Of the units, those that count.
+      reference: Whose units are agreed with.
+      model: Whose units are reordered.
+      tolerance: What an order has to add to the inner product of the two.
+      products: Those known already; the others are added.
+    """
     if not places:
         return None
-    order = _assignment(_products(places, reference, model))
+    products = {} if products is None else products
+    total = np.zeros((len(places[0].positions),) * 2)
+    vectors = [place for place in places if model[place.path].ndim == 1]
+    for place in places:
+        if model[place.path].ndim > 1:
+            if place not in products:
+                products[place] = _product(place, reference[place.path], model[place.path])
+            total += products[place]
+    if vectors:
+        a, b = (np.stack([x[v.path][v.positions] for v in vectors]) for x in (reference, model))
+        total += a.T @ b
+    order = _assignment(total)
     return order if _gain(places, reference, model, order) > tolerance else None
 
 
@@ -408,27 +443,18 @@ def _assignment(gains: np.ndarray) -> np.ndarray:
     return linear_sum_assignment(gains, maximize=True)[1]
 
 
-def _products(places: Sequence[Place], reference: _Model, model: _Model) -> np.ndarray:
-    """(size, size) float64: the inner products of the reference's units with the model's."""
-    size = len(places[0].positions)
-    total = np.zeros((size, size))
-    vectors: list[tuple[np.ndarray, np.ndarray]] = []
-    for place in places:
-        a, b = reference[place.path], model[place.path]
-        units = _span(place.positions)
-        if a.ndim == 1:
-            vectors.append((a[units], b[units]))
-        elif place.axis == a.ndim - 1:
-            a, b = (array.reshape(-1, array.shape[-1])[:, units] for array in (a, b))
-            total += a.T @ b
-        else:  # The last axis but one.
-            a, b = (array.reshape(-1, *array.shape[-2:])[:, units] for array in (a, b))
-            for rows, others in zip(a, b, strict=True):
-                total += rows @ others.T
-    if vectors:
-        a, b = (np.stack(arrays) for arrays in zip(*vectors, strict=True))
-        total += a.T @ b
-    return total
+def _product(place: Place, reference: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """(size, size): the inner products of the reference's units with the model's at a place.
+
+    The place is on one of the last two axes.
+    """
+    units, last = _span(place.positions), place.axis == reference.ndim - 1
+    if last:
+        a, b = (x.reshape(-1, x.shape[-1])[:, units] for x in (reference, model))
+        return a.T @ b
+    # A product for each place in the window, not one of transposed copies.
+    pairs = zip(*(x.reshape(-1, *x.shape[-2:])[:, units] for x in (reference, model)), strict=True)
+    return _sum([a @ b.T for a, b in pairs])
 
 
 def _gain(places: Sequence[Place], reference: _Model, model: _Model, order: np.ndarray) -> float:
@@ -490,13 +516,14 @@ def _parameters(parents: Sequence[Tree]) -> list[_Model]:
             raise ValueError(f'parent {index} is not a mapping with a collection "params"')
         flats.append({f"{_PARAMS}{path}": x for path, x in flatten(parent["params"]).items()})
     check_parents(flats)
-    for index, flat in enumerate(flats):
-        check_finite(flat, f"parent {index}")
     dtypes = {
         path: at_least_float32(jnp.result_type(*(flat[path].dtype for flat in flats)))
         for path in flats[0]
     }
-    return [{path: np.asarray(flat[path], dtypes[path]) for path in dtypes} for flat in flats]
+    models = [{path: np.asarray(flat[path], dtypes[path]) for path in dtypes} for flat in flats]
+    for index, model in enumerate(models):
+        check_finite(model, f"parent {index}")
+    return models
 
 
 def _copied(model: _Model) -> _Model:
