@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
+from medmerge_jax.data.augment import POLICIES, epoch_key
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.training import loop, parameterization
-from medmerge_jax.training.loop import Stage, predict, train_stage
+from medmerge_jax.training.loop import Stage, evaluate, predict, train_stage
 from medmerge_jax.training.run_directory import RunDirectory
 from medmerge_jax.training.step import Network
 
@@ -167,14 +168,30 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, 
     assert_same(restored[0].state.trainable["params"], good.variables["params"])
 
 
-def test_streamed_and_resident_images_train_to_the_same_bits(train, rng):
-    images = rng.integers(0, 256, (20, 16, 16, 3), np.uint8)
-    labels = rng.integers(0, CLASSES, 20).astype(np.int32)
+@pytest.fixture
+def images(rng):
+    labels = rng.integers(0, CLASSES, 20, np.int32)
+    return rng.integers(0, 256, (20, 16, 16, 3), np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def network():
     model, spec = create_model("resnet20", CLASSES), get_spec("resnet20")
-    network = Network(model, spec.mean, spec.std)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    return Network(model, spec.mean, spec.std)
+
+
+@pytest.fixture(scope="module")
+def variables(network):
+    return jax.jit(network.model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+
+
+@pytest.mark.parametrize("policy", [None, "medium"])
+def test_streamed_and_resident_images_train_to_the_same_bits(
+    train, images, network, variables, policy
+):
+    images, labels = images
     start = parameterization.fine_tune(variables)
-    stage = Stage("ft", epochs=2, learning_rate=1e-3)
+    stage = Stage("ft", epochs=2, learning_rate=1e-3, augmentation=POLICIES.get(policy))
     results = []
     for batches in (
         ResidentBatches(images, labels, 8),
@@ -190,12 +207,67 @@ def test_streamed_and_resident_images_train_to_the_same_bits(train, rng):
     )
 
 
-def test_a_probe_on_features_is_the_probe_through_the_frozen_network(train, rng):
-    images = rng.integers(0, 256, (20, 16, 16, 3), np.uint8)
-    labels = rng.integers(0, CLASSES, 20).astype(np.int32)
-    spec = get_spec("resnet20")
-    network = Network(create_model("resnet20", CLASSES), spec.mean, spec.std)
-    variables = jax.jit(network.model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+@pytest.mark.parametrize("at", [(0, 1), (2, 1)])
+def test_augmented_training_goes_on_as_if_it_had_not_been_interrupted(
+    train, images, network, variables, at
+):
+    """And an epoch's images are not those of another, nor of another seed, nor the plain ones."""
+    start = parameterization.fine_tune(variables)
+    policy = POLICIES["heavy"]
+    stage = dataclasses.replace(STAGE, name="ft", epochs=3, select="last", augmentation=policy)
+    data = ResidentBatches(*images, 8)
+    whole = train(stage, "whole", lambda split: data, start, network)
+    with pytest.raises(Killed):
+        cut = Interrupted(*images, 8, at=at)
+        train(stage, "cut", lambda split: cut, start, network)
+    assert_same(train(stage, "cut", lambda split: data, start, network).variables, whole.variables)
+    plain = dataclasses.replace(stage, augmentation=None)
+    others = train(plain, "plain", lambda split: data, start, network)
+    kernels = [result.variables["params"]["conv1"]["kernel"] for result in (whole, others)]
+    assert not np.array_equal(*kernels)
+
+
+def test_the_key_of_an_epoch_is_of_its_seed_and_number(
+    train, images, network, variables, monkeypatch
+):
+    keys = []
+
+    def spy(*arguments):
+        keys.append(tuple(jax.random.key_data(arguments[-1]).tolist()))
+        return train_step(*arguments)
+
+    train_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", spy)
+    data, start = ResidentBatches(*images, 8), parameterization.linear_probe(variables)
+    stage = dataclasses.replace(STAGE, epochs=2, augmentation=POLICIES["minimal"])
+    for seed in (0, 1):
+        train(stage, f"seed{seed}", lambda split: data, start, network, seed)
+    wanted = [(seed, epoch) for seed in (0, 1) for epoch in (0, 1) for _ in range(2)]
+    assert keys == [tuple(jax.random.key_data(epoch_key(*one)).tolist()) for one in wanted]
+    assert len(set(keys)) == 4
+
+
+def test_what_is_evaluated_is_not_augmented(train, images, network, variables, tmp_path):
+    data, start = ResidentBatches(*images, 8), parameterization.fine_tune(variables)
+    stage = dataclasses.replace(STAGE, epochs=2, select="last", augmentation=POLICIES["heavy"])
+    result = train(stage, "run", lambda split: data, start, network)
+    plain = ResidentBatches(*images, 8)
+    wanted = evaluate(network, result.variables, plain, multilabel=False)
+    record = RunDirectory(tmp_path / "run").records()[-1]
+    assert record["val_loss"] == pytest.approx(wanted["loss"], rel=1e-6)
+    assert record["val_accuracy"] == wanted["accuracy"]
+
+
+def test_features_are_not_augmented(train):
+    stage = dataclasses.replace(STAGE, augmentation=POLICIES["minimal"])
+    with pytest.raises(ValueError, match="features were computed from images"):
+        train(stage)
+
+
+def test_a_probe_on_features_is_the_probe_through_the_frozen_network(
+    train, images, network, variables
+):
+    images, labels = images
     pixels = ResidentBatches(images, labels, 8)
     whole = train(STAGE, "whole", lambda split: pixels, parameterization.linear_probe(variables),
                   network)  # fmt: skip

@@ -1,10 +1,13 @@
 """The loss, what a step changes and what it leaves, and how often it compiles."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medmerge_jax.data.augment import POLICIES, augment, epoch_key
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.training import parameterization
@@ -42,8 +45,9 @@ def task_of(start, dtype=jnp.float32):
     return Task(network, start.assemble, start.train_batch_norm, False, 1e-2)
 
 
-def step(task, state, start, batch, rate=1e-3):
-    return train_step(task, state, start.frozen, batch, np.float32(rate), jnp.ones(CLASSES))
+def step(task, state, start, batch, rate=1e-3, key=None):
+    weights = jnp.ones(CLASSES)
+    return train_step(task, state, start.frozen, batch, np.float32(rate), weights, key)
 
 
 def test_weighted_cross_entropy_is_pytorchs(torch, rng):
@@ -124,6 +128,65 @@ def test_one_compilation_for_all_rates_and_equal_tasks(batch):
     for rate in (1e-3, 1e-5):
         state, _ = step(task_of(start), state, start, batch, rate)
     assert train_step._cache_size() == compiled
+
+
+def augmented(task, policy):
+    return dataclasses.replace(task, augmentation=POLICIES[policy])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_step_with_augmentation_is_the_step_on_augmented_images(batch, policy):
+    start = parameterization.fine_tune(parent(0))
+    task, key = task_of(start), epoch_key(0, 3)
+    batch["indices"] = np.array([7, 0, 3, 90], np.int32)
+    before = augment(POLICIES[policy], batch["inputs"], batch["indices"], key)
+    wanted, wanted_loss = step(task, init_state(task, start), start, {**batch, "inputs": before})
+    plain = step(task, init_state(task, start), start, batch)[1]
+    found, loss = step(augmented(task, policy), init_state(task, start), start, batch, key=key)
+    assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-5)
+    assert float(loss) != pytest.approx(float(plain), rel=1e-5)
+    for path, leaf in flatten(wanted.batch_stats).items():
+        np.testing.assert_allclose(
+            flatten(found.batch_stats)[path], leaf, rtol=1e-4, atol=1e-5, err_msg=path
+        )
+
+
+def test_an_epoch_of_augmentation_does_not_compile_anew(batch):
+    start = parameterization.fine_tune(parent(0))
+    task = augmented(task_of(start), "minimal")
+    state, batch["indices"] = init_state(task, start), np.arange(4, dtype=np.int32)
+    state, _ = step(task, state, start, batch, key=epoch_key(0, 0))
+    compiled = train_step._cache_size()
+    for epoch in range(1, 4):
+        state, _ = step(task, state, start, batch, key=epoch_key(0, epoch))
+    assert train_step._cache_size() == compiled
+
+
+def test_without_augmentation_nothing_is_computed_for_it(batch):
+    """The program is the one of a batch without indices and of no key: its results are too."""
+    start = parameterization.fine_tune(parent(0))
+    task = task_of(start)
+    arguments = (task, init_state(task, start), start.frozen)
+    programs = [
+        train_step.lower(*arguments, images, np.float32(1e-3), jnp.ones(CLASSES), key).as_text()
+        for images, key in (
+            (batch, None),
+            ({**batch, "indices": np.arange(4, dtype=np.int32)}, epoch_key(0, 0)),
+        )
+    ]
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.parametrize("lacking", ["images", "a key"])
+def test_augmentation_wants_images_and_a_key(batch, lacking):
+    start = parameterization.fine_tune(parent(0))
+    task = augmented(task_of(start), "medium")
+    batch["indices"] = np.arange(4, dtype=np.int32)
+    if lacking == "images":
+        batch["inputs"] = batch["inputs"].astype(np.float32)
+    key = None if lacking == "a key" else epoch_key(0, 0)
+    with pytest.raises(ValueError, match="uint8 images and the key of the epoch are wanted"):
+        step(task, init_state(task, start), start, batch, key=key)
 
 
 def test_the_first_step_whose_loss_is_not_finite_is_remembered(batch):
