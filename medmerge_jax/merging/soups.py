@@ -1,0 +1,429 @@
+"""Model soups: averages of many models that were fine-tuned from one start.
+
+Uniform, greedy and learned soups are Wortsman et al. 2022's, "Model soups: averaging weights of
+multiple fine-tuned models improves accuracy without increasing inference time" (arXiv 2203.05482);
+hierarchical ones Sanjeev et al. 2024's, "FissionFusion" (arXiv 2403.13341).
+
+*Ingredients* are trees of one architecture, `{"params": ..., "batch_stats": ...}` or any part of
+it. There may be hundreds: a soup asks for them one at a time, by `ingredients[i]`, which may read a
+file, and holds no more than one beside its running sum and the average to be scored. Everything is
+averaged, running statistics too, as the papers' code does; better ones come from recalibration,
+for which greedy and hierarchical soups take `finish`. A *score* is computed on held-out data, the
+higher the better.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax.merging.trees import (
+    at_least_float32,
+    check_finite,
+    check_parents,
+    flatten,
+    nest_like,
+)
+
+Tree = Mapping[Any, Any]
+Score = Callable[[dict[Any, Any]], Any]
+Finish = Callable[[dict[Any, Any]], dict[Any, Any]]
+
+LEVELS = ("GoU", "GoG")
+GRANULARITIES = ("tensor", "model")
+
+
+class GreedySoup(NamedTuple):
+    """What `greedy_soup` returns.
+
+    Attributes:
+      variables: The soup.
+      chosen: Indices of the ingredients in it, in the order in which they were added.
+      score: Of the soup.
+    """
+
+    variables: dict[Any, Any]
+    chosen: tuple[int, ...]
+    score: float
+
+
+class LearnedSoup(NamedTuple):
+    """What `learned_soup` returns.
+
+    Attributes:
+      variables: The soup.
+      coefficients: By path, (n,) of each ingredient's share in that array, float64; sums to 1.
+      beta: The factor of the logits, which is not part of the soup.
+      losses: Before each step, (steps,).
+    """
+
+    variables: dict[Any, Any]
+    coefficients: dict[str, np.ndarray]
+    beta: float
+    losses: np.ndarray
+
+
+class HierarchicalSoup(NamedTuple):
+    """What `hierarchical_soup` returns.
+
+    Attributes:
+      variables: The soup.
+      members: Indices inside its group of each group's ingredients, for the groups in the soup, in
+        the order in which they were added.
+      score: Of the soup.
+    """
+
+    variables: dict[Any, Any]
+    members: dict[int, tuple[int, ...]]
+    score: float
+
+
+def uniform_soup(ingredients: Sequence[Tree]) -> dict[Any, Any]:
+    """The mean of all ingredients, read once, one at a time.
+
+    Args:
+      ingredients: At least one.
+
+    Returns:
+      A tree like the first, summed in float64, in the ingredients' dtype.
+
+    Raises:
+      ValueError: No ingredient; paths or shapes that differ; a leaf that is no floating-point array
+        or holds NaN or infinity.
+    """
+    total = _Sum()
+    for index in range(len(ingredients)):
+        total.add(ingredients[index], f"ingredient {index}")
+    return total.mean()
+
+
+def greedy_soup(
+    ingredients: Sequence[Tree],
+    score: Score,
+    scores: Sequence[float] | None = None,
+    *,
+    finish: Finish | None = None,
+) -> GreedySoup:
+    """The best ingredient and, from the second best on, each that makes the average better.
+
+    Ingredients are taken once, by falling score, the earlier one first among equals. One stays in
+    the soup if the mean of all in it and this one is strictly better. So the soup is never worse
+    on the held-out data than the best ingredient.
+
+    Args:
+      ingredients: At least one; each is read up to twice, once if `scores` are given.
+      score: `score(variables)`, a number. A soup of score NaN is not better.
+      scores: Of the single ingredients, where they are known already.
+      finish: Applied to every average before it is scored and to the one returned, for example
+        `recalibrate`. What is averaged are ingredients as they are.
+
+    Returns:
+      Variables, indices and score.
+
+    Raises:
+      ValueError: As for `uniform_soup`; scores that are too many, too few or NaN.
+    """
+    finish = finish or (lambda variables: variables)
+    if scores is None:
+        scores = [
+            float(score(finish(uniform_soup([ingredients[index]]))))
+            for index in range(len(ingredients))
+        ]
+    _check_scores(scores, len(ingredients))
+    first, *others = sorted(range(len(ingredients)), key=lambda index: -scores[index])
+    chosen, best = [first], float(scores[first])
+    soup = _Sum()
+    soup.add(ingredients[first], f"ingredient {first}")
+    for index in others:
+        flat = soup.flatten_like(ingredients[index], f"ingredient {index}")
+        found = float(score(finish(soup.mean(flat))))
+        if found > best:
+            soup.add_flat(flat)
+            chosen, best = [*chosen, index], found
+        del flat  # not to be held while the next is read
+    return GreedySoup(finish(soup.mean()), tuple(chosen), best)
+
+
+def learned_soup(
+    ingredients: Sequence[Tree],
+    loss: Callable[[Any, Any, Any], Any],
+    batches: Iterable[Any],
+    *,
+    learning_rate: float = 0.05,
+    granularity: str = "tensor",
+) -> LearnedSoup:
+    """Σᵢ αᵢ θᵢ with α, one for each ingredient and array, trained on held-out data.
+
+    α is the softmax over ingredients of free numbers that start at zero, at the uniform soup. They
+    and β, a factor of the logits that starts at 1, are trained by Adam, as in the paper's appendix
+    and its code (AdamW without weight decay, learning rate 0.05, 5 epochs).
+
+    The gradient for α needs no more than one ingredient in memory: with G the gradient for the
+    soup, that for the number behind αᵢ is αᵢ ⟨G, θᵢ - Σⱼ αⱼ θⱼ⟩. So every ingredient is read twice
+    for each step; where all fit into memory, hand over a list of them. Adam is written out here,
+    as this package's merging needs nothing but JAX, NumPy and SciPy.
+
+    Args:
+      ingredients: At least one.
+      loss: `loss(variables, beta, batch)`, a scalar, differentiable by JAX: of the logits times
+        `beta`, in evaluation mode. It is compiled anew in every call.
+      batches: Of held-out data, one step each: repeat them for more epochs.
+      learning_rate: Of Adam.
+      granularity: "tensor", one α for each array; "model", one for all arrays together.
+
+    Returns:
+      The soup, its coefficients, β and the losses.
+
+    Raises:
+      ValueError: As for `uniform_soup`; or a loss that is not finite, or a granularity not above.
+    """
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity is {granularity!r}; one of {', '.join(GRANULARITIES)}")
+    checked = _Sum()
+    for index in range(len(ingredients)):
+        checked.flatten_like(ingredients[index], f"ingredient {index}")
+    keys = {path: path if granularity == "tensor" else "" for path in checked.paths()}
+    raw = {"beta": np.ones(1), **{f"/{key}": np.zeros(len(ingredients)) for key in keys.values()}}
+    adam = _Adam(learning_rate)
+    differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    losses: list[float] = []
+    for batch in batches:
+        shares = {path: _softmax(raw[f"/{key}"]) for path, key in keys.items()}
+        soup = _mix(ingredients, shares)
+        beta = jnp.asarray(raw["beta"][0], jnp.float32)
+        value, (gradient, gradient_beta) = differentiate(soup, beta, batch)
+        losses.append(_check_loss(float(value), len(losses)))
+        slopes = {name: np.zeros_like(numbers) for name, numbers in raw.items()}
+        slopes["beta"][0] = float(gradient_beta)
+        for index in range(len(ingredients)):
+            for path, product in _inner(gradient, ingredients[index], soup).items():
+                slopes[f"/{keys[path]}"][index] += shares[path][index] * float(product)
+        raw = adam.step(raw, slopes)
+    shares = {path: _softmax(raw[f"/{key}"]) for path, key in keys.items()}
+    variables = checked.cast(flatten(_mix(ingredients, shares)))
+    return LearnedSoup(variables, shares, float(raw["beta"][0]), np.array(losses))
+
+
+def hierarchical_soup(
+    groups: Sequence[Sequence[Tree]],
+    score: Score,
+    level: str = "GoG",
+    scores: Sequence[Sequence[float]] | None = None,
+    *,
+    finish: Finish | None = None,
+) -> HierarchicalSoup:
+    """A greedy soup over groups' soups.
+
+    FissionFusion groups by learning rate. "GoU" is the greedy soup of the groups' uniform soups,
+    "GoG" of their greedy soups. A group's soup counts as one, whatever the number of ingredients
+    in it, and is averaged anew from them whenever it is needed, instead of being kept.
+
+    Args:
+      groups: At least one, each of at least one ingredient.
+      score: As for `greedy_soup`.
+      level: "GoU" or "GoG".
+      scores: By group, of the single ingredients, where they are known. "GoU" needs none.
+      finish: As for `greedy_soup`; groups' soups are averaged as they are too.
+
+    Returns:
+      Variables, the groups chosen with their members, and the score.
+
+    Raises:
+      ValueError: As for `greedy_soup`; no group, an empty one, or another level.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level is {level!r}; one of {', '.join(LEVELS)} is wanted")
+    if not len(groups):
+        raise ValueError("0 groups; one or more are wanted")
+    for index, group in enumerate(groups):
+        if not len(group):
+            raise ValueError(f"group {index} is empty")
+    if scores is not None and len(scores) != len(groups):
+        raise ValueError(f"scores of {len(scores)} groups for {len(groups)} groups")
+    members: list[tuple[int, ...]] = []
+    group_scores: list[float] | None = None
+    if level == "GoU":
+        members = [tuple(range(len(group))) for group in groups]
+    else:
+        group_scores = []
+        for index, group in enumerate(groups):
+            known = None if scores is None else scores[index]
+            try:
+                soup = greedy_soup(group, score, known, finish=finish)
+            except ValueError as error:
+                raise ValueError(f"group {index}: {error}") from error
+            members.append(soup.chosen)
+            group_scores.append(soup.score)
+    result = greedy_soup(_GroupSoups(groups, members), score, group_scores, finish=finish)
+    chosen = {group: members[group] for group in result.chosen}
+    return HierarchicalSoup(result.variables, chosen, result.score)
+
+
+class _Sum:
+    """A sum of trees in float64: exact enough for any number of them, and for identical ones."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sums: dict[str, np.ndarray] = {}
+        self._like: dict[Any, Any] = {}
+        self._first = ""
+        self._dtypes: dict[str, Any] = {}
+
+    def add(self, tree: Tree, name: str) -> None:
+        self.add_flat(self.flatten_like(tree, name))
+
+    def add_flat(self, flat: Mapping[str, Any]) -> None:
+        for path, leaf in flat.items():
+            if path in self._sums:
+                self._sums[path] += np.asarray(leaf, np.float64)
+            else:
+                self._sums[path] = np.array(leaf, np.float64)
+        self._count += 1
+
+    def flatten_like(self, tree: Tree, name: str) -> dict[str, Any]:
+        """Leaves by path, after they are checked against the first tree ever seen."""
+        flat = flatten(tree)
+        if not self._first:
+            self._first = name
+            shapes = {path: _shape(leaf) for path, leaf in flat.items()}
+            self._like = nest_like(shapes, tree)
+        check_parents([flatten(self._like), flat], names=[self._first, name])
+        check_finite(flat, name)
+        for path, leaf in flat.items():
+            self._dtypes[path] = jnp.promote_types(self._dtypes.get(path, leaf.dtype), leaf.dtype)
+        return flat
+
+    def paths(self) -> list[str]:
+        return list(self._dtypes)
+
+    def mean(self, flat: Mapping[str, Any] | None = None) -> dict[Any, Any]:
+        """The mean of all in the sum, and of `flat` if given."""
+        count = self._count + (flat is not None)
+        if not count:
+            raise ValueError("0 ingredients; one or more are wanted")
+        means = {}
+        for path, total in self._sums.items():
+            more = 0.0 if flat is None else np.asarray(flat[path], np.float64)
+            means[path] = (total + more) / count
+        return self.cast(means)
+
+    def cast(self, flat: Mapping[str, Any]) -> dict[Any, Any]:
+        """Nested like the first tree and in its dtypes."""
+        return nest_like(
+            {path: jnp.asarray(leaf, self._dtypes[path]) for path, leaf in flat.items()}, self._like
+        )
+
+
+class _GroupSoups(Sequence[dict[Any, Any]]):
+    """Uniform soups of groups' members, averaged when asked for."""
+
+    def __init__(self, groups: Sequence[Sequence[Tree]], members: Sequence[Sequence[int]]) -> None:
+        self._groups = groups
+        self._members = members
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[Any, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[Any, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[Any, Any] | Sequence[dict[Any, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        group = self._groups[index]
+        soup = _Sum()
+        for member in self._members[index]:
+            soup.add(group[member], f"ingredient {member} of group {index}")
+        return soup.mean()
+
+
+class _Adam:
+    """Kingma & Ba 2015, with the usual β₁ = 0.9, β₂ = 0.999 and ε = 1e-8."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+        self._steps = 0
+        self._means: dict[str, Any] = {}
+        self._squares: dict[str, Any] = {}
+
+    def step(
+        self, numbers: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        self._steps += 1
+        stepped = {}
+        for name, slope in slopes.items():
+            self._means[name] = 0.9 * self._means.get(name, 0.0) + 0.1 * slope
+            self._squares[name] = 0.999 * self._squares.get(name, 0.0) + 0.001 * slope**2
+            mean = self._means[name] / (1 - 0.9**self._steps)
+            root = np.sqrt(self._squares[name] / (1 - 0.999**self._steps))
+            stepped[name] = numbers[name] - self._learning_rate * mean / (root + 1e-8)
+        return stepped
+
+
+def _mix(ingredients: Sequence[Tree], shares: Mapping[str, np.ndarray]) -> dict[Any, Any]:
+    """Σᵢ αᵢ θᵢ in at least float32, nested as the first."""
+    soup: dict[Any, Any] | None = None
+    for index in range(len(ingredients)):
+        ours = {path: share[index] for path, share in shares.items()}
+        # Waited for, so that ingredients are let go of one by one.
+        soup = jax.block_until_ready(_add_share(soup, ingredients[index], ours))
+    if soup is None:
+        raise ValueError("0 ingredients; one or more are wanted")
+    return soup
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add_share(soup: Any, ingredient: Tree, shares: Mapping[str, Any]) -> dict[Any, Any]:
+    added = {}
+    before = None if soup is None else flatten(soup)
+    for path, leaf in flatten(ingredient).items():
+        leaf = jnp.asarray(leaf)
+        leaf = leaf.astype(at_least_float32(leaf.dtype))
+        share = jnp.asarray(shares[path], leaf.dtype) * leaf
+        added[path] = share if before is None else before[path] + share
+    return nest_like(added, ingredient)
+
+
+@jax.jit
+def _inner(gradient: Tree, ingredient: Tree, soup: Tree) -> dict[str, jax.Array]:
+    """⟨G, θᵢ - soup⟩ by path; of the difference, since the products themselves nearly cancel."""
+    products = {}
+    leaves, ours = flatten(ingredient), flatten(soup)
+    for path, slope in flatten(gradient).items():
+        difference = jnp.asarray(leaves[path]).astype(ours[path].dtype) - ours[path]
+        products[path] = jnp.sum(slope * difference)
+    return products
+
+
+def _softmax(numbers: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(numbers - numbers.max())
+    return exponentials / exponentials.sum()
+
+
+def _shape(leaf: Any) -> Any:
+    """Shape and dtype without the numbers; a leaf that has no dtype is refused by the checks."""
+    dtype = getattr(leaf, "dtype", None)
+    return leaf if dtype is None else jax.ShapeDtypeStruct(np.shape(leaf), dtype)
+
+
+def _check_scores(scores: Sequence[float], num_ingredients: int) -> None:
+    if not num_ingredients:
+        raise ValueError("0 ingredients; one or more are wanted")
+    if len(scores) != num_ingredients:
+        raise ValueError(f"{len(scores)} scores for {num_ingredients} ingredients")
+    for index, score in enumerate(scores):
+        if math.isnan(score):
+            raise ValueError(f"the score of ingredient {index} is NaN; a number is wanted")
+
+
+def _check_loss(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss in step {step} is {loss}; a smaller learning rate may help")
+    return loss
