@@ -20,13 +20,13 @@ class Moments(NamedTuple):
     block, not that of all units' growth from block to block.
 
     Attributes:
-      count: (T,), samples seen at each tap.
+      num_samples: (T,), samples seen at each tap.
       mean: (T, N); unit i of model m is m · size + i.
       comoment: (N, N), the sum over all samples.
       compensation: (N, N), what rounding took off the sum (Kahan), to be added.
     """
 
-    count: jax.Array
+    num_samples: jax.Array
     mean: jax.Array
     comoment: jax.Array
     compensation: jax.Array
@@ -104,14 +104,14 @@ def update_moments(
     # By default a GPU multiplies with ten bits.
     comoment = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
 
-    before, before_mean = moments.count[tap], moments.mean[tap]
+    before, before_mean = moments.num_samples[tap], moments.mean[tap]
     total = jnp.maximum(before + count, 1)
     shift = mean - before_mean
     comoment = comoment + (before * (count / total)) * (shift[:, None] * shift[None, :])
     added = comoment + moments.compensation
     new_sum = moments.comoment + added
     return Moments(
-        moments.count.at[tap].add(count),
+        moments.num_samples.at[tap].add(count),
         moments.mean.at[tap].set(before_mean + shift * (count / total)),
         new_sum,
         added - (new_sum - moments.comoment),
@@ -124,7 +124,7 @@ def covariance(moments: Moments) -> np.ndarray:
     Raises:
       ValueError: No samples, or activations that were infinite or not a number.
     """
-    count = float(np.sum(np.asarray(moments.count, np.float64)))
+    count = float(np.sum(np.asarray(moments.num_samples, np.float64)))
     if count <= 0:
         raise ValueError("no activations were observed; at least one image is wanted")
     comoment = np.asarray(moments.comoment, np.float64) + np.asarray(

@@ -38,7 +38,7 @@ ALPHA = 0.3
 BETA = 0.125
 
 _HEAD = f"params{SEPARATOR}head{SEPARATOR}"
-# Two units are the same if their correlation is each one's with itself up to this.
+# Two units are the same if their correlation is 1 up to this.
 _SAME = 1e-5
 # Of equally correlated units, those of one number in different models go first.
 _PREFERENCE = 1e-9
@@ -54,11 +54,12 @@ def match_features(
 
     Two points that the paper leaves open: a merge is one within a model if both sides have a unit
     of it, so that the budget is exact and is never exceeded. (Published code gives a merged unit
-    to the first of its models, and spends the budget by that.) And units that cannot be told
-    apart, even where a small variance makes correlations small (a dead one has 0 with itself),
-    count as fully correlated, and are merged without the discount: nothing is lost. Of equally
-    correlated units those of the same number in different models go first. So identical models
-    are merged unit by unit.
+    to the first of its models, and spends the budget by that.) And identical models are merged
+    unit by unit. For this, correlations are taken relative to the units' own with themselves,
+    which are less than 1 where a unit hardly varies; dead units, which have 0, are fully
+    correlated with those of other models; units that cannot be told apart, whose correlation is
+    1, are merged without the discount; and of equally correlated ones those of the same number in
+    different models go first.
 
     Args:
       correlation: Symmetric (n · size, n · size); unit i of model m is m · size + i. As from
@@ -367,10 +368,13 @@ class _Greedy:
         self, similarity: np.ndarray, num_models: int, size: int, alpha: float, beta: float
     ) -> None:
         units = num_models * size
-        own = similarity.diagonal()
-        same = similarity >= (1 - _SAME) * np.maximum(own[:, None], own[None, :])
-        similarity[same] = 1.0
         model = np.arange(units) // size
+        own = np.maximum.outer(similarity.diagonal(), similarity.diagonal())
+        dead = own <= 0
+        own[dead] = 1.0
+        similarity = similarity / own
+        similarity[dead] = np.not_equal.outer(model, model)[dead]
+        similarity[similarity >= 1 - _SAME] = 1.0
         for other in range(1, num_models):
             first, second = np.arange(units - other * size), np.arange(other * size, units)
             similarity[first, second] += _PREFERENCE
