@@ -95,10 +95,7 @@ def uniform_soup(ingredients: Sequence[Tree]) -> dict[Any, Any]:
       ValueError: No ingredient; paths or shapes that differ; a leaf that is no floating-point array
         or holds NaN or infinity.
     """
-    total = _Sum()
-    for index in range(len(ingredients)):
-        total.add(ingredients[index], f"ingredient {index}")
-    return total.mean()
+    return _mean_of(ingredients, range(len(ingredients)))
 
 
 def greedy_soup(
@@ -130,7 +127,7 @@ def greedy_soup(
     finish = finish or (lambda variables: variables)
     if scores is None:
         scores = [
-            float(score(finish(uniform_soup([ingredients[index]]))))
+            float(score(finish(_mean_of(ingredients, [index]))))
             for index in range(len(ingredients))
         ]
     _check_scores(scores, len(ingredients))
@@ -318,6 +315,15 @@ class _Sum:
         )
 
 
+def _mean_of(
+    ingredients: Sequence[Tree], indices: Iterable[int], where: str = ""
+) -> dict[Any, Any]:
+    total = _Sum()
+    for index in indices:
+        total.add(ingredients[index], f"ingredient {index}{where}")
+    return total.mean()
+
+
 class _GroupSoups(Sequence[dict[Any, Any]]):
     """Uniform soups of groups' members, averaged when asked for."""
 
@@ -337,11 +343,7 @@ class _GroupSoups(Sequence[dict[Any, Any]]):
     def __getitem__(self, index: int | slice) -> dict[Any, Any] | Sequence[dict[Any, Any]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        group = self._groups[index]
-        soup = _Sum()
-        for member in self._members[index]:
-            soup.add(group[member], f"ingredient {member} of group {index}")
-        return soup.mean()
+        return _mean_of(self._groups[index], self._members[index], f" of group {index}")
 
 
 class _Adam:

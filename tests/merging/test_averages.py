@@ -344,6 +344,23 @@ class TestDiagonalFisher:
         wanted = {"kernel": np.square(inputs).T @ variance / 20, "bias": variance.mean(0)}
         assert_trees_close(fisher["head"], wanted, rtol=1e-5)
 
+    def test_of_a_multilabel_model_is_that_of_all_combinations_of_labels(self, rng):
+        inputs = rng.normal(size=(6, 4)).astype(np.float32)
+        params = {"head": make_variables(0)["params"]["head"]}
+
+        def log_probs(params, x):
+            logits = x @ params["head"]["kernel"] + params["head"]["bias"]
+            return jax.nn.log_sigmoid(jnp.stack([-logits, logits], -1))
+
+        def joint(params, x):
+            """(n, 8): each of the three labels absent or present."""
+            of_labels = log_probs(params, x)
+            combinations = np.array(list(np.ndindex(2, 2, 2)))
+            return sum(of_labels[:, i][:, combinations[:, i]] for i in range(3))
+
+        fisher = diagonal_fisher(log_probs, params, [inputs])
+        assert_trees_close(fisher, diagonal_fisher(joint, params, [inputs]), rtol=1e-5)
+
     def test_is_not_the_square_of_the_batch_gradient(self, params, images):
         fisher = flatten(diagonal_fisher(small_network, params, [images]))
 
