@@ -30,6 +30,7 @@ def test_the_configs_that_come_with_the_project(path):
         ({"start": "a"}, ["start = 'a'", "one of b, c"]),
         ({"compare.recipes": ("ft", "medmrge")}, ["compare.recipes", "did you mean 'medmerge'"]),
         ({"compare.seeds": (1, 1)}, ["compare.seeds"]),
+        ({"augmentation": "havy"}, ["augmentation = 'havy'", "did you mean 'heavy'"]),
         ({"select.metric": "macrof1"}, ["select.metric = 'macrof1'", "did you mean 'macro_f1'"]),
     ],
 )

@@ -123,6 +123,25 @@ def test_loaders_and_workdirs_do_not_change_a_bit(config, tmp_path):
         np.testing.assert_array_equal(models[0][path], models[1][path], err_msg=path)
 
 
+@pytest.mark.slow
+def test_a_probe_of_augmented_images_is_not_one_of_features(config, tmp_path, monkeypatch):
+    """The head sees other images every epoch; the backbone stays, and what is evaluated too."""
+    computed, models = [], {}
+    monkeypatch.setattr(experiment, "predict", spy(experiment.predict, computed))
+    config.recipe, config.select.epoch = "lp", "last"
+    for augmentation in ("none", "minimal", "heavy"):
+        config.augmentation = augmentation
+        results = run(config, tmp_path / augmentation)
+        models[augmentation] = flatten(load_parent(tmp_path / augmentation, "resnet20")[0])
+        features = [network for network, *_ in computed if network.model.num_classes == 0]
+        assert len(features) == (2 if augmentation == "none" else 0)
+        assert [stage["name"] for stage in results["stages"]] == ["lp"]
+        computed.clear()
+    for path, leaf in models["none"].items():
+        same = [np.array_equal(models[name][path], leaf) for name in ("minimal", "heavy")]
+        assert same == [not path.startswith("params/head")] * 2, path
+
+
 def test_zeros_alone_are_no_parents(config, tmp_path):
     config.parents = ml_collections.ConfigDict({"b": "zeros", "c": "zeros"})
     with pytest.raises(UserError, match="all are zeros"):
