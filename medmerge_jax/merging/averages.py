@@ -199,7 +199,9 @@ def diagonal_fisher(
                 num_classes = _num_classes(function, params, example)
                 chunk = _classes_at_once(classes_at_once, num_classes, flat)
             for start in range(0, num_classes, chunk):
-                sums = _add_squares(sums, function, params, example, start, chunk)
+                sums, outputs = _add_squares(sums, function, params, example, start, chunk)
+                if not num_examples and not i and not start:
+                    _check_log_probs(outputs)
         totals = {path: total + np.asarray(sums[path]) for path, total in totals.items()}
         num_examples += size
     if not num_examples:
@@ -273,33 +275,42 @@ def fisher_average(
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="chunk")
 def _add_squares(
     sums: dict[str, Array], log_probs: Any, params: Tree, example: Any, start: Any, chunk: int
-) -> dict[str, Array]:
-    """Adds p_c (∂ log p_c)² of the classes from `start`, `chunk` many, of one example."""
-    outputs, pullback = jax.vjp(lambda params: log_probs(params, example).ravel(), params)
+) -> tuple[dict[str, Array], Array]:
+    """Adds p_c (∂ log p_c)² of the classes from `start`, `chunk` many, of one example.
+
+    Returns:
+      The sums, and what `log_probs` returns.
+    """
+    found, pullback = jax.vjp(lambda params: log_probs(params, example), params)
+    outputs = found.ravel()
     classes = start + jnp.arange(chunk)
     # A class beyond the last has a row of zeros here, so that its gradient is zero.
-    (gradients,) = jax.vmap(pullback)(jax.nn.one_hot(classes, outputs.size, dtype=outputs.dtype))
+    rows = jax.nn.one_hot(classes, outputs.size, dtype=outputs.dtype)
+    (gradients,) = jax.vmap(lambda row: pullback(row.reshape(found.shape)))(rows)
     probabilities = jnp.exp(outputs.astype(jnp.float32))[jnp.minimum(classes, outputs.size - 1)]
     added = {}
     for path, gradient in flatten(gradients).items():
         squares = jnp.square(gradient.astype(jnp.float32))
         added[path] = sums[path] + jnp.tensordot(probabilities, squares, 1)
-    return added
+    return added, found
 
 
 def _num_classes(log_probs: Any, params: Tree, example: Any) -> int:
-    outputs = np.asarray(log_probs(params, example), np.float64)
-    if outputs.ndim < 2 or len(outputs) != 1:
+    shape = jax.eval_shape(log_probs, params, example).shape
+    if len(shape) < 2 or shape[0] != 1:
         raise ValueError(
-            f"log_probs returns shape {outputs.shape} for one example; (1, num_classes) is wanted"
+            f"log_probs returns shape {shape} for one example; (1, num_classes) is wanted"
         )
-    for total in np.exp(outputs).sum(-1).ravel():
+    return math.prod(shape)
+
+
+def _check_log_probs(outputs: Array) -> None:
+    for total in np.exp(np.asarray(outputs, np.float64)).sum(-1).ravel():
         if not abs(total - 1) < 0.01:
             raise ValueError(
                 f"log_probs returns logarithms of numbers that sum to {total:.4g}, not to 1; "
                 "log probabilities are wanted, as from jax.nn.log_softmax"
             )
-    return outputs.size
 
 
 def _classes_at_once(wanted: int | None, num_classes: int, flat: Mapping[str, Any]) -> int:
