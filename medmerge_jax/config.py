@@ -8,7 +8,32 @@ import ml_collections
 
 from medmerge_jax.errors import UserError
 
-RECIPES = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge", "compare")
+RECIPES = (
+    "ft",
+    "lp",
+    "lp_ft",
+    "lp_bn_ft",
+    "medmerge",
+    "medmerge_aligned",
+    "merge_ft",
+    "compare",
+)
+ONE_PARENT = ("ft", "lp", "lp_ft", "lp_bn_ft")
+"""The recipes that start from the parent `config.start`."""
+
+MERGERS = (
+    "uniform",
+    "weighted",
+    "slerp",
+    "task_arithmetic",
+    "fisher",
+    "weight_matching",
+    "activation_matching",
+    "zipit",
+    "matched_averaging",
+)
+"""What `recipes.mergers.list_mergers()` returns, without importing JAX."""
+
 AUGMENTATIONS = ("none", "minimal", "medium", "heavy")
 _CHOICES = {
     "recipe": RECIPES,
@@ -19,6 +44,7 @@ _CHOICES = {
     "data.loader": ("auto", "resident", "stream"),
     "merge.granularity": ("kernel", "layer", "slice", "parameter"),
     "merge.constraint": ("none", "clip", "sigmoid"),
+    "merge_ft.method": MERGERS,
     "lp.schedule": ("constant", "cosine"),
     "ft.schedule": ("constant", "cosine"),
     "select.epoch": ("best", "last"),
@@ -33,10 +59,10 @@ _CHOICES = {
     "class_weights": ("none", "balanced"),
     "precision": ("auto", "float32", "bfloat16"),
 }
-_FREE = ("parents", "sources")
+_FREE = ("parents", "sources", "options")
 """Fields whose own fields have names of the user's."""
 
-_AT_LEAST_ONE = ("batch_size", "image_size", "lp.epochs", "ft.epochs")
+_AT_LEAST_ONE = ("batch_size", "image_size", "lp.epochs", "ft.epochs", "merge_ft.num_images")
 _NOT_NEGATIVE = (
     "seed",
     "weight_decay",
@@ -97,6 +123,13 @@ def default_config() -> ml_collections.ConfigDict:
     config.merge.constraint = "none"  # or "clip", "sigmoid"
     config.merge.train_batch_norm = True
 
+    config.merge_ft = ml_collections.ConfigDict()
+    config.merge_ft.method = "weight_matching"  # of the recipe merge_ft, see `mm.merge`
+    config.merge_ft.options = ml_collections.ConfigDict()  # of the method, such as alpha
+    config.merge_ft.ancestor = ""  # of task_arithmetic: the parent that the others come from
+    config.merge_ft.num_images = 512  # training images, without labels, that the merger looks at
+    config.merge_ft.recalibrate = True  # batch norms, on these images
+
     config.lp = _stage(learning_rate=1e-4)  # linear probe, and merge linear probe
     config.ft = _stage(learning_rate=1e-5)  # fine-tuning
     config.batch_size = 64  # the paper does not say
@@ -111,6 +144,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.compare = ml_collections.ConfigDict()
     config.compare.recipes = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge")
+    config.compare.mergers = ("uniform", "weight_matching", "zipit")  # of merge_ft, a row each
     config.compare.seeds = (0, 1, 2)
     return config.lock()
 
@@ -169,11 +203,12 @@ def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:
         if _get(config, field) < 0:
             yield f"{field} = {_get(config, field)}: 0 or more is wanted"
     yield from _official_problems(config.data)
-    if config.recipe in ("medmerge", "compare") and len(config.parents) < 2:
+    merges = config.recipe not in ONE_PARENT
+    if merges and len(config.parents) < 2:
         yield f"parents = {list(config.parents)}: a merge wants two or more"
     if config.start not in config.parents:
         yield f"start = {config.start!r}: {nearest(config.start, list(config.parents))}"
-    elif config.recipe in ("medmerge", "compare"):
+    elif merges:
         if set(config.parents.values()) == {"zeros"}:
             yield "parents: all are zeros; one trained parent is wanted"
     elif config.parents[config.start] == "zeros":
@@ -181,8 +216,40 @@ def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     for recipe in config.compare.recipes:
         if recipe == "compare" or recipe not in RECIPES:
             yield f"compare.recipes has {recipe!r}: {nearest(recipe, RECIPES[:-1])}"
+    yield from _merger_problems(config)
     if not config.compare.seeds or len(set(config.compare.seeds)) < len(config.compare.seeds):
         yield f"compare.seeds = {config.compare.seeds}: one or more different seeds are wanted"
+
+
+def used_mergers(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The methods of `mm.merge` that the recipe, or the comparison, will call."""
+    if config.recipe == "merge_ft":
+        return (config.merge_ft.method,)
+    if config.recipe == "compare" and "merge_ft" in config.compare.recipes:
+        return tuple(config.compare.mergers)
+    return ()
+
+
+def _merger_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
+    for method in config.compare.mergers:
+        if method not in MERGERS:
+            yield f"compare.mergers has {method!r}: {nearest(method, MERGERS)}"
+    used = used_mergers(config)
+    ancestor = config.merge_ft.ancestor
+    untrained = [n for n, value in config.parents.items() if value in ("zeros", "random")]
+    if used and "zeros" in config.parents.values():
+        yield "parents: one is zeros, which only medmerge can merge; merge_ft wants trained ones"
+    if "fisher" in used and untrained:
+        yield f"parents {untrained} have no head; the merger 'fisher' wants trained parents"
+    if "task_arithmetic" in used and ancestor not in config.parents:
+        yield f"merge_ft.ancestor = {ancestor!r}: {nearest(ancestor, list(config.parents))}"
+    if config.merge_ft.options and set(used) <= set(MERGERS):
+        from medmerge_jax.recipes.mergers import merger_options  # imports jax
+
+        known = sorted({name for method in used for name in merger_options(method)} - {"ancestor"})
+        for name in config.merge_ft.options:
+            if name not in known:
+                yield f"merge_ft.options.{name}: {nearest(name, known)}"
 
 
 def _official_problems(data: ml_collections.ConfigDict) -> Iterator[str]:

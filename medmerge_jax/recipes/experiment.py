@@ -11,8 +11,10 @@ import numpy as np
 
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.data.augment import POLICIES
+from medmerge_jax.errors import UserError
 from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.models import LinearHead, create_model, get_spec
+from medmerge_jax.recipes import mergers
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loop import Stage, StageResult, predict, train_stage
@@ -78,10 +80,52 @@ class Experiment:
         start = parameterization.fine_tune(variables)
         return self._train("ft", start, self.config.ft).variables
 
-    def linear_probe(self, variables: Tree, *, train_batch_norm: bool = False) -> Tree:
+    def aligned_parents(self) -> list[Tree]:
+        """All parents, the units of all but the last in the order that fits the last's best."""
+        *others, (last, last_card) = self.inputs.parents.values()
+        return [
+            *(
+                variables
+                if "zeros" in (card["source"], last_card["source"])
+                else mergers.align(self.config.architecture, last, variables, seed=self.config.seed)
+                for variables, card in others
+            ),
+            last,
+        ]
+
+    def merged(self) -> Tree:
+        """What `config.merge_ft` makes of the parents, with a new head."""
+        settings = self.config.merge_ft
+        parents = {name: variables for name, (variables, _) in self.inputs.parents.items()}
+        known = mergers.merger_options(settings.method)
+        options = {name: value for name, value in settings.options.items() if name in known}
+        if settings.method == "task_arithmetic":
+            options["ancestor"] = parents.pop(settings.ancestor)
+        try:
+            merged = mergers.merge(
+                settings.method,
+                self.config.architecture,
+                list(parents.values()),
+                self._calibration_images(settings.num_images),
+                heads="drop",
+                recalibrate=settings.recalibrate,
+                **options,
+            )
+        except ValueError as error:
+            raise UserError(f"merge_ft, {settings.method} of {list(parents)}: {error}") from error
+        return self._with_new_head(merged)
+
+    def linear_probe(
+        self, variables: Tree, *, train_batch_norm: bool = False, shared_as: str = ""
+    ) -> Tree:
         """Trains the head; on frozen features that are computed once where they do not change.
 
         They do where batch norms train too, and where every epoch has other images.
+
+        Args:
+          variables: Of the model.
+          train_batch_norm: Whether the batch norms train too.
+          shared_as: A name under which later probes of this very backbone find its features.
         """
         if train_batch_norm or self._augmentation is not None:
             start = parameterization.linear_probe(variables, train_batch_norm=train_batch_norm)
@@ -93,7 +137,7 @@ class Experiment:
             parameterization.fine_tune(head),
             self.config.lp,
             model=LinearHead(self.inputs.dataset.num_classes),
-            batches=lambda split: self._feature_batches(variables, split),
+            batches=lambda split: self._feature_batches(variables, split, shared_as),
         )
         params = {**variables["params"], **result.variables["params"]}
         return {**variables, "params": params}
@@ -159,14 +203,25 @@ class Experiment:
     def _network(self, model: Any) -> Network:
         return Network(model, **self._normalisation)
 
-    def _feature_batches(self, variables: Tree, split: str) -> Batches:
-        """The split as features of a frozen backbone, computed once for all recipes and seeds."""
-        batches, key = self.inputs.batches[split], (self.config.start, split)
-        if key not in self.inputs.features:
+    def _feature_batches(self, variables: Tree, split: str, shared_as: str) -> Batches:
+        """The split as features of a frozen backbone."""
+        batches = self.inputs.batches[split]
+        found = self.inputs.features.get((shared_as, split))
+        if found is None:
             backbone = {**variables, "params": parameterization.without_head(variables["params"])}
-            network = self._network(self._model(num_classes=0))
-            self.inputs.features[key] = predict(network, backbone, batches)
-        return make_batches(self.inputs.features[key], batches.labels, self.config.batch_size)
+            found = predict(self._network(self._model(num_classes=0)), backbone, batches)
+            if shared_as:
+                self.inputs.features[shared_as, split] = found
+        return make_batches(found, batches.labels, self.config.batch_size)
+
+    def _calibration_images(self, count: int) -> np.ndarray:
+        """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
+        network, found = self._network(None), []
+        for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
+            found.append(np.asarray(network.normalise(batch["inputs"])))
+            if sum(map(len, found)) >= count:
+                break
+        return np.concatenate(found)[:count]
 
     def _with_new_head(self, variables: Tree) -> Tree:
         backbone = parameterization.without_head(variables["params"])

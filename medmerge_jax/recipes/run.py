@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from medmerge_jax import analysis, files, weights
-from medmerge_jax.config import check_config
+from medmerge_jax.config import ONE_PARENT, check_config
 from medmerge_jax.data import DataSet, ImageHashes, Pixels, make_batches
 from medmerge_jax.data.audit import AUDIT_FILE
 from medmerge_jax.data.hashing import HASHES_FILE
@@ -22,7 +22,7 @@ from medmerge_jax.progress import say
 from medmerge_jax.recipes import inputs as inputs_lib
 from medmerge_jax.recipes.experiment import Experiment, Inputs
 from medmerge_jax.recipes.inputs import Parent
-from medmerge_jax.recipes.recipes import ONE_PARENT, RECIPES
+from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.training.metrics import (
     METRICS,
     classification_metrics,
@@ -225,6 +225,7 @@ def _run_recipe(
     variables = RECIPES[config.recipe](experiment)
     results = {
         "recipe": config.recipe,
+        **({"method": config.merge_ft.method} if config.recipe == "merge_ft" else {}),
         "start": config.start if config.recipe in ONE_PARENT else "+".join(inputs.parents),
         "seed": config.seed,
         "architecture": config.architecture,
@@ -309,22 +310,35 @@ def _draw(experiment: Experiment) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A line of the comparison: a recipe, for recipes with one parent from each trained one."""
+    """A line of the comparison.
+
+    There is one for each trained parent of a recipe with one parent, and one for each merger of
+    `merge_ft`.
+    """
 
     recipe: str
     start: str
+    method: str
+
+    @property
+    def variant(self) -> str:
+        """What tells it from other lines of the same recipe."""
+        if self.recipe in ONE_PARENT:
+            return self.start
+        return self.method if self.recipe == "merge_ft" else ""
 
     @property
     def folder(self) -> str:
-        return f"{self.recipe}-{self.start}" if self.recipe in ONE_PARENT else self.recipe
+        return "-".join(filter(None, (self.recipe, self.variant)))
 
 
-def _rows(config: ml_collections.ConfigDict, inputs: Inputs) -> list[_Row]:
+def _rows(config: ml_collections.ConfigDict) -> list[_Row]:
     trained = [name for name, value in sorted(config.parents.items()) if value != "zeros"]
     return [
-        _Row(recipe, start)
+        _Row(recipe, start, method)
         for recipe in config.compare.recipes
         for start in (trained if recipe in ONE_PARENT else [config.start])
+        for method in (config.compare.mergers if recipe == "merge_ft" else [""])
     ]
 
 
@@ -334,11 +348,13 @@ def _compare(
     """Every recipe on the same parents, splits and seeds; each run in a directory of its own."""
     started = time.monotonic()
     _leave_audit(directory, inputs)
-    runs: dict[_Row, list[dict[str, Any]]] = {row: [] for row in _rows(config, inputs)}
+    runs: dict[_Row, list[dict[str, Any]]] = {row: [] for row in _rows(config)}
     for seed in config.compare.seeds:
         for row, finished in runs.items():
-            part = ml_collections.ConfigDict(config)
+            part = config.copy_and_resolve_references()
             part.update(recipe=row.recipe, start=row.start, seed=seed)
+            if row.method:
+                part.merge_ft.method = row.method
             finished.append(_run_part(part, directory.path / row.folder / f"seed{seed}", inputs))
     results = {
         "recipe": "compare",
@@ -370,7 +386,7 @@ def _summarise(row: _Row, runs: list[dict[str, Any]]) -> dict[str, Any]:
         values = [run["test"][name] for run in runs]
         metrics[name] = None if None in values else mean_std(values)
     return {
-        "recipe": row.recipe,
+        "recipe": f"{row.recipe} {row.method}".rstrip(),
         "start": runs[0]["start"],
         "seeds": [run["seed"] for run in runs],
         **metrics,

@@ -14,11 +14,16 @@ import numpy as np
 from medmerge_jax.errors import UserError
 from medmerge_jax.files import write_json
 from medmerge_jax.merging.trees import flatten
-from medmerge_jax.models import get_spec
+from medmerge_jax.models import get_spec, list_models
 from medmerge_jax.versions import package_versions
 from medmerge_jax.weights.files import read_tensors, write_safetensors
 from medmerge_jax.weights.hub import find_imagenet_weights
-from medmerge_jax.weights.names import Variables, variables_from_torch, variables_to_torch
+from medmerge_jax.weights.names import (
+    Variables,
+    fitting_architectures,
+    variables_from_torch,
+    variables_to_torch,
+)
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
@@ -131,6 +136,27 @@ def load_parent(source: str | PathLike[str], architecture: str) -> tuple[Variabl
         **card,
         "file": str(file),
     }
+
+
+def find_architecture(source: str | PathLike[str]) -> str:
+    """The architecture of a model directory, run directory or weight file.
+
+    As its card says, or as its tensors' names and shapes do.
+
+    Raises:
+      UserError: There is no such file, or it fits no architecture.
+    """
+    file = _weight_file(Path(source).expanduser())
+    card = _read_card(file)
+    if "architecture" in card:
+        return str(card["architecture"])
+    fitting = fitting_architectures(read_tensors(file), str(file))
+    if not fitting:
+        raise UserError(
+            f"{file}: its tensors fit none of {', '.join(list_models())}; weights with "
+            "torchvision's names of one of these are wanted"
+        )
+    return fitting[0]
 
 
 def model_fingerprint(variables: Mapping[str, Any]) -> str:

@@ -84,6 +84,17 @@ def variables_from_torch(
     return {collection: unflatten(leaves) for collection, leaves in flat.items()}
 
 
+def fitting_architectures(tensors: Mapping[str, np.ndarray], origin: str) -> list[str]:
+    """Names of the architectures that a PyTorch state dict fits, by its names and shapes.
+
+    Args:
+      tensors: By PyTorch name.
+      origin: The file, for messages.
+    """
+    named = _modern_names(tensors, origin)
+    return _fitting({name: tuple(tensor.shape) for name, tensor in named.items()})
+
+
 def variables_to_torch(
     architecture: str, variables: Mapping[str, Any], dtype: Any = np.float32
 ) -> dict[str, np.ndarray]:
@@ -208,16 +219,19 @@ def _mismatch_message(
 ) -> str:
     lines = [f"{origin}: the tensors do not fit {architecture}."]
     lines += [f"  {kind}: {_listed(entries)}" for kind, entries in problems.items()]
-    fitting = [name for name in list_models() if name != architecture and _fits(name, shapes)]
-    if fitting:
+    if fitting := _fitting(shapes):
         lines.append(f"  They fit {' and '.join(fitting)}: is that the architecture you want?")
     else:
         lines.append(f"  Give a file of {architecture} with torchvision's tensor names.")
     return "\n".join(lines)
 
 
-def _fits(architecture: str, shapes: Mapping[str, Shape]) -> bool:
-    return not _mismatch(_slots(architecture, _num_classes(architecture, shapes)), shapes)
+def _fitting(shapes: Mapping[str, Shape]) -> list[str]:
+    return [
+        name
+        for name in list_models()
+        if not _mismatch(_slots(name, _num_classes(name, shapes)), shapes)
+    ]
 
 
 def _listed(entries: Iterable[str]) -> str:

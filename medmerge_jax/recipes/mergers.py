@@ -1,0 +1,360 @@
+"""Every merger by its name: `merge("zipit", "resnet50", (vars_a, vars_b), images)`.
+
+What `medmerge_jax.merging` has as separate functions, on the registered architectures, with one
+way to give parents, calibration images and options. MedMerge is not among them: its coefficients
+are trained, see the recipe `medmerge`.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax import merging
+from medmerge_jax.merging.trees import check_finite, check_parents, flatten
+from medmerge_jax.merging.zipit import ALPHA, BETA
+from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models.norm import batch_statistics
+from medmerge_jax.models.taps import collect_moments
+
+Tree = Mapping[Any, Any]
+
+HEADS = ("merge", "drop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a merger gets beside its options.
+
+    Attributes:
+      architecture: Of the parents.
+      parents: With their heads, if they have any.
+      keep_heads: Whether the merged model shall have a head.
+      images: float32 (n, h, w, 3), normalised, or None.
+      batch_size: Images at a time.
+    """
+
+    architecture: str
+    parents: Sequence[Tree]
+    keep_heads: bool
+    images: np.ndarray | None
+    batch_size: int
+
+    def to_merge(self) -> Sequence[Tree]:
+        """The parents, without heads if those shall be left out."""
+        return self.parents if self.keep_heads else [without_head(one) for one in self.parents]
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """The images in order; the last batch may be shorter."""
+        if self.images is None:
+            raise ValueError("calibration images are wanted")
+        for start in range(0, len(self.images), self.batch_size):
+            yield self.images[start : start + self.batch_size]
+
+
+def merge(
+    method: str,
+    architecture: str,
+    parents: Sequence[Tree],
+    images: Any = None,
+    *,
+    heads: str = "merge",
+    recalibrate: bool = False,
+    batch_size: int = 32,
+    **options: Any,
+) -> dict[Any, Any]:
+    """Merges n ≥ 1 parents without training.
+
+    Methods, in `list_mergers()`, and their options:
+
+    - `uniform`: the mean.
+    - `weighted`: `weights`, one for each parent, of sum 1.
+    - `slerp`: `t` = 0.5, from the first of two parents to the second.
+    - `task_arithmetic`: `ancestor`, the variables that all parents were trained from; `scale`, 1/n
+      by default.
+    - `fisher`: `coefficients`, one for each parent; `floor` = 1e-6. Wants images, and parents with
+      heads.
+    - `weight_matching`: the parents' units are permuted (more than two: each to the mean of the
+      others), then averaged with `weights`, by default uniform; `seed` = 0 of the search.
+    - `activation_matching`: likewise, matched to the first parent by activations. Wants images.
+    - `zipit`: `alpha` = 0.3, `beta` = 0.125. Wants images.
+    - `matched_averaging`: layer by layer; `weights`.
+
+    Where units are permuted, the result has the order of the first parent's.
+
+    Args:
+      method: One of `list_mergers()`.
+      architecture: One of `list_models()`.
+      parents: `{"params": ..., "batch_stats": ...}` of that architecture. One parent is returned as
+        it is, up to rounding.
+      images: float (num_images, h, w, 3), normalised as `model.apply` wants them, for methods that
+        look at activations or gradients and for `recalibrate`; no labels are needed.
+      heads: "merge" if all heads are of the same classes, or "drop" them.
+      recalibrate: Whether to re-estimate the running statistics of the merged model's batch norms
+        on the images, see `merging.recalibrate`. Recommended after every merger.
+      batch_size: Of images.
+      **options: Of the method.
+
+    Returns:
+      Variables of one model, in the parents' dtype.
+
+    Raises:
+      ValueError: No such method, architecture or option; parents that are not of the architecture,
+        that differ in classes while heads are to be merged, or that hold NaN or integers; images
+        that are missing or of another shape. It names the parent and the path.
+    """
+    merger = _merger(method, options)
+    task = Task(
+        architecture,
+        _checked_parents(architecture, parents, heads),
+        heads == "merge",
+        None if images is None else _checked_images(images),
+        batch_size,
+    )
+    if task.images is None and (recalibrate or method in NEED_IMAGES):
+        what = "recalibration" if recalibrate else f"the merger {method!r}"
+        raise ValueError(f"{what} wants images: float (n, h, w, 3), normalised")
+    merged = merger(task, **options)
+    return recalibrated(task, merged) if recalibrate else merged
+
+
+def list_mergers() -> list[str]:
+    """Names of all methods of `merge`, simple ones first."""
+    return list(_MERGERS)
+
+
+def merger_options(method: str) -> dict[str, Any]:
+    """The options of a method and their defaults; `inspect.Parameter.empty` where there is none."""
+    parameters = inspect.signature(_MERGERS[method]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def without_head(variables: Tree) -> dict[Any, Any]:
+    """The backbone."""
+    return {
+        collection: {name: node for name, node in tree.items() if name != "head"}
+        for collection, tree in variables.items()
+    }
+
+
+def align(
+    architecture: str, reference: Tree, variables: Tree, images: Any = None, *, seed: int = 0
+) -> dict[Any, Any]:
+    """The same network as `variables`, its hidden units in the order that fits the reference best.
+
+    By weight matching, or by activation matching if there are images. Heads do not count and are
+    left out.
+
+    Args:
+      architecture: Of both.
+      reference: `{"params": ..., "batch_stats": ...}`.
+      variables: Likewise.
+      images: float (n, h, w, 3), normalised.
+      seed: Of the search.
+    """
+    models = [without_head(reference), without_head(variables)]
+    if images is None:
+        found = merging.weight_matching(*models, seed=seed)
+    else:
+        task = Task(architecture, models, False, _checked_images(images), 32)
+        found = _match_to_first(task)[1]
+    return merging.permute_variables(models[1], found)
+
+
+def recalibrated(task: Task, variables: Tree) -> dict[Any, Any]:
+    """With running statistics of the task's images."""
+    model = create_model(task.architecture, num_classes=0)
+    statistics = functools.partial(batch_statistics, model)
+    return merging.recalibrate(statistics, variables, task.batches())
+
+
+def _uniform(task: Task) -> dict[Any, Any]:
+    return merging.uniform_average(task.to_merge())
+
+
+def _weighted(task: Task, *, weights: Sequence[float]) -> dict[Any, Any]:
+    return merging.weighted_average(task.to_merge(), weights)
+
+
+def _slerp(task: Task, *, t: float = 0.5) -> dict[Any, Any]:
+    if len(task.parents) == 1:
+        return merging.uniform_average(task.to_merge())
+    return merging.slerp(task.to_merge(), t)
+
+
+def _task_arithmetic(
+    task: Task, *, ancestor: Tree, scale: float | Sequence[float] | None = None
+) -> dict[Any, Any]:
+    scale = 1 / len(task.parents) if scale is None else scale
+    # What is new in a head is no difference to an ancestor with other classes.
+    ancestor = ancestor if task.keep_heads else without_head(ancestor)
+    return merging.task_arithmetic(ancestor, task.to_merge(), scale)
+
+
+def _fisher(
+    task: Task, *, coefficients: Sequence[float] | None = None, floor: float = 1e-6
+) -> dict[Any, Any]:
+    fishers = []
+    for index, parent in enumerate(task.parents):
+        if "head" not in parent["params"]:
+            raise ValueError(f"parent {index} has no head, of whose classes the Fisher is wanted")
+        bias = parent["params"]["head"]["bias"]
+        model = create_model(task.architecture, num_classes=len(bias))
+        log_probs = jax.tree_util.Partial(
+            functools.partial(_log_probs, model), parent.get("batch_stats", {})
+        )
+        fisher = merging.diagonal_fisher(log_probs, parent["params"], task.batches())
+        fishers.append({"params": fisher} if task.keep_heads else without_head({"params": fisher}))
+    return merging.fisher_average(task.to_merge(), fishers, coefficients, floor=floor)
+
+
+def _weight_matching(
+    task: Task, *, weights: Sequence[float] | None = None, seed: int = 0
+) -> dict[Any, Any]:
+    parents = task.to_merge()
+    return _average_of_permuted(parents, merging.align_to_mean(parents, seed), weights)
+
+
+def _activation_matching(task: Task, *, weights: Sequence[float] | None = None) -> dict[Any, Any]:
+    return _average_of_permuted(task.to_merge(), _match_to_first(task), weights)
+
+
+def _zipit(task: Task, *, alpha: float = ALPHA, beta: float = BETA) -> dict[Any, Any]:
+    return merging.zipit(task.to_merge(), _correlations(task), alpha=alpha, beta=beta)
+
+
+def _matched_averaging(task: Task, *, weights: Sequence[float] | None = None) -> dict[Any, Any]:
+    return merging.matched_averaging(task.to_merge(), weights)
+
+
+_MERGERS: dict[str, Callable[..., dict[Any, Any]]] = {
+    "uniform": _uniform,
+    "weighted": _weighted,
+    "slerp": _slerp,
+    "task_arithmetic": _task_arithmetic,
+    "fisher": _fisher,
+    "weight_matching": _weight_matching,
+    "activation_matching": _activation_matching,
+    "zipit": _zipit,
+    "matched_averaging": _matched_averaging,
+}
+NEED_IMAGES = ("fisher", "activation_matching", "zipit")
+"""The methods that want calibration images."""
+
+
+def _average_of_permuted(
+    parents: Sequence[Tree],
+    permutations: Sequence[Mapping[str, np.ndarray]],
+    weights: Sequence[float] | None,
+) -> dict[Any, Any]:
+    permuted = [
+        merging.permute_variables(parent, found)
+        for parent, found in zip(parents, permutations, strict=True)
+    ]
+    if weights is None:
+        return merging.uniform_average(permuted)
+    return merging.weighted_average(permuted, weights)
+
+
+def _correlations(task: Task) -> dict[str, np.ndarray]:
+    """Of all parents' units with each other, by space."""
+    spaces = merging.find_spaces(without_head(task.parents[0]))
+    assert task.images is not None
+    moments = collect_moments(task.architecture, task.parents, spaces, task.images, task.batch_size)
+    return {name: merging.correlation(found) for name, found in moments.items()}
+
+
+def _match_to_first(task: Task) -> list[dict[str, np.ndarray]]:
+    found = _correlations(task)
+    permutations = []
+    for index in range(len(task.parents)):
+        blocks = {}
+        for name, matrix in found.items():
+            size = len(matrix) // len(task.parents)
+            blocks[name] = matrix[:size, index * size : (index + 1) * size]
+        permutations.append(merging.activation_matching(blocks))
+    return permutations
+
+
+def _log_probs(model: Any, statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
+    logits = model.apply({"params": params, "batch_stats": statistics}, images, train=False)
+    return jax.nn.log_softmax(logits)
+
+
+def _merger(method: str, options: Mapping[str, Any]) -> Callable[..., dict[Any, Any]]:
+    if method not in _MERGERS:
+        near = difflib.get_close_matches(str(method), _MERGERS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"there is no merger {method!r}; {hint}The mergers are {', '.join(_MERGERS)}"
+        )
+    known = merger_options(method)
+    for name in options:
+        if name not in known:
+            wanted = f"its options are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"the merger {method!r} has no option {name!r}; {wanted}")
+    for name, default in known.items():
+        if default is inspect.Parameter.empty and name not in options:
+            raise ValueError(f"the merger {method!r} wants the option {name!r}")
+    return _MERGERS[method]
+
+
+def _checked_parents(architecture: str, parents: Sequence[Tree], heads: str) -> list[Tree]:
+    if heads not in HEADS:
+        raise ValueError(f"heads is {heads!r}; one of {', '.join(HEADS)} is wanted")
+    if isinstance(parents, Mapping):
+        raise ValueError("parents is a mapping; a sequence of variables is wanted")
+    wanted = _shapes_of(architecture)
+    for index, parent in enumerate(parents):
+        if not isinstance(parent, Mapping) or "params" not in parent:
+            raise ValueError(f'parent {index} is not a mapping with a collection "params"')
+        backbone = flatten(without_head(parent))
+        check_parents([wanted, backbone], names=[architecture, f"parent {index}"])
+        check_finite(backbone, f"parent {index}")
+    if not parents:
+        raise ValueError("0 parents; one or more are wanted")
+    _check_heads(parents, heads)
+    return list(parents)
+
+
+def _check_heads(parents: Sequence[Tree], heads: str) -> None:
+    flats = [flatten(parent["params"].get("head", {})) for parent in parents]
+    for index, flat in enumerate(flats):
+        check_finite({f"params/head/{p}": leaf for p, leaf in flat.items()}, f"parent {index}")
+    classes = [len(flat["bias"]) if "bias" in flat else 0 for flat in flats]
+    if heads == "merge" and len(set(classes)) > 1:
+        found = ", ".join(
+            f"parent {index} has {f'{count} classes' if count else 'no head'}"
+            for index, count in enumerate(classes)
+        )
+        raise ValueError(f"the heads differ: {found}; merge the backbones alone with heads='drop'")
+    if heads == "merge":
+        check_parents(flats, "params/head/")
+
+
+@functools.cache
+def _shapes_of(architecture: str) -> dict[str, jax.ShapeDtypeStruct]:
+    size = get_spec(architecture).input_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    model = create_model(architecture, num_classes=0)
+    return flatten(jax.eval_shape(model.init, jax.random.key(0), images))
+
+
+def _checked_images(images: Any) -> np.ndarray:
+    array = np.asarray(images)
+    if array.ndim != 4 or array.shape[-1] != 3 or not len(array):
+        raise ValueError(f"images of shape {array.shape}; (n, h, w, 3) with n ≥ 1 is wanted")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            f"images of dtype {array.dtype}; floating-point ones are wanted, normalised as the "
+            "parents were trained"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError("the images hold NaN or infinity")
+    return array.astype(np.float32, copy=False)
