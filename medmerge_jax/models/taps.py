@@ -55,14 +55,13 @@ def collect_moments(
     moments = {
         space.name: init_moments(len(parents), space.size, len(space.taps)) for space in spaces
     }
-    update = jax.jit(functools.partial(_update, spaces), donate_argnums=0)
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])
         valid = np.arange(batch_size) < len(batch)
         # Padded to one shape, so that nothing is compiled for the last, shorter batch.
         batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
         outputs = [_outputs(module, modules, backbone, batch) for backbone in backbones]
-        moments = update(moments, outputs, valid)
+        moments = _update(tuple(spaces), moments, outputs, valid)
     return moments
 
 
@@ -88,8 +87,9 @@ def _at(intermediates: Tree, path: str) -> jax.Array:
     return node["__call__"][0]
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _update(
-    spaces: Sequence[Space],
+    spaces: tuple[Space, ...],
     moments: dict[str, Moments],
     outputs: Sequence[Mapping[str, jax.Array]],
     valid: Any,
