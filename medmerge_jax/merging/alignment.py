@@ -28,7 +28,6 @@ from medmerge_jax.merging.averages import uniform_average, weighted_average
 from medmerge_jax.merging.spaces import Place, Space, Tree, find_spaces
 from medmerge_jax.merging.trees import (
     SEPARATOR,
-    at_least_float32,
     check_finite,
     check_parents,
     flatten,
@@ -516,8 +515,9 @@ def _parameters(parents: Sequence[Tree]) -> list[_Model]:
             raise ValueError(f'parent {index} is not a mapping with a collection "params"')
         flats.append({f"{_PARAMS}{path}": x for path, x in flatten(parent["params"]).items()})
     check_parents(flats)
+    # Not by JAX's promotion, which warns of float64 arrays from NumPy.
     dtypes = {
-        path: at_least_float32(jnp.result_type(*(flat[path].dtype for flat in flats)))
+        path: np.float64 if any(flat[path].dtype == np.float64 for flat in flats) else np.float32
         for path in flats[0]
     }
     models = [{path: np.asarray(flat[path], dtypes[path]) for path in dtypes} for flat in flats]
