@@ -236,8 +236,11 @@ def _walk_resnet(network: _Network) -> None:
 
 def _residual_block(network: _Network, block: str, inputs: _Stream) -> _Stream:
     convolutions = network.children(block, "conv")
-    if not convolutions:
-        raise ValueError(f"params{SEPARATOR}{block}{SEPARATOR}conv1{SEPARATOR}kernel is absent")
+    if len(convolutions) < 2:
+        # The units of a stream that one convolution maps to itself cannot be matched in one step.
+        raise ValueError(
+            f"params{SEPARATOR}{block} has {len(convolutions)} convolutions; 2 or more are wanted"
+        )
     *inner, last = convolutions
     stream = inputs
     for convolution in inner:

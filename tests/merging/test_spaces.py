@@ -199,7 +199,8 @@ def changed(name, path, leaf):
     ("name", "path", "shape", "message"),
     [
         ("resnet18", "params/layer1/0/conv1/kernel", None, "known for ResNet .* and DenseNet"),
-        ("resnet18", "params/layer2/0/conv2/kernel", None, "bn2.* has no part"),
+        ("resnet50", "params/layer2/0/conv2/kernel", None, "layer2/0/bn2.* has no part"),
+        ("resnet18", "params/layer2/0/conv2/kernel", None, "layer2/0 has 1 convolutions; 2 or"),
         ("resnet18", "params/layer3/1/bn2/scale", None, "params/layer3/1/bn2/scale is absent"),
         ("resnet18", "batch_stats/bn1/var", None, "batch_stats/bn1/var is absent"),
         ("resnet18", "params/layer1/0/se/kernel", (64, 4), "layer1/0/se/kernel has no part"),
