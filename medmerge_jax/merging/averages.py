@@ -160,9 +160,10 @@ def diagonal_fisher(
     something else. No labels are needed.
 
     Examples are taken one after another, and the classes of one at once: the backward pass is
-    mapped over them, the forward pass shared. On a CPU that was the fastest way: on two cores, with
-    ResNet-20 and 10 classes, 90 examples a second, against 27 class by class and 21 to 36 with a
-    map over examples, which makes grouped convolutions of all.
+    mapped over them, the forward pass shared. On two CPU cores that was the fastest way: with
+    ResNet-20 and 10 classes 90 examples a second, against 27 class by class and 21 to 36 with a map
+    over examples, which makes grouped convolutions of all. With images of 224 pixels it takes 0.7
+    of the time of class by class with ResNet-18 and DenseNet-121, but 1.3 of it with ResNet-50.
 
     Args:
       log_probs: `log_probs(params, inputs)` maps n examples to (n, num_classes) log probabilities;
