@@ -36,8 +36,9 @@ OPERATE = jax.jit(rand_augment_operation, static_argnums=(3, 4))
 WITH_HUE = Policy(crop_scale=(0.5, 1.0), brightness=1.3, contrast=0.4, saturation=0.2, hue=0.1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def v2(torch, torchvision):
+    """Draws the same in every test, whichever ran before."""
     torch.manual_seed(0)
     return importlib.import_module("torchvision.transforms.v2")
 
@@ -63,7 +64,7 @@ def assert_same_distribution(found, wanted):
     error = math.sqrt(found.var() / len(found) + wanted.var() / len(wanted))
     assert abs(found.mean() - wanted.mean()) <= 4 * error
     assert found.std() == pytest.approx(wanted.std(), rel=0.04)
-    assert stats.ks_2samp(found, wanted).pvalue > 1e-3
+    assert stats.ks_2samp(found, wanted).pvalue > 1e-4
 
 
 def assert_same_shares(found, wanted, kinds):
@@ -72,7 +73,7 @@ def assert_same_shares(found, wanted, kinds):
                        for sample in (np.asarray(found), np.asarray(wanted))])  # fmt: skip
     assert counts.sum() == len(found) + len(wanted)
     assert counts.min() > 0
-    assert stats.chi2_contingency(counts).pvalue > 1e-3
+    assert stats.chi2_contingency(counts).pvalue > 1e-4
 
 
 def assert_uncorrelated(*samples):
@@ -87,9 +88,8 @@ def crops(height, width, scale):
     return np.stack(draws, axis=1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def torchvisions_crops(torch, v2):
-    @functools.cache
     def call(height, width, scale):
         transform, image = v2.RandomResizedCrop(height, scale), torch.zeros(3, height, width)
         names = ("top", "left", "height", "width")
@@ -126,7 +126,7 @@ def test_crops(torchvisions_crops, shape, scale):
         assert_uncorrelated(*(function(found) for function in describe))
 
 
-def test_crops_of_the_whole_range(torchvisions_crops):
+def test_crops_of_the_whole_range():
     """Medium: an area uniform in 8 % … 100 % and an aspect ratio in 3/4 … 4/3, where both fit."""
     found = crops(224, 224, MEDIUM.crop_scale)
     areas, ratios = found[:, 2] * found[:, 3] / 224**2, found[:, 3] / found[:, 2]
@@ -135,10 +135,10 @@ def test_crops_of_the_whole_range(torchvisions_crops):
     assert 0.73 < ratios.min() < 0.76
     assert 1.32 < ratios.max() < 1.37
     small = areas < 0.5  # every ratio fits
-    assert stats.kstest(areas[small], "uniform", (0.08, 0.42)).pvalue > 1e-3
+    assert stats.kstest(areas[small], "uniform", (0.08, 0.42)).pvalue > 1e-4
     log_ratios = np.log(ratios[small])
     assert (
-        stats.kstest(log_ratios, "uniform", (-math.log(4 / 3), 2 * math.log(4 / 3))).pvalue > 1e-3
+        stats.kstest(log_ratios, "uniform", (-math.log(4 / 3), 2 * math.log(4 / 3))).pvalue > 1e-4
     )
 
 
@@ -151,7 +151,7 @@ def test_a_crop_that_never_fits_is_torchvisions_centre(torch, v2, shape):
         assert found == [wanted[name] for name in ("top", "left", "height", "width")]
 
 
-def test_flips(torch):
+def test_flips(torch, v2):
     """torchvision flips if a uniform number is below the probability."""
     for probability in (0.5, 0.1):
         found = np.asarray(jax.jit(jax.vmap(lambda k, p=probability: draw_flip(k, p)))(keys()))
@@ -220,7 +220,7 @@ def test_the_two_operations_of_an_image_are_independent():
     first, second = map(np.asarray, jax.jit(jax.vmap(both))(keys()))
     counts = np.histogram2d(first, second, bins=14)[0]
     assert counts.min() > 0
-    assert stats.chi2_contingency(counts).pvalue > 1e-3
+    assert stats.chi2_contingency(counts).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("name", POLICIES)
