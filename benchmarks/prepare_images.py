@@ -13,7 +13,8 @@ them until there are 2,000, and reads all files once so that the disk plays no p
 
 "Cores" is the processor time per second that a method got: less than it could use where other
 programs run too. So the ratios are also given over those blocks alone in which the loop got at
-least 0.9 cores and the two threads 1.7, and images per second of processor time.
+least 0.9 cores and the two threads 1.7, and images per second of processor time; and it is
+measured how many cores the threads would have used, which ran or waited for a core.
 
 Then how fast the prepared pixels are read in batches, beside copies of the same memory. PyTorch
 and torchvision are the extra `torch`. Takes 3 GB of disk and about five minutes.
@@ -30,6 +31,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,6 +68,7 @@ def main() -> None:
         paths = list(itertools.chain.from_iterable(blocks))
         _describe(paths)
         _stages(paths[:20], options.size)
+        _demand(paths[:320], options.size, Path(name))
         _prepare(blocks, options.size, Path(name))
         pixels = cached_pixels(_split(paths), options.size, "squash", Path(name, "cache"))
         _read(pixels.array)
@@ -221,6 +224,32 @@ def _prepare(blocks: list[list[Path]], size: int, folder: Path) -> None:
         f"\n`cached_pixels` and the loop differ by {mean:.2f} of 255 on average, {most} at most\n"
     )
     sys.stdout.flush()
+
+
+def _demand(paths: list[Path], size: int, folder: Path) -> None:
+    """Threads that wait for each other, or for the interpreter's lock, want less than a core."""
+    print("| `cached_pixels` | cores wanted | cores got | images per processor second |")
+    print("|---|---:|---:|---:|")
+    for workers in (1, 2, 1, 2):
+        samples: list[tuple[float, int, float, float]] = []
+
+        def sample(done: int, total: int, samples: list = samples) -> None:
+            ran, waited = 0, 0
+            for thread in threading.enumerate():
+                if thread.name.startswith("decode"):
+                    states = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text()
+                    ran, waited = (
+                        a + int(b) for a, b in zip((ran, waited), states.split()[:2], strict=True)
+                    )
+            samples.append((time.perf_counter(), done, ran / 1e9, waited / 1e9))
+
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
+            cached_pixels(_split(paths), size, "squash", Path(cache), workers, sample)
+        first, *_, last = [s for s in samples[1:] if s[1] <= len(paths) - 64]  # all are at work
+        seconds, done, ran, waited = np.subtract(last, first)
+        print(f"| {workers} threads | {(ran + waited) / seconds:.2f} | ", end="")
+        print(f"{ran / seconds:.2f} | {done / ran:.1f} |")
+    print(flush=True)
 
 
 def _processor_time() -> float:
