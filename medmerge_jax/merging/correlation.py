@@ -63,7 +63,7 @@ def update_moments(
     moments: Moments,
     activations: Sequence[Any],
     *,
-    tap: int = 0,
+    tap: Any = 0,
     valid: Any = None,
 ) -> Moments:
     """Takes a batch in; pure, `jax.jit` works.
@@ -74,7 +74,7 @@ def update_moments(
     Args:
       moments: From `init_moments` or an earlier call.
       activations: For each model (batch, ..., size), of the same images and one shape.
-      tap: Which of the T places they were observed at.
+      tap: Index of the place that they were observed at, 0 to T - 1.
       valid: (batch,), 1 for a real example, 0 for padding. All are real by default.
 
     Raises:

@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.merging.correlation import Moments, init_moments, update_moments
@@ -61,7 +60,14 @@ def collect_moments(
         # Padded to one shape, so that nothing is compiled for the last, shorter batch.
         batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
         outputs = [_outputs(module, modules, backbone, batch) for backbone in backbones]
-        moments = _update(tuple(spaces), moments, outputs, valid)
+        for space in spaces:
+            for index, tap in enumerate(space.taps):
+                maps = [output[tap.module] for output in outputs]
+                whole = np.array_equal(tap.positions, np.arange(maps[0].shape[-1]))
+                positions = None if whole else tap.positions
+                moments[space.name] = _update(
+                    moments[space.name], maps, positions, index, valid, relu=tap.relu
+                )
     return moments
 
 
@@ -87,26 +93,16 @@ def _at(intermediates: Tree, path: str) -> jax.Array:
     return node["__call__"][0]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+# One space and tap at a time: compiled once for all of the same shapes.
+@functools.partial(jax.jit, static_argnames="relu", donate_argnums=0)
 def _update(
-    spaces: tuple[Space, ...],
-    moments: dict[str, Moments],
-    outputs: Sequence[Mapping[str, jax.Array]],
-    valid: Any,
-) -> dict[str, Moments]:
-    updated = {}
-    for space in spaces:
-        updated[space.name] = moments[space.name]
-        for index, tap in enumerate(space.taps):
-            activations = [output[tap.module] for output in outputs]
-            if tap.relu:
-                activations = [nn.relu(x) for x in activations]
-            if not np.array_equal(tap.positions, np.arange(activations[0].shape[-1])):
-                activations = [x[..., jnp.asarray(tap.positions)] for x in activations]
-            updated[space.name] = update_moments(
-                updated[space.name], activations, tap=index, valid=valid
-            )
-    return updated
+    moments: Moments, maps: Sequence[Any], positions: Any, tap: Any, valid: Any, *, relu: bool
+) -> Moments:
+    if relu:
+        maps = [nn.relu(x) for x in maps]
+    if positions is not None:
+        maps = [x[..., positions] for x in maps]
+    return update_moments(moments, maps, tap=tap, valid=valid)
 
 
 def _without_head(variables: Tree) -> dict[str, Any]:
