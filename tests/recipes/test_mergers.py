@@ -1,37 +1,17 @@
 """`mm.merge`: every merger by its name, on the registered architectures."""
 
-import functools
 import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_models import variables_of
 
 import medmerge_jax as mm
 from medmerge_jax import config, merging
 from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.recipes import mergers
-
-CLASSES = 4
-
-
-@functools.cache
-def variables_of(seed, num_classes=CLASSES):
-    """A ResNet-20 of random numbers, about as large as in a trained one."""
-    rng = np.random.default_rng(seed)
-    model = mm.create_model("resnet20", num_classes=num_classes)
-    flat = flatten(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
-    for path, leaf in flat.items():
-        if path.endswith("kernel"):
-            flat[path] = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
-        elif path.endswith("var"):
-            flat[path] = rng.uniform(0.5, 1.5, leaf.shape)
-        elif path.endswith("scale"):
-            flat[path] = rng.uniform(0.1, 0.5, leaf.shape)
-        else:
-            flat[path] = rng.normal(0, 0.1, leaf.shape)
-    return unflatten({path: leaf.astype(np.float32) for path, leaf in flat.items()})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +31,7 @@ def options_of(method, num_parents):
 
 
 def logits(variables, images):
-    return mm.create_model("resnet20", num_classes=CLASSES).apply(variables, images, train=False)
+    return mm.create_model("resnet20", num_classes=4).apply(variables, images, train=False)
 
 
 def assert_trees_close(found, wanted, tolerance):
@@ -119,7 +99,7 @@ def test_fisher_weights_are_of_each_parents_own_classes(parents, images):
     other = variables_of(5, num_classes=3)
     found = mm.merge("fisher", "resnet20", (parents[0], other), images[:3], heads="drop")
     fishers = []
-    for variables, classes in ((parents[0], CLASSES), (other, 3)):
+    for variables, classes in ((parents[0], 4), (other, 3)):
         model = mm.create_model("resnet20", num_classes=classes)
         total = jax.tree.map(np.zeros_like, variables["params"])
         for image in images[:3]:
@@ -144,7 +124,7 @@ def test_recalibration(parents, images):
     plain = mm.merge("uniform", "resnet20", parents)
     found = mm.merge("uniform", "resnet20", parents, images, recalibrate=True, batch_size=12)
     assert_trees_close(found["params"], plain["params"], 0)
-    model = mm.create_model("resnet20", num_classes=CLASSES)
+    model = mm.create_model("resnet20", num_classes=4)
     zeros = jax.tree.map(jnp.zeros_like, plain["batch_stats"])
     _, new = model.apply(
         {**plain, "batch_stats": zeros}, images, train=True, mutable=["batch_stats"]
