@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import medmerge_jax as mm
 from medmerge_jax.merging.averages import (
     diagonal_fisher,
     fisher_average,
@@ -13,6 +12,7 @@ from medmerge_jax.merging.averages import (
     weighted_average,
 )
 from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models.resnet import CifarResNet
 
 NUM_CLASSES = 3
 
@@ -302,11 +302,10 @@ def small_network(params, images):
 def brute_force_fisher(log_probs, params, images):
     """The definition, as a loop over examples and one over classes, summed in float64."""
     total = jax.tree.map(lambda x: np.zeros(np.shape(x)), params)
+    differentiate = jax.jit(jax.value_and_grad(lambda p, x, c: log_probs(p, x)[0, c]))
     for image in images:
         for c in range(NUM_CLASSES):
-            log_p, gradient = jax.value_and_grad(lambda p, x, c=c: log_probs(p, x)[0, c])(
-                params, image[None]
-            )
+            log_p, gradient = differentiate(params, image[None], c)
             p = np.exp(float(log_p))
             total = jax.tree.map(
                 lambda t, g, p=p: t + p * np.square(g, dtype=float), total, gradient
@@ -380,7 +379,7 @@ class TestDiagonalFisher:
         assert_trees_close(fisher, wanted, rtol=1e-5, atol=1e-9)
 
     def test_of_a_residual_network_with_running_statistics(self, rng):
-        model = mm.create_model("resnet20", NUM_CLASSES)
+        model = CifarResNet(1, NUM_CLASSES)
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
         images = rng.normal(size=(3, 8, 8, 3)).astype(np.float32)
 
@@ -388,7 +387,7 @@ class TestDiagonalFisher:
             return jax.nn.log_softmax(model.apply({**variables, "params": params}, images))
 
         fisher = diagonal_fisher(log_probs, variables["params"], [images[:2], images[2:]])
-        wanted = brute_force_fisher(jax.jit(log_probs), variables["params"], images)
+        wanted = brute_force_fisher(log_probs, variables["params"], images)
         scale = max(float(np.max(leaf)) for leaf in jax.tree.leaves(wanted))
         assert_trees_close(fisher, wanted, rtol=1e-4, atol=1e-5 * scale)
 

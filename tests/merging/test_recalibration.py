@@ -32,13 +32,14 @@ def variables():
 
 @pytest.fixture(scope="module")
 def network():
-    """He et al.'s network with one block in each stage, and its variables."""
+    """He et al.'s network with one block in each stage, and two of its initialisations."""
     model = CifarResNet(1, CLASSES)
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 16, 16, 3))))
+    return model, init(jax.random.key(0)), init(jax.random.key(1))
 
 
 class TestRecalibrate:
-    @pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet18", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("name", ["resnet20", "resnet18"])
     def test_matches_pytorchs_cumulative_average(self, torch, torchvision, rng, name):
         network = reference(torch, torchvision, name, CLASSES)
         variables = variables_from_torch(name, state(network), "the reference")
@@ -55,7 +56,7 @@ class TestRecalibrate:
             assert error < 1e-4, (path, error)
 
     def test_one_batch_gives_its_own_statistics(self, network, rng):
-        model, variables = network
+        model, variables, _ = network
         images = rng.normal(size=(16, 16, 16, 3)).astype(np.float32)
         found = recalibrate(lambda v, x: batch_statistics(model, v, x), variables, [images])
         trained, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
@@ -67,7 +68,7 @@ class TestRecalibrate:
         assert far > np.std(trained)
 
     def test_forgets_the_former_statistics(self, network, rng):
-        model, variables = network
+        model, variables, _ = network
         images = rng.normal(size=(2, 4, 16, 16, 3)).astype(np.float32)
         other = {
             **variables,
@@ -95,8 +96,7 @@ class TestRecalibrate:
 
     def test_restores_the_variance_of_a_merge(self, network, rng):
         """Of two networks that share nothing, the midpoint's features collapse."""
-        model, first = network
-        second = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 16, 16, 3)))
+        model, first, second = network
         images = rng.normal(size=(2, 16, 16, 16, 3)).astype(np.float32)
 
         def calibrated(variables):
@@ -283,12 +283,11 @@ class TestRepairScales:
         np.testing.assert_allclose(repaired["params"]["bn"]["scale"], [-2.5, 1])
 
     def test_units_behind_a_batch_norm_get_the_moments_that_repair_asks_for(self, network, rng):
-        model, _ = network
+        model, *starts = network
         images = rng.normal(size=(16, 16, 16, 3)).astype(np.float32)
 
-        def with_scales(seed):
-            variables = jax.jit(model.init)(jax.random.key(seed), images[:1])
-            normal = np.random.default_rng(seed).normal
+        def with_scales(variables):
+            normal = rng.normal
             params = flatten(variables["params"])
             params = {p: normal(size=x.shape) if "bn" in p else x for p, x in params.items()}
             return {**variables, "params": mm.merging.unflatten(params)}
@@ -304,7 +303,7 @@ class TestRepairScales:
             )
             return {p: jnp.std(x[0], (0, 1, 2)) for p, x in flatten(seen["intermediates"]).items()}
 
-        parents = [with_scales(1), with_scales(2)]
+        parents = [with_scales(start) for start in starts]
         merged = uniform_average(parents)
         first, second, plain, repaired = map(
             stds, [*parents, merged, repair_scales(merged, parents)]
