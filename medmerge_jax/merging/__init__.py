@@ -41,6 +41,12 @@ from medmerge_jax.merging.recalibration import (
     repair,
     repair_scales,
 )
+from medmerge_jax.merging.soups import (
+    greedy_soup,
+    hierarchical_soup,
+    learned_soup,
+    uniform_soup,
+)
 from medmerge_jax.merging.spaces import (
     Space,
     find_spaces,
@@ -73,11 +79,14 @@ __all__ = [
     "find_spaces",
     "fisher_average",
     "flatten",
+    "greedy_soup",
+    "hierarchical_soup",
     "identity_permutations",
     "init_coefficients",
     "init_moments",
     "invert_permutations",
     "is_conv_kernel",
+    "learned_soup",
     "match_features",
     "matched_averaging",
     "merge_kernels",
@@ -95,6 +104,7 @@ __all__ = [
     "task_arithmetic",
     "unflatten",
     "uniform_average",
+    "uniform_soup",
     "update_moments",
     "weight_matching",
     "weighted_average",
