@@ -9,14 +9,15 @@ found. The logits of both networks for two random images are compared too, by th
 difference relative to the largest logit.
 
 `independent`: weight matching of two networks as `create_model(...).init` makes them with the
-seeds 0 and 1: seconds, the process' peak memory, and what part of the time the assignment problems
-took. Each runs in a process of its own.
+seeds 0 and 1: seconds, the memory that it takes at its peak, and what part of its time the
+assignment problems took. Each runs in a process of its own. Linux only. For figures that do not
+depend on what else the machine does, keep BLAS to one thread (OPENBLAS_NUM_THREADS=1) and read
+the CPU time.
 """
 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -131,28 +132,36 @@ def independent(name: str, start: str) -> None:
     solve = alignment._assignment
 
     def timed(gains: np.ndarray) -> np.ndarray:
-        begin = time.perf_counter()
+        begin = time.process_time()
         order = solve(gains)
-        assignments.append(time.perf_counter() - begin)
+        assignments.append(time.process_time() - begin)
         return order
 
     alignment._assignment = timed
-    before, peak_before = resident_bytes(), peak_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak.
+    before = mebibytes("VmRSS")
     begin, cpu = time.perf_counter(), time.process_time()
     found = alignment.weight_matching(*parents, start=start)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    peak = peak_bytes()
+    peak = mebibytes("VmHWM") - before
     matched = alignment.permute_variables(parents[1], found)
     print(
-        f"{name} ({start}): {seconds:.1f} s ({cpu:.1f} s of CPU time), {len(assignments)} "
-        f"assignment problems took {sum(assignments):.2f} s "
-        f"({100 * sum(assignments) / seconds:.0f} %); peak {peak / 2**20:.0f} MiB (before "
-        f"{peak_before / 2**20:.0f}, then resident {before / 2**20:.0f}, of which parameters "
-        f"{sum(x.nbytes for p in parents for x in jax.tree.leaves(p)) / 2**20:.0f}); "
+        f"{name} ({start}): {seconds:.1f} s, of CPU time {cpu:.1f} s; of that "
+        f"{sum(assignments):.2f} s ({100 * sum(assignments) / cpu:.0f} %) for "
+        f"{len(assignments)} assignment problems; "
+        f"{peak:.0f} MiB beside the {before:.0f} MiB of JAX and both models; "
         f"cosine of the kernels {cosine(*parents):.4f} before, {cosine(parents[0], matched):.4f} "
-        f"after; load {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores",
+        f"after; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         flush=True,
     )
+
+
+def mebibytes(field: str) -> float:
+    """Memory of this process: "VmRSS", now, or "VmHWM", at its peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise KeyError(field)
 
 
 def cosine(a: dict[str, Any], b: dict[str, Any]) -> float:
@@ -165,17 +174,6 @@ def cosine(a: dict[str, Any], b: dict[str, Any]) -> float:
         sum(np.vdot(x, y) for x, y in pairs)
         / np.sqrt(sum(np.vdot(x, x) for x, _ in pairs) * sum(np.vdot(y, y) for _, y in pairs))
     )
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def resident_bytes() -> int:
-    """The memory that this process holds."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
 
 
 if __name__ == "__main__":
