@@ -175,7 +175,11 @@ def partial_zipit(
     }
     models = []
     for index, (flat, parent) in enumerate(zip(flats, parents, strict=True)):
-        own = {path: _unmerge(path, flat[path], axes.get(path, {}), index) for path in flat}
+        own = {
+            path: _unmerge(path, leaf, axes.get(path, {}), index)
+            for path, leaf in flat.items()
+            if path not in shared
+        }
         models.append(nest_like({**own, **shared}, parent))
     return models
 
@@ -385,7 +389,7 @@ class _Greedy:
         self._similarity = similarity
         self._bound = similarity.max(axis=1)
         self._size, self._alpha = size, alpha
-        # Just above, as 0.075 · 40 / 2 is 1.4999…; the published code does the same.
+        # A little more, as 0.29 · 200 / 2 is 28.99…; the published code does the same.
         merges = (num_models - 1) * size
         self._budget = np.full(num_models, int(beta * merges / num_models + 1e-4))
         self._has = model[None, :] == np.arange(num_models)[:, None]
