@@ -32,6 +32,8 @@ from medmerge_jax.models.norm import batch_statistics
 from medmerge_jax.models.taps import collect_moments
 
 CLASSES = 5
+# Of logits, relative. Permuting alone gives up to 5e-6, and sums are split by the cores there are.
+ROUNDING = 2e-5
 STOPS = {
     "resnet20": ("layer3",),
     "resnet18": (
@@ -289,7 +291,7 @@ class TestZipit:
         for parents in ([case.a, case.copies[0]], [*case.copies, case.a]):
             correlations = case.correlations(*parents)
             assert min(found.diagonal().min() for found in correlations.values()) > 0
-            assert case.error(zipit(parents, correlations), case.a) < 1e-5
+            assert case.error(zipit(parents, correlations), case.a) < ROUNDING
 
     @pytest.mark.parametrize("num_parents", [2, 3])
     def test_identical_parents_are_a_fixed_point(self, case, num_parents):
@@ -433,7 +435,7 @@ class TestPartialZipit:
         correlations = case.correlations(*parents)
         for stop in partial_stops(case.spaces):
             models = partial_zipit(parents, correlations, stop=stop)
-            assert max(case.error(model, case.a) for model in models) < 1e-5
+            assert max(case.error(model, case.a) for model in models) < ROUNDING
 
     def test_models_share_the_trunk_and_keep_the_rest(self, case):
         parents = [case.a, case.c]
