@@ -62,6 +62,9 @@ _CHOICES = {
 _FREE = ("parents", "sources", "options")
 """Fields whose own fields have names of the user's."""
 
+_SET = ("ancestor", "multilabel")
+"""Options of mergers that the recipe knows itself."""
+
 _AT_LEAST_ONE = ("batch_size", "image_size", "lp.epochs", "ft.epochs", "merge_ft.num_images")
 _NOT_NEGATIVE = (
     "seed",
@@ -246,7 +249,7 @@ def _merger_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.merge_ft.options and set(used) <= set(MERGERS):
         from medmerge_jax.recipes.mergers import merger_options  # imports jax
 
-        known = sorted({name for method in used for name in merger_options(method)} - {"ancestor"})
+        known = sorted({name for method in used for name in merger_options(method)} - set(_SET))
         for name in config.merge_ft.options:
             if name not in known:
                 yield f"merge_ft.options.{name}: {nearest(name, known)}"

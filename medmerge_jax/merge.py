@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {n: getattr(options, n) for n in _OPTIONS if getattr(options, n) is not None}
     if options.ancestor:
         given["ancestor"] = models[-1][0]
+    if options.method == "fisher":
+        given["multilabel"] = [bool(card.get("multilabel")) for card in cards]
     images = None if options.images is None else _images(options, architecture, cards)
     merged = _merge(options, architecture, parents, images, given)
     if options.ancestor:
@@ -113,7 +115,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _describe(method: str) -> str:
-    names = [f"--{name}" for name in mergers.merger_options(method)]
+    names = [f"--{name}" for name in mergers.merger_options(method) if name in _OPTIONS]
     return f"{method}: {' '.join(names) or 'none'}"
 
 

@@ -31,6 +31,20 @@ def test_the_configs_that_come_with_the_project(path):
         ({"compare.recipes": ("ft", "medmrge")}, ["compare.recipes", "did you mean 'medmerge'"]),
         ({"compare.seeds": (1, 1)}, ["compare.seeds"]),
         ({"augmentation": "havy"}, ["augmentation = 'havy'", "did you mean 'heavy'"]),
+        ({"merge_ft.method": "zippit"}, ["merge_ft.method = 'zippit'", "did you mean 'zipit'"]),
+        ({"compare.mergers": ("fissher",)}, ["compare.mergers has 'fissher'", "'fisher'"]),
+        (
+            {"recipe": "merge_ft", "merge_ft.method": "task_arithmetic"},
+            ["merge_ft.ancestor = ''", "one of b, c"],
+        ),
+        (
+            {"recipe": "merge_ft", "merge_ft.method": "fisher", "parents.b": "random"},
+            ["parents ['b'] have no head; the merger 'fisher'"],
+        ),
+        (
+            {"compare.recipes": ("merge_ft",), "recipe": "compare", "parents.b": "zeros"},
+            ["one is zeros, which only medmerge can merge"],
+        ),
         ({"select.metric": "macrof1"}, ["select.metric = 'macrof1'", "did you mean 'macro_f1'"]),
     ],
 )
@@ -41,6 +55,19 @@ def test_values_that_cannot_be_used_are_all_named(changes, words):
         check_config(config)
     for word in words:
         assert word in str(error.value)
+
+
+def test_options_of_mergers_are_known_ones():
+    config = default_config().unlock()
+    config.recipe = "merge_ft"
+    config.merge_ft.method = "zipit"
+    config.merge_ft.options.alpha = 0.5
+    check_config(config)
+    config.merge_ft.options.gamma = 1.0
+    with pytest.raises(
+        UserError, match=r"merge_ft\.options\.gamma: .*one of alpha, beta is wanted"
+    ):
+        check_config(config)
 
 
 def test_an_unlocked_config_may_not_have_other_fields():

@@ -99,6 +99,9 @@ class Experiment:
         parents = {name: variables for name, (variables, _) in self.inputs.parents.items()}
         known = mergers.merger_options(settings.method)
         options = {name: value for name, value in settings.options.items() if name in known}
+        if settings.method == "fisher":
+            cards = [card for _, card in self.inputs.parents.values()]
+            options["multilabel"] = [bool(card.get("multilabel")) for card in cards]
         if settings.method == "task_arithmetic":
             options["ancestor"] = parents.pop(settings.ancestor)
         try:

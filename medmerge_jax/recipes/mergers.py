@@ -78,8 +78,8 @@ def merge(
     - `slerp`: `t` = 0.5, from the first of two parents to the second.
     - `task_arithmetic`: `ancestor`, the variables that all parents were trained from; `scale`, 1/n
       by default.
-    - `fisher`: `coefficients`, one for each parent; `floor` = 1e-6. Wants images, and parents with
-      heads.
+    - `fisher`: `coefficients`, one for each parent; `floor` = 1e-6; `multilabel`, for each parent
+      whether its classes exclude each other (the default) or not. Wants images, and heads.
     - `weight_matching`: the parents' units are permuted (more than two: each to the mean of the
       others), then averaged with `weights`, by default uniform; `seed` = 0 of the search.
     - `activation_matching`: likewise, matched to the first parent by activations. Wants images.
@@ -198,17 +198,23 @@ def _task_arithmetic(
 
 
 def _fisher(
-    task: Task, *, coefficients: Sequence[float] | None = None, floor: float = 1e-6
+    task: Task,
+    *,
+    coefficients: Sequence[float] | None = None,
+    floor: float = 1e-6,
+    multilabel: Sequence[bool] | None = None,
 ) -> dict[Any, Any]:
     fishers = []
+    multilabel = [False] * len(task.parents) if multilabel is None else multilabel
+    if len(multilabel) != len(task.parents):
+        raise ValueError(f"{len(multilabel)} of multilabel for {len(task.parents)} parents")
     for index, parent in enumerate(task.parents):
         if "head" not in parent["params"]:
             raise ValueError(f"parent {index} has no head, of whose classes the Fisher is wanted")
-        bias = parent["params"]["head"]["bias"]
-        model = create_model(task.architecture, num_classes=len(bias))
-        log_probs = jax.tree_util.Partial(
-            functools.partial(_log_probs, model), parent.get("batch_stats", {})
+        function = _log_probs(
+            task.architecture, len(parent["params"]["head"]["bias"]), bool(multilabel[index])
         )
+        log_probs = jax.tree_util.Partial(function, parent.get("batch_stats", {}))
         fisher = merging.diagonal_fisher(log_probs, parent["params"], task.batches())
         fishers.append({"params": fisher} if task.keep_heads else without_head({"params": fisher}))
     return merging.fisher_average(task.to_merge(), fishers, coefficients, floor=floor)
@@ -282,9 +288,17 @@ def _match_to_first(task: Task) -> list[dict[str, np.ndarray]]:
     return permutations
 
 
-def _log_probs(model: Any, statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
-    logits = model.apply({"params": params, "batch_stats": statistics}, images, train=False)
-    return jax.nn.log_softmax(logits)
+@functools.cache  # or parents of the same classes would be compiled one by one
+def _log_probs(architecture: str, num_classes: int, multilabel: bool) -> Callable[..., jax.Array]:
+    model = create_model(architecture, num_classes=num_classes)
+
+    def log_probs(statistics: Tree, params: Tree, images: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": params, "batch_stats": statistics}, images)
+        if multilabel:  # of each label, that it is not there and that it is
+            return jax.nn.log_sigmoid(jnp.stack([-logits, logits], axis=-1))
+        return jax.nn.log_softmax(logits)
+
+    return log_probs
 
 
 def _merger(method: str, options: Mapping[str, Any]) -> Callable[..., dict[Any, Any]]:

@@ -119,6 +119,40 @@ def test_fisher_weights_are_of_each_parents_own_classes(parents, images):
     assert "head" not in found["params"]
 
 
+def test_fisher_of_a_parent_with_several_labels(parents, images):
+    """Its labels are independent, so that their Fisher informations add up."""
+    a, b = parents
+    found = mm.merge("fisher", "resnet20", parents, images[:2], multilabel=[False, True])
+    wrong = mm.merge("fisher", "resnet20", parents, images[:2])
+    model = mm.create_model("resnet20", num_classes=4)
+    total = jax.tree.map(np.zeros_like, b["params"])
+    for image in images[:2]:
+
+        def logits(params, image=image):
+            return model.apply({**b, "params": params}, image[None], train=False)[0]
+
+        for label, p in enumerate(jax.nn.sigmoid(logits(b["params"]))):
+            grads = jax.grad(lambda params, c=label, logits=logits: logits(params)[c])(b["params"])
+            # p (1 - p)² + (1 - p) p² = p (1 - p)
+            total = jax.tree.map(lambda t, g, p=p: t + p * (1 - p) * g**2 / 2, total, grads)
+    first = mm.merge("fisher", "resnet20", [a], images[:2])
+    assert_trees_close(first, a, 5e-7)
+    bias = "params/head/bias"
+    fishers = [{"params": merging.diagonal_fisher(softmax_of(a), a["params"], [images[:2]])}]
+    fishers.append({"params": total})
+    assert_trees_close(found, merging.fisher_average(parents, fishers), 1e-4)
+    assert np.abs(flatten(found)[bias] - flatten(wrong)[bias]).max() > 1e-3
+
+
+def softmax_of(variables):
+    model = mm.create_model("resnet20", num_classes=4)
+
+    def log_probs(params, inputs):
+        return jax.nn.log_softmax(model.apply({**variables, "params": params}, inputs, train=False))
+
+    return log_probs
+
+
 def test_recalibration(parents, images):
     """One batch of all images: its own mean and unbiased variance."""
     plain = mm.merge("uniform", "resnet20", parents)

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import tiny_config
 from PIL import Image
+from random_models import variables_of
 
+from medmerge_jax import merging
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes import experiment, inputs
 from medmerge_jax.recipes.run import run
-from medmerge_jax.weights import load_parent
+from medmerge_jax.weights import load_parent, save_weights
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +142,53 @@ def test_a_probe_of_augmented_images_is_not_one_of_features(config, tmp_path, mo
     for path, leaf in models["none"].items():
         same = [np.array_equal(models[name][path], leaf) for name in ("minimal", "heavy")]
         assert same == [not path.startswith("params/head")] * 2, path
+
+
+@pytest.mark.slow
+def test_mergers_are_rows_of_a_comparison(tmp_path):
+    config = tiny_config.get_config("compare")
+    config.compare.recipes, config.compare.seeds = ("merge_ft", "medmerge_aligned"), (0,)
+    config.compare.mergers = ("task_arithmetic", "weight_matching", "zipit")
+    config.merge_ft.ancestor, config.merge_ft.num_images = "c", 12
+    results = run(config, tmp_path / "run")
+    assert [row["recipe"] for row in results["table"]] == [
+        "merge_ft task_arithmetic",
+        "merge_ft weight_matching",
+        "merge_ft zipit",
+        "medmerge_aligned",
+    ]
+    for method in config.compare.mergers:
+        part = tmp_path / "run" / f"merge_ft-{method}" / "seed0"
+        found = json.loads((part / "results.json").read_text())
+        assert (found["recipe"], found["method"]) == ("merge_ft", method)
+        assert [stage["name"] for stage in found["stages"]] == ["lp", "ft"]
+        assert json.loads((part / "config.json").read_text())["config"]["merge_ft"]["method"] == (
+            method
+        )
+    assert "merge_ft zipit" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "which"), [("medmerge_aligned", "b"), ("merge_ft", "c")])
+def test_a_permuted_parent_is_aligned(config, tmp_path, recipe, which):
+    """To the last parent's units, or the first's: it is then that parent twice, to the bit."""
+    parent = variables_of(0)
+    permuted = merging.permute_variables(
+        parent, merging.random_permutations(merging.find_spaces(parent), 1)
+    )
+    config.recipe = recipe
+    outcomes = []
+    for name, other in (("copy", parent), ("permuted", permuted)):
+        for part in "bc":
+            variables = other if part == which else parent
+            save_weights(tmp_path / name / f"{part}.safetensors", "resnet20", variables)
+        config.parents = ml_collections.ConfigDict(
+            {part: str(tmp_path / name / f"{part}.safetensors") for part in "bc"}
+        )
+        run(config, tmp_path / name / "run")
+        with np.load(tmp_path / name / "run" / "predictions.npz") as predictions:
+            outcomes.append(predictions["logits"])
+    np.testing.assert_array_equal(outcomes[0], outcomes[1])
 
 
 def test_zeros_alone_are_no_parents(config, tmp_path):
