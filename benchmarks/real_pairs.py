@@ -15,7 +15,8 @@ Parent c is the file given with --weights (a CIFAR-10 ResNet); without it, paren
 from scratch on the other pair's source. Parent b is trained from parent c on the source. The two
 learning rates are chosen on the target's validation split, by the macro F1 of `lp_ft` from b plus
 that of `medmerge`, with a seed that the comparison does not use. Then `compare` runs every
-recipe on three seeds. Everything resumes when the same command is given again.
+recipe on three seeds; with --mergers, `lp_ft`, `medmerge` and every merger of `mm.merge` instead.
+Everything resumes when the same command is given again.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import ml_collections
 
 from medmerge_jax import files
 from medmerge_jax.analysis import results_text
-from medmerge_jax.config import default_config
+from medmerge_jax.config import MERGERS, default_config
 from medmerge_jax.progress import say
 from medmerge_jax.recipes.run import run
 
@@ -54,7 +55,12 @@ def main() -> None:
         tried, key=lambda rates: sum(tried[rates])
     )
     print(f"chosen: lp {config.lp.learning_rate:g}, ft {config.ft.learning_rate:g}\n")
-    results = run(config, options.workdir / "compare")
+    if options.mergers:
+        config.compare.recipes = ("lp_ft", "medmerge", "medmerge_aligned", "merge_ft")
+        config.compare.mergers = MERGERS
+        config.merge_ft.ancestor = "c"  # parent b was trained from it
+        config.merge_ft.options.weights = (0.7, 0.3)
+    results = run(config, options.workdir / ("mergers" if options.mergers else "compare"))
     print(f"classes {results['data']['counts']}\n")
     print(results_text(results))
 
@@ -69,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=15, help="of each stage")
+    parser.add_argument("--mergers", action="store_true", help="compare every merger instead")
     parser.add_argument("--scratch-epochs", type=int, default=30, help="of parent c from scratch")
     return parser.parse_args()
 
