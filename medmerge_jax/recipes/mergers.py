@@ -37,7 +37,7 @@ class Task:
       parents: With their heads, if they have any.
       keep_heads: Whether the merged model shall have a head.
       images: float32 (n, h, w, 3), normalised, or None.
-      batch_size: Images at a time.
+      batch_size: Images at a time, at most.
     """
 
     architecture: str
@@ -51,11 +51,10 @@ class Task:
         return self.parents if self.keep_heads else [without_head(one) for one in self.parents]
 
     def batches(self) -> Iterator[np.ndarray]:
-        """The images in order; the last batch may be shorter."""
+        """The images in order, in batches of nearly one size: a last one of few would vary less."""
         if self.images is None:
             raise ValueError("calibration images are wanted")
-        for start in range(0, len(self.images), self.batch_size):
-            yield self.images[start : start + self.batch_size]
+        yield from np.array_split(self.images, -(-len(self.images) // self.batch_size))
 
 
 def merge(
@@ -110,6 +109,8 @@ def merge(
         that are missing or of another shape. It names the parent and the path.
     """
     merger = _merger(method, options)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; at least 1 is wanted")
     task = Task(
         architecture,
         _checked_parents(architecture, parents, heads),

@@ -244,6 +244,7 @@ def test_parents_that_cannot_be_merged(parents, images, case, method):
         ({"images": np.zeros((0, 8, 8, 3))}, r"images of shape \(0, 8, 8, 3\)"),
         ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, "images of dtype uint8.*normalised"),
         ({"images": np.full((2, 8, 8, 3), np.nan)}, "the images hold NaN"),
+        ({"batch_size": 0}, "batch_size is 0; at least 1 is wanted"),
         ({"heads": "keep"}, "heads is 'keep'; one of merge, drop is wanted"),
         ({"parents": []}, "0 parents; one or more are wanted"),
         ({"parents": {"a": 1}}, "parents is a mapping; a sequence"),
