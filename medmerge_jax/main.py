@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from medmerge_jax import files
+from medmerge_jax import files, preemption
 from medmerge_jax.errors import UserError
 
 _USAGE = "python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart"
@@ -45,7 +45,11 @@ def main(argv: list[str]) -> None:
 
 
 def entry_point() -> None:
-    """Exit status 2 and one message for what the user can mend; a traceback for a bug."""
+    """Exit status 2 and one message for what the user can mend; a traceback for a bug.
+
+    Status 75 after SIGTERM or SIGUSR1, and 130 after Ctrl-C: the same command goes on from there.
+    """
+    preemption.install()
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
@@ -54,6 +58,10 @@ def entry_point() -> None:
         if error.errno not in files.DISK_FULL:
             raise
         sys.exit(_fail(_disk_full(error)))
+    except preemption.Preempted as stopped:
+        preemption.ignore()  # or the second of two signals would end this with a traceback
+        print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+        sys.exit(preemption.EXIT_STATUS)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

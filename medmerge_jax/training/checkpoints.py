@@ -18,7 +18,7 @@ _KEPT = 2
 
 
 class StageCheckpoints:
-    """The newest checkpoints of one stage, one an epoch, in `directory`.
+    """The newest checkpoints of one stage, in `directory`.
 
     A checkpoint is a tree of arrays and a few JSON values. Saving returns as soon as the arrays
     are copied; a checkpoint that was being written when the process died is ignored later.
@@ -49,15 +49,15 @@ class StageCheckpoints:
         tree = self._checkpointer.load(newest.step, abstract)
         return tree, self._checkpointer.metadata(newest.step).custom_metadata
 
-    def save(self, epoch: int, tree: Any, values: dict[str, Any]) -> None:
-        """Starts saving after `epoch` (counted from 1), once an earlier save is done.
+    def save(self, number: int, tree: Any, values: dict[str, Any]) -> None:
+        """Starts saving, once an earlier save is done, with a number above all earlier ones'.
 
         Raises:
           OSError: The disk is full, also where an earlier save found it so.
         """
         with self._full_disk():
             # Without force, Orbax skips a checkpoint while the one before is being written.
-            self._checkpointer.save_async(epoch, tree, force=True, custom_metadata=values)
+            self._checkpointer.save_async(number, tree, force=True, custom_metadata=values)
 
     def wait(self) -> None:
         """Returns when everything saved is on the disk."""

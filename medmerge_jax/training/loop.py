@@ -1,6 +1,7 @@
 """The one training loop: a stage is a number of epochs of the one step."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import time
@@ -11,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medmerge_jax import preemption
 from medmerge_jax.data.augment import Policy, epoch_key
 from medmerge_jax.data.batches import Batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.progress import Bar, say
 from medmerge_jax.training.checkpoints import StageCheckpoints
+from medmerge_jax.training.mesh import fetch, on_one, replicate
 from medmerge_jax.training.metrics import classification_metrics, higher_is_better
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.run_directory import RunDirectory
@@ -25,6 +28,7 @@ from medmerge_jax.training.step import (
     Network,
     Task,
     TrainState,
+    accumulated_step,
     collapse,
     init_state,
     predict_step,
@@ -104,7 +108,8 @@ def train_stage(
       class_weights: (classes,), see `step.weighted_loss`.
 
     Raises:
-      UserError: The loss is no longer finite. The last checkpoint is of a good epoch.
+      UserError: The loss is no longer finite. The last checkpoint is of a good state.
+      Preempted: After a signal, see `preemption`. A checkpoint inside the epoch is on the disk.
     """
     task = Task(
         network,
@@ -114,48 +119,59 @@ def train_stage(
         stage.weight_decay,
         stage.augmentation,
     )
-    checkpoints = StageCheckpoints(directory.path / "checkpoints" / stage.name)
-    try:
-        frozen = jax.device_put(start.frozen)
-        progress = _Progress(stage, task, init_state(task, start), checkpoints)
+    with (
+        preemption.deferred(),
+        contextlib.closing(
+            StageCheckpoints(directory.path / "checkpoints" / stage.name)
+        ) as checkpoints,
+    ):
+        frozen = replicate(start.frozen, network.mesh)
+        state = replicate(init_state(task, start), network.mesh)
+        progress = _Progress(stage, task, state, checkpoints)
         directory.rewind(stage.name, progress.epoch)
         if progress.epoch == stage.epochs:
             return progress.result(frozen)
         train, validation = batches("train"), batches("val")
-        rates = learning_rates(
+        progress.steps_per_epoch = train.steps_per_epoch
+        rates = progress.rates = learning_rates(
             stage.schedule,
             stage.learning_rate,
             stage.epochs * train.steps_per_epoch,
             warmup_steps=round(stage.warmup_epochs * train.steps_per_epoch),
         )
-        weights = jnp.asarray(class_weights, jnp.float32)
+        weights = replicate(jnp.asarray(class_weights, jnp.float32), network.mesh)
         total = stage.epochs * train.steps_per_epoch * train.batch_size
         with Bar(stage.name, total, "images") as bar:
-            bar.skip(progress.epoch * train.steps_per_epoch * train.batch_size)
-            while progress.epoch < stage.epochs:
-                record = _train_epoch(
-                    stage, task, progress, frozen, train, rates, weights, seed, bar
-                )
-                metrics = _validate(stage, network, progress, frozen, validation, multilabel)
-                # Before the checkpoint: what is logged too much is dropped when a run resumes.
-                directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}})
-                images = train.steps_per_epoch * train.batch_size
-                progress.finish_epoch(metrics, record["seconds"], images)
-                _say_epoch(stage, record, metrics)
-        checkpoints.wait()
+            bar.skip((progress.epoch * train.steps_per_epoch + progress.step) * train.batch_size)
+            try:
+                while progress.epoch < stage.epochs:
+                    record = _train_epoch(
+                        stage, task, progress, frozen, train, rates, weights, seed, bar
+                    )
+                    metrics = _validate(stage, network, progress, frozen, validation, multilabel)
+                    # Before the checkpoint: what is logged too much is dropped on resuming.
+                    directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}})
+                    images = train.steps_per_epoch * train.batch_size
+                    progress.finish_epoch(metrics, images)
+                    _say_epoch(stage, record, metrics)
+            except preemption.Preempted as stopped:
+                progress.save_inside_epoch()
+                raise preemption.Preempted(
+                    f"{stopped} in {stage.name}, after {progress.position()}"
+                ) from stopped
         return progress.result(frozen)
-    finally:
-        checkpoints.close()
 
 
 def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
     """Outputs (num_examples, ...) float32 in evaluation mode, fetched once at the end."""
     outputs: list[tuple[jax.Array, int]] = []
+    variables = replicate(variables, network.mesh)
     for batch, valid in batches.ordered():
+        preemption.check()
         outputs.append((predict_step(network, variables, batch["inputs"]), valid))
         if len(outputs) > _STEPS_IN_FLIGHT:  # or a fast disk would fill the device with images
             outputs[-1 - _STEPS_IN_FLIGHT][0].block_until_ready()
-    return np.concatenate([np.asarray(output)[:valid] for output, valid in outputs])
+    return np.concatenate([fetch(output)[:valid] for output, valid in outputs])
 
 
 def evaluate(
@@ -174,6 +190,8 @@ class _Progress:
         self.best = _copy((state.trainable, state.batch_stats)) if stage.select == "best" else ()
         self.values: dict[str, Any] = {
             "epoch": 0,
+            "step": 0,
+            "epoch_seconds": 0.0,
             "seconds": 0.0,
             "images": 0,
             "best_epoch": 0,
@@ -183,34 +201,79 @@ class _Progress:
         self._last_save = -math.inf  # the first epoch is always saved
         restored = checkpoints.restore(self._tree())
         if restored is not None:
-            tree, self.values = restored
+            tree, values = restored
+            self.values.update(values)
             self.state, self.best = tree["state"], tree["best"]
-            say(f"{stage.name}: resumed after epoch {self.epoch} of {stage.epochs}")
-        self.saved_epoch = self.epoch
+            say(f"{stage.name}: resumed after {self.position()} of {stage.epochs}")
+        self.steps_per_epoch, self.rates = 0, np.zeros(0)  # not known before there are batches
+        self._saved = (self.epoch, self.step)
+        self.saved_position = self.position() if restored else ""
 
     @property
     def epoch(self) -> int:
+        """Epochs that are done."""
         return self.values["epoch"]
+
+    @property
+    def step(self) -> int:
+        """Steps of the next epoch that are done; all of them if only its validation is not."""
+        return self.values["step"]
+
+    def position(self) -> str:
+        return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
 
     def variables(self, frozen: Tree) -> Tree:
         params = collapse(self.task.assemble, self.state.trainable, frozen)
         return {"params": params, "batch_stats": self.state.batch_stats}
 
-    def finish_epoch(self, metrics: dict[str, Any], seconds: float, images: int) -> None:
-        values = self.values = {**self.values, "epoch": self.epoch + 1}
-        values["seconds"] += seconds
+    def advance(self, state: TrainState) -> None:
+        """Takes the state after one more step."""
+        self.state = state
+        self.values["step"] += 1
+
+    def finish_epoch(self, metrics: dict[str, Any], images: int) -> None:
+        values = self.values
+        values["seconds"] += values["epoch_seconds"]
         values["images"] += images
+        values.update(epoch=self.epoch + 1, step=0, epoch_seconds=0.0)
         if self._is_best(metrics[self.stage.metric]):
             values.update(best_epoch=self.epoch, best_value=metrics[self.stage.metric])
             if self.stage.select == "best":
                 self.best = _copy((self.state.trainable, self.state.batch_stats))
         since = time.monotonic() - self._last_save
         if self.epoch == self.stage.epochs or since >= self.stage.checkpoint_seconds:
-            # The step donates the state's buffers, so the writer gets a copy of its own.
-            tree = {**self._tree(), "state": _copy(self.state)}
-            self._checkpoints.save(self.epoch, tree, values)
-            self._last_save = time.monotonic()
-            self.saved_epoch = self.epoch
+            self._save()
+
+    def save_inside_epoch(self) -> None:
+        """Saves what there is, unless the newest checkpoint is of it; returns when it is there.
+
+        Raises:
+          UserError: What there is is not finite.
+        """
+        if (self.epoch, self.step) != self._saved:
+            self.check_losses()
+            if not _all_finite((self.state.trainable, self.state.batch_stats)):
+                raise _diverged(self, f"the weights were not finite after {self.position()}")
+            self._save()
+        self._checkpoints.wait()
+
+    def check_losses(self) -> float:
+        """The sum of this epoch's; raises a UserError if one was not finite."""
+        loss_sum, bad_step = jax.device_get((self.state.loss_sum, self.state.bad_step))
+        if bad_step >= 0:
+            epoch = int(bad_step) // self.steps_per_epoch
+            what = f"the loss was not finite at step {bad_step + 1} (epoch {epoch + 1}, learning "
+            raise _diverged(self, f"{what}rate {self.rates[bad_step]:.3g})")
+        return float(loss_sum)
+
+    def _save(self) -> None:
+        # Numbers that grow, also from the last step of an epoch to the end of its validation.
+        number = self.epoch * (self.steps_per_epoch + 1) + self.step
+        # The step donates the state's buffers, so the writer gets a copy of its own.
+        tree = {**self._tree(), "state": _copy(self.state)}
+        self._checkpoints.save(number, tree, dict(self.values))
+        self._last_save = time.monotonic()
+        self._saved, self.saved_position = (self.epoch, self.step), self.position()
 
     def result(self, frozen: Tree) -> StageResult:
         trainable, batch_stats = self.best or (self.state.trainable, self.state.batch_stats)
@@ -225,6 +288,8 @@ class _Progress:
             "images_per_second": round(self.values["images"] / self.values["seconds"], 1),
         }
         variables = {"params": params, "batch_stats": batch_stats}
+        if self.task.network.mesh is not None:
+            variables, trainable = on_one((variables, trainable))
         return StageResult(variables, trainable, summary)
 
     def _is_best(self, value: float | None) -> bool:
@@ -253,8 +318,8 @@ def _validate(
 
 
 def _diverged(progress: _Progress, what: str) -> UserError:
-    saved = progress.saved_epoch
-    kept = f"the checkpoint after epoch {saved} is kept" if saved else "there is no checkpoint yet"
+    saved = progress.saved_position
+    kept = f"the checkpoint after {saved} is kept" if saved else "there is no checkpoint yet"
     return UserError(
         f"stage {progress.stage.name}: {what}; {kept}. "
         "Lower the stage's learning_rate or raise its warmup_epochs, in a new --workdir."
@@ -273,33 +338,35 @@ def _train_epoch(
     bar: Bar,
 ) -> dict[str, Any]:
     """One pass over the training split; moves `progress.state` on."""
-    epoch, steps = progress.epoch, train.steps_per_epoch
-    state = progress.state._replace(loss_sum=jnp.zeros((), jnp.float32))
+    epoch, steps, first = progress.epoch, train.steps_per_epoch, progress.step
+    if first == 0:
+        progress.state = progress.state._replace(loss_sum=jnp.zeros((), jnp.float32))
     key = None if stage.augmentation is None else epoch_key(seed, epoch)
     in_flight: collections.deque[jax.Array] = collections.deque()
+    batches = train.epoch(seed, epoch, first) if first < steps else ()
     started = time.perf_counter()
-    for index, batch in enumerate(train.epoch(seed, epoch)):
-        rate = rates[epoch * steps + index]
-        state, loss = train_step(task, state, frozen, batch, rate, class_weights, key)
-        in_flight.append(loss)
-        if len(in_flight) > _STEPS_IN_FLIGHT:
-            in_flight.popleft().block_until_ready()
-        bar.advance(train.batch_size, f"{stage.name} epoch {epoch + 1}/{stage.epochs}")
-    loss_sum, bad_step = jax.device_get((state.loss_sum, state.bad_step))
-    seconds = time.perf_counter() - started
-    if bad_step >= 0:
-        step = int(bad_step)
-        what = f"the loss was not finite at step {step + 1} (epoch {epoch + 1}, learning rate "
-        raise _diverged(progress, f"{what}{rates[step]:.3g})")
-    progress.state = state
+    try:
+        for index, batch in enumerate(batches, first):
+            preemption.check()
+            rate = rates[epoch * steps + index]
+            state, loss = train_step(task, progress.state, frozen, batch, rate, class_weights, key)
+            progress.advance(state)
+            in_flight.append(loss)
+            if len(in_flight) > _STEPS_IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+            bar.advance(train.batch_size, f"{stage.name} epoch {epoch + 1}/{stage.epochs}")
+        loss_sum = progress.check_losses()
+    finally:
+        progress.values["epoch_seconds"] += time.perf_counter() - started
+    seconds = progress.values["epoch_seconds"]
     return {
         "stage": stage.name,
         "epoch": epoch + 1,
         "learning_rate": float(rates[(epoch + 1) * steps - 1]),
-        "train_loss": float(loss_sum) / steps,
+        "train_loss": loss_sum / steps,
         "seconds": round(seconds, 4),
         "images_per_second": round(steps * train.batch_size / seconds, 1),
-        **_coefficient_summary(state.trainable),
+        **_coefficient_summary(progress.state.trainable),
     }
 
 
@@ -319,6 +386,10 @@ def _say_epoch(stage: Stage, record: dict[str, Any], metrics: dict[str, Any]) ->
         f"{stage.name} {record['epoch']}/{stage.epochs}: loss {record['train_loss']:.4f}, "
         f"val {stage.metric} {shown}, {record['images_per_second']:.0f} images/s"
     )
+
+
+def _all_finite(tree: Any) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree)))
 
 
 def _copy(tree: Any) -> Any:

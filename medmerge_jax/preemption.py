@@ -1,0 +1,82 @@
+"""Signals that ask the program to stop and to be started again: SIGTERM and SIGUSR1.
+
+Schedulers send them some time before they kill. While a stage trains they are only noted, and
+`check` raises at the next step; elsewhere they raise at once, as Ctrl-C does.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+EXIT_STATUS = os.EX_TEMPFAIL
+"""Of a program that was asked to stop (75): the same command goes on from there."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(BaseException):
+    """The program was asked to stop. Like a KeyboardInterrupt, nothing but `main` catches it."""
+
+
+class _Noted:
+    """What happened in this process."""
+
+    name = ""
+    depth = 0  # of `deferred`
+    several = False  # processes work together
+    polls = itertools.count()
+
+
+def install() -> None:
+    """Handles the signals from now on; call it in the main thread."""
+    for number in SIGNALS:
+        signal.signal(number, _handle)
+
+
+def ignore() -> None:
+    """Takes no notice of further signals."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    del frame
+    _Noted.name = signal.Signals(number).name
+    if _Noted.several and number != signal.SIGTERM:
+        # The runtime of several processes has a handler of its own for SIGTERM, by which all
+        # agree on the step after which they stop.
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif not _Noted.depth:
+        raise Preempted(_Noted.name)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Within it the signals are noted, and raise by `check` only, or when it ends."""
+    import jax  # takes a second, in which the handlers are wanted already
+
+    _Noted.several = jax.process_count() > 1
+    _Noted.depth += 1
+    try:
+        yield
+    finally:
+        _Noted.depth -= 1
+    if _Noted.name and not _Noted.several:
+        raise Preempted(_Noted.name)
+
+
+def check() -> None:
+    """Raises Preempted after a signal; costs a microsecond, so it may be called at every step.
+
+    Several processes must call it equally often: then it raises in all of them at the same call.
+    """
+    if _Noted.several:
+        from jax.experimental import multihost_utils
+
+        if multihost_utils.reached_preemption_sync_point(next(_Noted.polls)):
+            raise Preempted(_Noted.name or "SIGTERM")
+    elif _Noted.name:
+        raise Preempted(_Noted.name)

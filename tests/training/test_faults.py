@@ -1,0 +1,209 @@
+"""What may go wrong while a stage trains: it ends cleanly, and the last good state is kept."""
+
+import dataclasses
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medmerge_jax import preemption
+from medmerge_jax.data import ResidentBatches
+from medmerge_jax.errors import UserError
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models import LinearHead
+from medmerge_jax.training import loop, parameterization
+from medmerge_jax.training.loop import Stage, train_stage
+from medmerge_jax.training.run_directory import RunDirectory
+from medmerge_jax.training.step import Network
+
+CLASSES, FEATURES, STEPS = 3, 8, 3
+STAGE = Stage("lp", epochs=3, learning_rate=0.05, checkpoint_seconds=0.0)
+
+
+@pytest.fixture
+def data(rng):
+    labels = rng.integers(0, CLASSES, 30)
+    features = rng.normal(size=(30, FEATURES)) + labels[:, None] * 0.3
+    return features.astype(np.float32), labels.astype(np.int32)
+
+
+@pytest.fixture
+def train(data, tmp_path):
+    head = LinearHead(CLASSES).init(jax.random.key(0), jnp.zeros((1, FEATURES)))
+
+    def call(name="run", stage=STAGE, train=None, val=None):
+        whole = ResidentBatches(*data, 8)
+        batches = {"train": train or whole, "val": val or whole}
+        directory = RunDirectory(tmp_path / name)
+        try:
+            return train_stage(
+                stage,
+                parameterization.fine_tune(head),
+                Network(LinearHead(CLASSES)),
+                batches.__getitem__,
+                directory,
+                seed=0,
+                multilabel=False,
+                class_weights=np.ones(CLASSES),
+            )
+        finally:
+            directory.close()
+
+    return call
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """Handled as in the program; afterwards as before."""
+    before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+    monkeypatch.setattr(preemption._Noted, "name", "")
+    preemption.install()
+    yield monkeypatch
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def restarted(signals):
+    """A new process has no signal noted."""
+    signals.setattr(preemption._Noted, "name", "")
+
+
+class Signalled(ResidentBatches):
+    """Sends a signal when the batch `at` of training, or of validation, is asked for."""
+
+    def __init__(self, *args, number, at):
+        super().__init__(*args)
+        self.number, self.at, self.asked = number, at, 0
+
+    def epoch(self, seed, epoch, start=0):
+        return self._count(super().epoch(seed, epoch, start))
+
+    def ordered(self):
+        return self._count(super().ordered())
+
+    def _count(self, batches):
+        for batch in batches:
+            if self.asked == self.at:
+                os.kill(os.getpid(), self.number)
+            self.asked += 1
+            yield batch
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The steps of all stages that were trained."""
+    taken, train_step = [], loop.train_step
+
+    def count(*arguments):
+        taken.append(int(arguments[1].step))
+        return train_step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", count)
+    return taken
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 5, 8])
+def test_stopped_at_a_step_it_goes_on_with_the_next(
+    train, data, tmp_path, signals, steps, at, select
+):
+    stage = dataclasses.replace(STAGE, select=select)
+    whole = train("whole", stage)
+    steps.clear()
+    cut = Signalled(*data, 8, number=signal.SIGTERM, at=at)
+    with pytest.raises(preemption.Preempted) as stopped:
+        train("cut", stage, train=cut)
+    epoch, step = divmod(at, STEPS)
+    where = f"step {step} of epoch {epoch + 1}" if step else f"epoch {epoch}"
+    assert str(stopped.value) == f"SIGTERM in lp, after {where}"
+    restarted(signals)
+    resumed = train("cut", stage)
+    assert steps == list(range(STAGE.epochs * STEPS))  # none twice
+    assert_same(resumed, whole)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [0, 3, 6, 11])
+def test_stopped_while_it_validates_it_trains_no_step_again(
+    train, data, tmp_path, signals, steps, at
+):
+    whole = train("whole")
+    steps.clear()
+    with pytest.raises(preemption.Preempted, match="SIGUSR1"):
+        train("cut", val=Signalled(*data, 8, number=signal.SIGUSR1, at=at))
+    restarted(signals)
+    resumed = train("cut")
+    assert steps == list(range(STAGE.epochs * STEPS))
+    assert_same(resumed, whole)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_stopped_again_and_again(train, data, tmp_path, signals, steps):
+    """Also where checkpoints are rare, and in the first step after each start."""
+    stage = dataclasses.replace(STAGE, checkpoint_seconds=1e9)
+    whole = train("whole", stage)
+    steps.clear()
+    starts = 0
+    while starts < 100:
+        starts += 1
+        restarted(signals)
+        try:
+            resumed = train("cut", stage, Signalled(*data, 8, number=signal.SIGTERM, at=1))
+            break
+        except preemption.Preempted:
+            continue
+    assert starts == STAGE.epochs * STEPS
+    assert steps == list(range(STAGE.epochs * STEPS))
+    assert_same(resumed, whole)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_outside_of_a_stage_a_signal_raises_at_once(signals):
+    with pytest.raises(preemption.Preempted, match="SIGUSR1"):
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_in_the_last_moment_of_a_stage(signals):
+    with pytest.raises(preemption.Preempted), preemption.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached = True
+    assert reached
+
+
+def test_no_weights_are_saved_that_are_not_finite(train, data, signals, monkeypatch):
+    """A finite loss may have a gradient that is not: the state before it is kept."""
+    train_step = loop.train_step
+
+    def broken(*arguments):
+        state, loss = train_step(*arguments)
+        if int(state.step) == 5:
+            state = state._replace(trainable=jax.tree.map(lambda x: x * jnp.nan, state.trainable))
+        return state, loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", broken)
+        with pytest.raises(UserError) as error:
+            train("cut", train=Signalled(*data, 8, number=signal.SIGTERM, at=5))
+    assert "the weights were not finite after step 2 of epoch 2" in str(error.value)
+    assert "the checkpoint after epoch 1 is kept" in str(error.value)
+    restarted(signals)
+    assert_same(train("cut"), train("whole"))
+
+
+def lines(run):
+    """metrics.jsonl without times."""
+    times = ("seconds", "images_per_second")
+    return [{k: v for k, v in r.items() if k not in times} for r in RunDirectory(run).records()]
+
+
+def assert_same(found, wanted):
+    for name in ("variables", "trainable"):
+        ours, theirs = flatten(getattr(found, name)), flatten(getattr(wanted, name))
+        assert ours.keys() == theirs.keys()
+        for path in ours:
+            np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+    times = {"seconds": None, "images_per_second": None}
+    assert {**found.summary, **times} == {**wanted.summary, **times}
