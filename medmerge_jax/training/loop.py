@@ -19,7 +19,6 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.progress import Bar, say
 from medmerge_jax.training.checkpoints import StageCheckpoints
-from medmerge_jax.training.mesh import fetch, on_one, replicate
 from medmerge_jax.training.metrics import classification_metrics, higher_is_better
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.run_directory import RunDirectory
@@ -28,7 +27,6 @@ from medmerge_jax.training.step import (
     Network,
     Task,
     TrainState,
-    accumulated_step,
     collapse,
     init_state,
     predict_step,
@@ -125,8 +123,8 @@ def train_stage(
             StageCheckpoints(directory.path / "checkpoints" / stage.name)
         ) as checkpoints,
     ):
-        frozen = replicate(start.frozen, network.mesh)
-        state = replicate(init_state(task, start), network.mesh)
+        frozen = jax.device_put(start.frozen)
+        state = init_state(task, start)
         progress = _Progress(stage, task, state, checkpoints)
         directory.rewind(stage.name, progress.epoch)
         if progress.epoch == stage.epochs:
@@ -139,7 +137,7 @@ def train_stage(
             stage.epochs * train.steps_per_epoch,
             warmup_steps=round(stage.warmup_epochs * train.steps_per_epoch),
         )
-        weights = replicate(jnp.asarray(class_weights, jnp.float32), network.mesh)
+        weights = jnp.asarray(class_weights, jnp.float32)
         total = stage.epochs * train.steps_per_epoch * train.batch_size
         with Bar(stage.name, total, "images") as bar:
             bar.skip((progress.epoch * train.steps_per_epoch + progress.step) * train.batch_size)
@@ -165,13 +163,12 @@ def train_stage(
 def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
     """Outputs (num_examples, ...) float32 in evaluation mode, fetched once at the end."""
     outputs: list[tuple[jax.Array, int]] = []
-    variables = replicate(variables, network.mesh)
     for batch, valid in batches.ordered():
         preemption.check()
         outputs.append((predict_step(network, variables, batch["inputs"]), valid))
         if len(outputs) > _STEPS_IN_FLIGHT:  # or a fast disk would fill the device with images
             outputs[-1 - _STEPS_IN_FLIGHT][0].block_until_ready()
-    return np.concatenate([fetch(output)[:valid] for output, valid in outputs])
+    return np.concatenate([np.asarray(output)[:valid] for output, valid in outputs])
 
 
 def evaluate(
@@ -288,8 +285,6 @@ class _Progress:
             "images_per_second": round(self.values["images"] / self.values["seconds"], 1),
         }
         variables = {"params": params, "batch_stats": batch_stats}
-        if self.task.network.mesh is not None:
-            variables, trainable = on_one((variables, trainable))
         return StageResult(variables, trainable, summary)
 
     def _is_best(self, value: float | None) -> bool:
