@@ -59,8 +59,7 @@ def entry_point() -> None:
             raise
         sys.exit(_fail(_disk_full(error)))
     except preemption.Preempted as stopped:
-        preemption.ignore()  # or the second of two signals would end this with a traceback
-        print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+        print(preemption.message(stopped), file=sys.stderr)
         sys.exit(preemption.EXIT_STATUS)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

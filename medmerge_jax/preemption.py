@@ -1,7 +1,8 @@
 """Signals that ask the program to stop and to be started again: SIGTERM and SIGUSR1.
 
 Schedulers send them some time before they kill. While a stage trains they are only noted, and
-`check` raises at the next step; elsewhere they raise at once, as Ctrl-C does.
+`check` raises at the next step. Elsewhere there is nothing to save: the process ends at once, with
+`EXIT_STATUS`, and leaves what it would leave if it were killed.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(BaseException):
-    """The program was asked to stop. Like a KeyboardInterrupt, nothing but `main` catches it."""
+    """A stage was asked to stop, and did. Like a KeyboardInterrupt, only `main` catches it."""
 
 
 class _Noted:
@@ -36,12 +37,6 @@ def install() -> None:
         signal.signal(number, _handle)
 
 
-def ignore() -> None:
-    """Takes no notice of further signals."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _handle(number: int, frame: FrameType | None) -> None:
     del frame
     _Noted.name = signal.Signals(number).name
@@ -50,12 +45,20 @@ def _handle(number: int, frame: FrameType | None) -> None:
         # agree on the step after which they stop.
         os.kill(os.getpid(), signal.SIGTERM)
     elif not _Noted.depth:
-        raise Preempted(_Noted.name)
+        # An exception might come up in the middle of an import or of a library's callback, which
+        # turn it into errors of their own, or crash.
+        os.write(2, f"{message(_Noted.name)}\n".encode())  # it may have come in a print
+        os._exit(EXIT_STATUS)
+
+
+def message(stopped: object) -> str:
+    """What the program says at its end."""
+    return f"stopped by {stopped}; the same command goes on from here"
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within it the signals are noted, and raise by `check` only, or when it ends."""
+    """Within it the signals are noted, and raise Preempted by `check` only, or when it ends."""
     import jax  # takes a second, in which the handlers are wanted already
 
     _Noted.several = jax.process_count() > 1

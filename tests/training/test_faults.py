@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -161,9 +163,23 @@ def test_stopped_again_and_again(train, data, tmp_path, signals, steps):
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
-def test_outside_of_a_stage_a_signal_raises_at_once(signals):
-    with pytest.raises(preemption.Preempted, match="SIGUSR1"):
-        os.kill(os.getpid(), signal.SIGUSR1)
+OUTSIDE = """
+import os, signal
+from medmerge_jax import preemption
+
+preemption.install()
+try:
+    os.kill(os.getpid(), signal.SIGUSR1)
+finally:
+    print("an exception")
+"""
+
+
+def test_outside_of_a_stage_a_signal_ends_the_process_at_once():
+    result = subprocess.run([sys.executable, "-c", OUTSIDE], capture_output=True, text=True)
+    assert result.returncode == 75
+    assert result.stderr == "stopped by SIGUSR1; the same command goes on from here\n"
+    assert result.stdout == ""
 
 
 def test_a_signal_in_the_last_moment_of_a_stage(signals):
