@@ -1,0 +1,30 @@
+#!/bin/bash
+# One run on SLURM. In the folder of this repository, with the Python environment active:
+#
+#   sbatch --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh \
+#       --config configs/aptos.py --workdir runs/aptos
+#
+# Options for sbatch (--nodes, --partition, --account, ...) come before the script's name, those of
+# medmerge_jax.main after it. One task per GPU; the workdir is on a disk that all nodes share.
+# Preempted or out of time, the run saves, goes back to the queue and resumes; `scancel` ends it.
+#SBATCH --job-name=medmerge
+#SBATCH --nodes=1
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+# SLURM signals the tasks itself. This shell outlives a signal meant for all, but not `scancel`.
+trap : USR1
+
+# srun does not inherit --cpus-per-task. When one task ends, the others have a minute to follow.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+srun --kill-on-bad-exit=0 --wait=60 python -m medmerge_jax.main "$@"
+status=$?
+
+# 75: stopped by a signal, and saved. 138, 143: by SIGUSR1 or SIGTERM before Python could listen.
+case $status in
+    75 | 138 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
+esac
+exit "$status"

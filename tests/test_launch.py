@@ -1,0 +1,243 @@
+"""The launchers: the scripts run with stand-ins for SLURM and Python, the manifests are read."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medmerge_jax import preemption
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = ("one_machine.sh", "slurm.sh")
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Puts a bash script of this name before all programs; `$LOG` is what it can write to."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    (tmp_path / "log").touch()
+
+    def write(name, script):
+        (programs / name).write_text(f"#!/bin/bash\n{script}\n")
+        (programs / name).chmod(0o755)
+
+    return write
+
+
+@pytest.fixture
+def log(tmp_path):
+    return (tmp_path / "log").read_text
+
+
+def launch(script, *arguments, **environment):
+    """Starts it as the leader of a process group."""
+    return subprocess.Popen(
+        [LAUNCH / script, *arguments], env={**os.environ, **environment}, start_new_session=True
+    )
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts(name):
+    subprocess.run(["bash", "-n", LAUNCH / name], check=True)
+    assert os.access(LAUNCH / name, os.X_OK)
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "kubernetes.yaml", "Containerfile"])
+def test_the_head_has_a_command_and_configs_that_are_there(name):
+    text = (LAUNCH / name).read_text()
+    head = re.match(r"(?:#.*\n)+", text)[0]
+    assert f"launch/{name}" in head
+    assert all(len(line) <= 100 for line in text.splitlines())
+    for config in re.findall(r"configs/\w+\.py", text):
+        assert (ROOT / config).is_file()
+
+
+# SLURM
+
+
+def test_slurm_is_asked_for_a_signal_and_the_queue():
+    requests = re.findall(r"^#SBATCH (\S+)$", (LAUNCH / "slurm.sh").read_text(), re.MULTILINE)
+    # Without append, a requeued job would empty the log.
+    assert {"--requeue", "--signal=USR1@120", "--open-mode=append"} <= set(requests)
+
+
+@pytest.mark.parametrize(
+    "status, requeued",
+    [
+        (0, False),
+        (1, False),
+        (2, False),  # the config is wrong
+        (preemption.EXIT_STATUS, True),
+        (128 + signal.SIGKILL, False),  # out of memory
+        (128 + signal.SIGUSR1, True),
+        (128 + signal.SIGTERM, True),
+    ],
+)
+def test_slurm_requeues_what_a_signal_stopped(status, requeued, stand_in, log):
+    stand_in("srun", f'printf "<%s>" "$@" >>"$LOG"; exit {status}')
+    stand_in("scontrol", 'echo "scontrol $@" >>"$LOG"')
+    job = launch("slurm.sh", "--config", "a b.py", SLURM_JOB_ID="17")
+    assert job.wait(60) == status
+    assert "<python><-m><medmerge_jax.main><--config><a b.py>" in log()
+    assert log().count("scontrol requeue 17\n") == requeued
+
+
+def test_slurm_gives_the_others_a_minute_when_one_task_ends(stand_in, log):
+    stand_in("srun", 'echo "$SRUN_CPUS_PER_TASK $@" >>"$LOG"')
+    assert launch("slurm.sh", SLURM_CPUS_PER_TASK="4").wait(60) == 0
+    assert log().startswith("4 --kill-on-bad-exit=0 --wait=60 python")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_slurm_outlives_a_signal_to_stop_but_not_scancel(number, stand_in, log):
+    stand_in("srun", 'trap "exit 75" USR1 TERM; echo started >>"$LOG"; while :; do sleep 0.1; done')
+    stand_in("scontrol", 'echo "scontrol $@" >>"$LOG"')
+    job = launch("slurm.sh", SLURM_JOB_ID="17")
+    wait_for(lambda: "started" in log())
+    os.killpg(job.pid, number)
+    cancelled = number == signal.SIGTERM
+    assert job.wait(60) == (-number if cancelled else preemption.EXIT_STATUS)
+    assert log().count("scontrol requeue 17\n") == (not cancelled)
+
+
+# One machine
+
+
+def test_one_process_has_all_devices(stand_in, log, monkeypatch):
+    stand_in("python", 'printf "<%s>" "$CUDA_VISIBLE_DEVICES" "$@" >>"$LOG"; exit 75')
+    for devices in (None, "2,3"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        chosen = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+        assert launch("one_machine.sh", "--config", "a b.py", **chosen).wait(60) == 75
+        assert f"<{devices or ''}><-m><medmerge_jax.main><--config><a b.py>" in log()
+
+
+@pytest.mark.parametrize("devices", ["", "4,6,7"])
+def test_several_processes_share_the_devices(devices, stand_in, log):
+    stand_in("python", 'echo "$CUDA_VISIBLE_DEVICES $@" >>"$LOG"; exit $((${@: -1} * 3))')
+    job = launch("one_machine.sh", "--x=1", PROCESSES="3", CUDA_VISIBLE_DEVICES=devices)
+    assert job.wait(60) == 6  # the highest
+    lines = sorted(log().splitlines())
+    visible, options = zip(*(line.split(" ", 1) for line in lines), strict=True)
+    assert ",".join(visible) == (devices or "0,1,2")
+    (port,) = {re.search(r"--coordinator localhost:(\d+)", line)[1] for line in options}
+    for number, line in enumerate(options):
+        assert line == (
+            f"-m medmerge_jax.main --x=1 --coordinator localhost:{port} --num_processes 3 "
+            f"--process_id {number}"
+        )
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_all_processes(number, stand_in, log):
+    stand_in(
+        "python",
+        """trap 'echo USR1 >>"$LOG"; sleep 0.5; exit 75' USR1
+        trap 'echo TERM >>"$LOG"; sleep 0.5; exit 75' TERM
+        echo started >>"$LOG"
+        while :; do sleep 0.1; done""",
+    )
+    job = launch("one_machine.sh", PROCESSES="2")
+    wait_for(lambda: log().count("started") == 2)
+    job.send_signal(number)
+    assert job.wait(60) == preemption.EXIT_STATUS
+    assert log().count("USR1" if number == signal.SIGUSR1 else "TERM") == 2
+
+
+# Kubernetes
+
+
+@pytest.fixture(scope="module")
+def jobset():
+    return yaml.safe_load((LAUNCH / "kubernetes.yaml").read_text())
+
+
+def test_kubernetes_names_one_coordinator_and_counts_alike(jobset):
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = jobset["spec"]["replicatedJobs"]
+    name, spec = jobset["metadata"]["name"], job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    options = dict(one.removeprefix("--").split("=", 1) for one in container["args"])
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == int(options["num_processes"])
+    assert options["process_id"] == "$(JOB_COMPLETION_INDEX)"
+    # Pod 0 of job 0, in the subdomain that has the name of the JobSet.
+    assert options["coordinator"].split(":")[0] == f"{name}-{job['name']}-0-0.{name}"
+    assert jobset["spec"]["network"]["enableDNSHostnames"] is True
+
+
+def test_kubernetes_restarts_what_was_preempted(jobset):
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    by_status, by_condition = spec["podFailurePolicy"]["rules"]
+    assert {by_status["action"], by_condition["action"]} == {"FailJob"}
+    assert by_status["onExitCodes"]["containerName"] == container["name"]
+    assert by_status["onExitCodes"]["values"] == [preemption.EXIT_STATUS]
+    assert by_condition["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    # The reason that Kubernetes gives for a job that a podFailurePolicy ended.
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    # Kubernetes wants this for a podFailurePolicy; JobSet, not the job, starts pods again.
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["backoffLimit"] == 0
+
+
+def test_kubernetes_mounts_what_it_names(jobset):
+    (job,) = jobset["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+    values = [one.split("=", 1)[1] for one in container["args"]]
+    values += [variable["value"] for variable in container["env"]]
+    for path in (value for value in values if value.startswith("/")):
+        assert any(path.startswith(f"{folder}/") for folder in mounts.values())
+
+
+# Container
+
+
+def instructions(name):
+    text = re.sub(r"\\\n", " ", (LAUNCH / name).read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [tuple(line.split(" ", 1)) for line in lines]
+
+
+def test_the_container_copies_what_is_there_and_starts_the_program():
+    steps = instructions("Containerfile")
+    assert {name for name, _ in steps} <= {
+        *("FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "ENTRYPOINT")
+    }
+    copied = [source for name, rest in steps if name == "COPY" for source in rest.split()[:-1]]
+    assert {"pyproject.toml", "medmerge_jax", "configs"} <= set(copied)
+    assert all((ROOT / source).exists() for source in copied)
+    # A list, not a shell's line: a shell as process 1 would keep the signals to itself.
+    assert json.loads(dict(steps)["ENTRYPOINT"]) == ["python", "-m", "medmerge_jax.main"]
+
+
+def test_the_container_installs_extras_that_exist():
+    extras = re.search(
+        r"pip install \S+ \"\.\[(.*)\]\"", dict(instructions("Containerfile"))["RUN"]
+    )
+    project = (ROOT / "pyproject.toml").read_text()
+    for extra in extras[1].split(","):
+        assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
