@@ -3,15 +3,25 @@
 A pickle is a program that may call any function it can import. The unpicklers of this project
 import nothing: each knows the handful of globals that its files are made of, replaced by inert
 stand-ins, and refuses every other. Stand-ins refuse to be modified, so that nothing outlives the
-reading of a file.
+reading of a file; and what their functions build must not be larger than their arguments, or a
+short pickle could call one of them often on something large.
 """
 
+import os
+import pickle
 import pickletools
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
-# Objects registered with `copyreg` by number: they may bypass `find_class`.
-FORBIDDEN_OPCODES = ("EXT1", "EXT2", "EXT4")
+MOST_OPCODES = 2**21
+"""Of a pickle. An opcode of a byte may ask for a hundred bytes of memory; checkpoints have 50 for
+each tensor, the largest file of CIFAR 300,000."""
+
+_BLOCK = 2**16
+_KEYS = (str, bytes, int, float, type(None), bool)
+_LONGEST = 40
+"""Characters that messages show of a value."""
 
 
 class RefusedError(Exception):
@@ -41,18 +51,116 @@ class StandIn:
         raise ForbiddenError(f"the pickle modifies {self.name}; refused")
 
 
-def check_opcodes(file: IO[bytes]) -> None:
-    """Reads one pickle without running it, and leaves the file where it was.
+def shown(value: Any) -> str:
+    """A value for messages, short and harmless: `repr` of nested tuples may take for ever."""
+    if isinstance(value, tuple) and len(value) <= 6:
+        return f"({', '.join(_short(one) for one in value)})"
+    return _short(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str | bytes):
+        return repr(value[:_LONGEST])
+    plain = value is None or (isinstance(value, int | float) and abs(value) < 2**64)
+    return repr(value) if plain else type(value).__name__
+
+
+def check_keys(keys: Iterable[Any]) -> None:
+    """Refuses what cannot be hashed, or not in a moment: nested tuples, enormous numbers.
 
     Raises:
-      RefusedError: Opcodes that could get around an unpickler's `find_class`, or ask it for any
-        amount of memory.
+      ForbiddenError: A key is no text and no usual number.
     """
-    start = file.tell()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in FORBIDDEN_OPCODES:
-            raise RefusedError(f"its pickle uses the opcode {opcode.name}, which is refused")
-        # An invented index would make the unpickler allocate a memo of that size.
-        if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > count:
-            raise RefusedError(f"its pickle is malformed: memo index {argument}")
-    file.seek(start)
+    for key in keys:
+        if type(key) not in _KEYS or (type(key) is int and key.bit_length() > 60):
+            raise ForbiddenError(f"its pickle has a dict with the key {shown(key)}; refused")
+
+
+_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+
+
+class _Opcodes(dict[int, Callable[[Any], None]]):
+    """What each opcode does, for one pickle; those that are refused are left out."""
+
+    left = MOST_OPCODES
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self.left -= 1
+        if self.left < 0:
+            raise RefusedError(f"its pickle has more than {MOST_OPCODES} opcodes; refused")
+        if code not in self:
+            if chr(code) not in _NAMES:
+                raise pickle.UnpicklingError(f"no opcode is {bytes([code])!r}")
+            raise RefusedError(f"its pickle uses the opcode {_NAMES[chr(code)]}, which is refused")
+        return super().__getitem__(code)
+
+
+class _Input:
+    """A file that is never asked for more than it has: Python makes room before it reads."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.readline = file.readline
+        here = file.tell()
+        self._end = file.seek(0, os.SEEK_END)
+        file.seek(here)
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size if size < _BLOCK else min(size, self._end - self._file.tell()))
+
+
+# The unpickler that is written in Python: the one in C puts any key into a dict, makes a memo of
+# any size, and cannot be stopped.
+class PlainUnpickler(pickle._Unpickler):
+    """Builds nothing but plain containers, numbers, strings and what `find_class` returns.
+
+    Subclasses define `find_class`, and `persistent_load` if they want to.
+    """
+
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        super().__init__(_Input(file), encoding=encoding)
+        self.dispatch = _Opcodes(_ALLOWED)  # type: ignore[misc]
+
+    def find_class(self, module: str, name: str) -> StandIn:
+        """Refuses every global."""
+        raise ForbiddenError(f"its pickle asks for {module}.{name}, which is refused")
+
+
+_ORIGINAL: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
+
+# Objects registered with `copyreg` by number, objects made without a call, and buffers from
+# elsewhere.
+_REFUSED = (
+    pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.NEXT_BUFFER,
+    pickle.READONLY_BUFFER,
+)  # fmt: skip
+
+
+def _byte_array(self: Any) -> None:
+    (size,) = struct.unpack("<Q", self.read(8))
+    self.append(bytearray(self.read(size)))  # Python's own makes room for `size` first
+
+
+_KEYS_ON_STACK: dict[bytes, slice] = {
+    pickle.SETITEM: slice(-2, -1),
+    pickle.SETITEMS: slice(0, None, 2),  # the stack begins at the last mark
+    pickle.DICT: slice(0, None, 2),
+    pickle.ADDITEMS: slice(None),
+    pickle.FROZENSET: slice(None),
+}
+"""Of the opcodes that hash values: where these are."""
+
+
+def _with_checked_keys(code: bytes) -> Callable[[Any], None]:
+    def load(unpickler: Any) -> None:
+        check_keys(unpickler.stack[_KEYS_ON_STACK[code]])
+        _ORIGINAL[code[0]](unpickler)
+
+    return load
+
+
+_ALLOWED = {
+    **{code: load for code, load in _ORIGINAL.items() if bytes([code]) not in _REFUSED},
+    **{code[0]: _with_checked_keys(code) for code in _KEYS_ON_STACK},
+    pickle.BYTEARRAY8[0]: _byte_array,
+}

@@ -11,7 +11,7 @@ row), and then for each key the number of elements (int64) and the raw bytes.
 
 import dataclasses
 import io
-import pickle
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,7 +22,14 @@ import ml_dtypes
 import numpy as np
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.pickles import ForbiddenError, RefusedError, StandIn, check_opcodes
+from medmerge_jax.pickles import (
+    ForbiddenError,
+    PlainUnpickler,
+    RefusedError,
+    StandIn,
+    check_keys,
+    shown,
+)
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
@@ -116,17 +123,39 @@ class StateDict(dict):
         """Ignores attributes."""
 
 
+def _ordered_dict(pairs: Any = ()) -> StateDict:
+    """`collections.OrderedDict`, which Python 2 pickled with a list of lists."""
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):
+        raise RefusedError("an OrderedDict is built from something that is not a list of pairs")
+    check_keys(key for key, _ in pairs)
+    content = StateDict((key, value) for key, value in pairs)
+    if isinstance(pairs, list):
+        pairs.clear()  # not to be copied once more
+    return content
+
+
+def _size(sizes: Any = ()) -> tuple[Any, ...]:
+    """`torch.Size`; NumPy has 64 dimensions at most."""
+    if not isinstance(sizes, list | tuple) or len(sizes) > 64:
+        raise RefusedError(f"a size is {shown(sizes)}; a few numbers are wanted")
+    return tuple(sizes)
+
+
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     """`torch._utils._rebuild_tensor` and `_v2`; gradients and hooks do not matter here."""
     if not isinstance(storage, Storage):
         raise RefusedError("a tensor is built from something that is not a storage")
     for sizes in (shape, strides):
         if not isinstance(sizes, tuple) or not all(type(n) is int and n >= 0 for n in sizes):
-            raise RefusedError(f"a tensor has the sizes {sizes!r}; non-negative integers wanted")
+            raise RefusedError(
+                f"a tensor has the sizes {shown(sizes)}; non-negative integers are wanted"
+            )
     if type(offset) is not int or offset < 0 or len(shape) != len(strides):
         raise RefusedError(
-            f"a tensor has shape {shape}, strides {strides} and offset {offset!r}, which do not "
-            "fit together"
+            f"a tensor has shape {shown(shape)}, strides {shown(strides)} and offset "
+            f"{shown(offset)}, which do not fit together"
         )
     return Tensor(storage, offset, shape, strides)
 
@@ -138,19 +167,19 @@ def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): StateDict,
+    ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): _size,
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """Builds nothing but plain containers, numbers, strings and this module's stand-ins."""
 
     def __init__(self, file: IO[bytes], buffers: Mapping[str, bytes]) -> None:
-        super().__init__(file, encoding="utf-8")  # Python 2 wrote names as byte strings.
+        super().__init__(file, "utf-8")  # Python 2 wrote names as byte strings.
         self.buffers = buffers
         self.storages: dict[str, Storage] = {}
 
@@ -159,17 +188,17 @@ class _Unpickler(pickle.Unpickler):
             return StandIn(f"{module}.{name}", _FUNCTIONS[module, name])
         if module in ("torch", "torch.cuda") and name in STORAGE_DTYPES:
             return StandIn(name)
-        raise ForbiddenError(f"its pickle asks for {module}.{name}, which is refused")
+        return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Storage:
         """Storages are saved as ("storage", type, key, device, elements[, view])."""
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise ForbiddenError(f"its pickle refers to {pid!r:.80}, not to a storage")
+            raise ForbiddenError(f"its pickle refers to {shown(pid)}, not to a storage")
         kind, key, size = pid[1], pid[2], pid[4]
         view = pid[5] if len(pid) == 6 else None
         known = isinstance(kind, StandIn) and kind.name in STORAGE_DTYPES
         if not known or not isinstance(key, str) or type(size) is not int or size < 0:
-            raise RefusedError(f"its pickle refers to a storage of unknown kind: {pid!r:.80}")
+            raise RefusedError(f"its pickle refers to a storage of unknown kind: {shown(pid)}")
         whole = Storage(key, STORAGE_DTYPES[kind.name], 0, size, self.buffers)
         if self.storages.setdefault(key, whole) != whole:
             raise RefusedError(f"storage {key!r} is described in two ways")
@@ -179,20 +208,19 @@ class _Unpickler(pickle.Unpickler):
 def _view(whole: Storage, view: Any) -> Storage:
     """A part of a storage, as PyTorch 0.1 saved it: (key of the view, start, elements)."""
     if not isinstance(view, tuple) or len(view) != 3:
-        raise RefusedError(f"a view of storage {whole.key!r} is malformed: {view!r:.80}")
+        raise RefusedError(f"a view of storage {whole.key!r} is malformed: {shown(view)}")
     _, start, size = view
     sane = type(start) is int and type(size) is int and start >= 0 and size >= 0
     if not sane or start + size > whole.size:
         raise RefusedError(
-            f"a view of storage {whole.key!r} starts at {start!r} with {size!r} elements, "
-            f"but the storage has {whole.size}"
+            f"a view of storage {whole.key!r} starts at {shown(start)} with {shown(size)} "
+            f"elements, but the storage has {whole.size}"
         )
     return dataclasses.replace(whole, start=start, size=size)
 
 
 def _load(file: IO[bytes], buffers: Mapping[str, bytes]) -> tuple[Any, dict[str, Storage]]:
     """One restricted pickle at the file's position, which is moved behind it."""
-    check_opcodes(file)
     unpickler = _Unpickler(file, buffers)
     return unpickler.load(), unpickler.storages
 
@@ -206,20 +234,23 @@ def _read_stream(file: IO[bytes]) -> dict[str, Tensor]:
     file.seek(0)
     try:
         magic, _ = _load(file, {})
-    except (pickle.UnpicklingError, ValueError, EOFError):
+    except ForbiddenError:
+        raise
+    except Exception:  # whatever the beginning of another file provokes
         magic = None
     if type(magic) is not int or magic != MAGIC_NUMBER:
         raise RefusedError("this is no file of torch.save: neither its zip nor its stream layout")
     protocol, _ = _load(file, {})
     if type(protocol) is not int or protocol != PROTOCOL_VERSION:
-        raise RefusedError(f"its protocol is {protocol!r:.40}; {PROTOCOL_VERSION} is wanted")
+        raise RefusedError(f"its protocol is {shown(protocol)}; {PROTOCOL_VERSION} is wanted")
     machine, _ = _load(file, {})
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise RefusedError("it was not written on a little-endian machine. Save it again on one")
     buffers: dict[str, bytes] = {}
     content, storages = _load(file, buffers)
     keys, _ = _load(file, {})
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not texts or sorted(keys) != sorted(storages):
         raise RefusedError("the list of storages does not match the tensors")
     for key in keys:
         buffers[key] = _stream_bytes(file, storages[key])
@@ -248,6 +279,7 @@ def _stream_bytes(file: IO[bytes], storage: Storage) -> bytes:
 
 
 def _read_zip(file: IO[bytes]) -> dict[str, Tensor]:
+    left = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
@@ -260,33 +292,35 @@ def _read_zip(file: IO[bytes]) -> dict[str, Tensor]:
             raise RefusedError(
                 "it is a TorchScript archive, a program. Save the model's state_dict() instead"
             )
-        if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
+        order = root + "byteorder"
+        if order in names and _entry(archive, order) != b"little":
             raise RefusedError("its numbers are big-endian. Save it again on a usual machine")
         buffers: dict[str, bytes] = {}
-        with archive.open(_stored(archive, pickles[0])) as data:
-            content, storages = _load(io.BytesIO(data.read()), buffers)
+        data = _entry(archive, pickles[0])
+        content, storages = _load(io.BytesIO(data), buffers)
         state_dict = _state_dict(content)
         # Only what the state dict needs: a checkpoint's optimizer state may be twice its size.
         for key in {tensor.storage.key for tensor in state_dict.values()}:
-            buffers[key] = _zip_bytes(archive, f"{root}data/{key}", storages[key])
+            storage = storages[key]
+            wanted = storage.size * storage.dtype.itemsize
+            buffers[key] = _entry(archive, f"{root}data/{key}", wanted)
+            left -= wanted
+            if left < 0:
+                raise RefusedError("its entries have more bytes than the file; refused")
     return state_dict
 
 
-def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+def _entry(archive: zipfile.ZipFile, name: str, wanted: int | None = None) -> bytes:
     """An entry that takes no more memory than it takes on disk, as torch.save writes all."""
+    if name not in archive.NameToInfo:
+        raise RefusedError(f"its entry {name} is missing: the file is incomplete")
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         raise RefusedError(f"its entry {name} is compressed, which torch.save never does; refused")
-    return info
-
-
-def _zip_bytes(archive: zipfile.ZipFile, name: str, storage: Storage) -> bytes:
-    if name not in archive.NameToInfo:
-        raise RefusedError(f"its entry {name} is missing: the file is incomplete")
-    info = _stored(archive, name)
-    wanted = storage.size * storage.dtype.itemsize
-    if info.file_size != wanted:
+    if wanted is not None and info.file_size != wanted:
         raise RefusedError(f"its entry {name} has {info.file_size} bytes; {wanted} are wanted")
+    if info.file_size != info.compress_size or info.file_size > archive.start_dir:
+        raise RefusedError(f"its entry {name} has more bytes than the file: it is incomplete")
     return archive.read(info)
 
 
@@ -303,7 +337,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise RefusedError(
-                f"its entry {name!r:.80} is {_describe(tensor)}; a state dict holds tensors by "
+                f"its entry {shown(name)} is {_describe(tensor)}; a state dict holds tensors by "
                 f"name, by itself or in a dict under {', '.join(map(repr, STATE_DICT_KEYS))}"
             )
     return content

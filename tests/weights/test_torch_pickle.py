@@ -5,6 +5,8 @@ import os
 import pickle
 import struct
 import sys
+import time
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -330,3 +332,55 @@ def test_reading_needs_no_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     path = written("stream", tmp_path / "x.pth", tensor_pickle((6,), (1,)))
     np.testing.assert_array_equal(read_torch_file(path)["t"], FLOATS)
+
+
+# Short pickles that ask for much time or memory, or for more of the stack than Python has.
+BOMBS = {
+    # (((), ()), ((), ())), ... : to hash or to show 2 ** 60 tuples.
+    "nested tuples as a key": b"}" + b")" + b"2\x86" * 60 + b"Ns",
+    "nested tuples as keys": b"}(" + b")" + b"2\x86" * 60 + b"Nu",
+    "nested tuples in a dict": b"(" + b")" + b"2\x86" * 60 + b"Nd",
+    "nested tuples in an OrderedDict": (
+        b"ccollections\nOrderedDict\n]" + b")" + b"2\x86" * 60 + b"N\x86a\x85R"
+    ),
+    "nested tuples in a set": b"\x8f(" + b")" + b"2\x86" * 60 + b"\x90",
+    "nested tuples in a frozen set": b"(" + b")" + b"2\x86" * 60 + b"\x91",
+    "nested tuples as a storage": b")" + b"2\x86" * 60 + b"Q",
+    "nested tuples as a size": tensor_pickle((7,), (1,))[3:-1].replace(
+        b"K\x07\x85", b")" + b"2\x86" * 60
+    ),
+    "deep tuples as a key": b"})" + b"\x85" * 300_000 + b"Ns",
+    "copies of a list": (
+        b"](" + b"N)\x86" * 99_999 + b"eq\x01("
+        + b"ccollections\nOrderedDict\nh\x01\x85R" * 999 + b"l"
+    ),
+    "copies as sizes": (
+        b"](" + b"N" * 100_000 + b"eq\x01(" + b"ctorch\nSize\nh\x01\x85R" * 999 + b"l"
+    ),
+    "enormous bytes": b"\x8e" + struct.pack("<Q", 2**40),
+    "enormous byte array": b"\x96" + struct.pack("<Q", 2**40),
+    "enormous frame": b"\x95" + struct.pack("<Q", 2**40),
+    "enormous key": b"}\x8b" + struct.pack("<I", 2**20) + b"\x7f" * 2**20 + b"Ns",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_bombs_are_refused_at_once(tmp_path, bomb, layout):
+    path = tmp_path / "x.pth"
+    {"zip": zip_of, "stream": stream_of}[layout](b"\x80\x02" + BOMBS[bomb] + b".", path)
+    start = time.perf_counter()
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"x\.pth: ") as caught:
+        read_torch_file(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 500
+    assert peak < 2**29
+    assert time.perf_counter() - start < 20
+
+
+def test_endless_pickles_are_refused(tmp_path):
+    path = zip_of(b"\x80\x02" + b"]" * 2**22 + b".", tmp_path / "x.pth")
+    with pytest.raises(UserError, match="more than 2097152 opcodes"):
+        read_torch_file(path)

@@ -10,7 +10,6 @@ made of, each replaced by an inert stand-in (see `medmerge_jax.pickles`), and re
 
 import dataclasses
 import io
-import pickle
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import numpy as np
 from medmerge_jax.data.official.records import Layout, Records
 from medmerge_jax.data.splits import stratified_group_split
 from medmerge_jax.errors import UserError
-from medmerge_jax.pickles import ForbiddenError, RefusedError, StandIn, check_opcodes
+from medmerge_jax.pickles import ForbiddenError, PlainUnpickler, RefusedError, StandIn, shown
 
 _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE
@@ -198,7 +197,7 @@ def _class_names(file: _File, variant: _Variant) -> tuple[str, ...]:
     texts = [_text(name) for name in names] if isinstance(names, list) else []
     if not texts or not all(isinstance(name, str) for name in texts):
         raise UserError(
-            f"{file.name}: {variant.names_key!r} is {_shown(names)}; a list of names is wanted"
+            f"{file.name}: {variant.names_key!r} is {shown(names)}; a list of names is wanted"
         )
     return tuple(texts)
 
@@ -223,7 +222,7 @@ def _batch(
     for row, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < len(classes):
             raise UserError(
-                f"{file.name}, row {row}: the label is {_shown(label)}; a number from 0 to "
+                f"{file.name}, row {row}: the label is {shown(label)}; a number from 0 to "
                 f"{len(classes) - 1} is wanted"
             )
     # One colour plane after the other.
@@ -249,16 +248,17 @@ class _Array:
         if not isinstance(self._state, tuple) or len(self._state) != 5:
             raise RefusedError("its pickle holds an array without content")
         _, shape, dtype, fortran, raw = self._state
-        if not isinstance(dtype, _DType) or dtype.name not in ("u1", "uint8"):
-            name = dtype.name if isinstance(dtype, _DType) else dtype
-            raise RefusedError(f"the images are an array of type {_shown(name)}; u1 is wanted")
+        raw = raw.encode("latin-1") if isinstance(raw, str) else raw
+        if not isinstance(dtype, _DType) or _text(dtype.name) not in ("u1", "uint8"):
+            name = _text(dtype.name) if isinstance(dtype, _DType) else dtype
+            raise RefusedError(f"the images are an array of type {shown(name)}; u1 is wanted")
         sane = isinstance(shape, tuple) and len(shape) == 2 and type(shape[0]) is int
         if not sane or shape[0] < 1 or shape[1] != _VALUES:
             raise RefusedError(
-                f"the images are an array of shape {_shown(shape)}; (n, {_VALUES}) is wanted"
+                f"the images are an array of shape {shown(shape)}; (n, {_VALUES}) is wanted"
             )
-        if not isinstance(raw, bytes) or len(raw) != shape[0] * _VALUES:
-            size = len(raw) if isinstance(raw, bytes) else "no"
+        if not isinstance(raw, bytes | bytearray) or len(raw) != shape[0] * _VALUES:
+            size = len(raw) if isinstance(raw, bytes | bytearray) else "no"
             raise RefusedError(f"the {shape[0]} images have {size} bytes; {_VALUES} each wanted")
         values = np.frombuffer(raw, np.uint8)
         return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
@@ -270,7 +270,7 @@ class _DType:
     __slots__ = ("name",)
 
     def __init__(self, name: Any) -> None:
-        self.name = _text(name)
+        self.name = name
 
     def __setstate__(self, state: Any) -> None:
         """Ignores the byte order."""
@@ -281,14 +281,6 @@ def _text(value: Any) -> Any:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _shown(value: Any) -> str:
-    """For messages: short and harmless, whatever the pickle holds."""
-    if isinstance(value, tuple) and len(value) <= 4:
-        return f"({', '.join(map(_shown, value))})"
-    plain = isinstance(value, str | bytes) or (isinstance(value, int) and value.bit_length() < 64)
-    return f"{value!r:.40}" if plain else type(value).__name__
-
-
 def _reconstruct(*_: Any) -> _Array:
     """`numpy.core.multiarray._reconstruct`: an empty array, whose state follows."""
     return _Array()
@@ -296,15 +288,17 @@ def _reconstruct(*_: Any) -> _Array:
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) -> _Array:
     """`numpy._core.numeric._frombuffer`, which numpy pickles with since protocol 5."""
-    raw = bytes(raw) if isinstance(raw, bytearray) else raw
-    return _Array((1, shape, dtype, _text(order) == "F", raw))
+    return _Array((1, shape, dtype, order in ("F", b"F"), raw))
 
 
-def _encode(text: Any, encoding: Any) -> bytes:
-    """`_codecs.encode`: what Python 3 makes of bytes in the protocol of Python 2."""
+def _encode(text: Any, encoding: Any) -> str:
+    """`_codecs.encode`: what Python 3 makes of bytes in the protocol of Python 2.
+
+    Whoever wants the bytes encodes them: a pickle may call this often.
+    """
     if not isinstance(text, str) or encoding != "latin1":
         raise ForbiddenError("its pickle encodes something that is not text; refused")
-    return text.encode("latin-1")
+    return text
 
 
 # The first three are in the official files; the others where somebody has written them again.
@@ -319,19 +313,18 @@ _GLOBALS: dict[tuple[str, str], Callable[..., Any] | None] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     """Builds nothing but plain containers, numbers, strings and this module's stand-ins."""
 
     def find_class(self, module: str, name: str) -> StandIn:
         if (module, name) not in _GLOBALS:
-            raise ForbiddenError(f"its pickle asks for {module}.{name}, which is refused")
+            return super().find_class(module, name)
         return StandIn(f"{module}.{name}", _GLOBALS[module, name])
 
 
 def _unpickle(file: IO[bytes], name: str) -> dict[str, Any]:
     try:
-        check_opcodes(file)
-        content = _Unpickler(file, encoding="bytes").load()
+        content = _Unpickler(file, "bytes").load()
         if not isinstance(content, dict):
             raise RefusedError(f"its pickle holds {type(content).__name__}; a dict is wanted")
         return {str(_text(key)): value for key, value in content.items()}

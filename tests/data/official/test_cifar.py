@@ -269,7 +269,7 @@ MALFORMED = {
     "ndarray called": (batch(extra=b"cnumpy\nndarray\n)R"), r"calls numpy\.ndarray; refused"),
     "global modified": (batch(extra=b"cnumpy\nndarray\n}b"), r"modifies numpy\.ndarray; refused"),
     "extension": (b"\x80\x02\x82\x01.", "EXT1"),
-    "memo": (b"\x80\x02Nr\xff\xff\xff\x7f.", "memo index"),
+    "memo": (b"\x80\x02Nr\xff\xff\xff\x7f.", "holds NoneType"),
 }  # fmt: skip
 
 
