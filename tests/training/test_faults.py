@@ -189,6 +189,85 @@ def test_a_signal_in_the_last_moment_of_a_stage(signals):
     assert reached
 
 
+def largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "a bit of the arrays": lambda folder: flip(largest_file(folder)),
+    "half of the arrays": lambda folder: truncate(largest_file(folder)),
+    "no arrays": lambda folder: largest_file(folder).unlink(),
+    "a bit of the metadata": lambda folder: flip(folder / "_CHECKPOINT_METADATA"),
+    "no metadata": lambda folder: (folder / "_CHECKPOINT_METADATA").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("at", [4, None])  # inside an epoch, and where the stage was finished
+def test_a_damaged_checkpoint_and_the_one_before(
+    train, data, tmp_path, signals, steps, capfd, damage, at
+):
+    whole = train("whole")
+    if at is None:
+        train("cut")
+    else:
+        with pytest.raises(preemption.Preempted):
+            train("cut", train=Signalled(*data, 8, number=signal.SIGTERM, at=at))
+        restarted(signals)
+    folder = tmp_path / "cut" / "checkpoints" / "lp"
+    before, newest = sorted(int(path.name) for path in folder.iterdir() if path.is_dir())
+    DAMAGES[damage](folder / str(newest))
+    steps.clear()
+    capfd.readouterr()
+    resumed = train("cut")
+    said = capfd.readouterr().err
+    assert f"{newest} is damaged" in said
+    assert f"before it there is number {before}" in said
+    assert f"lp: resumed after epoch {1 if at else 2} of 3" in said
+    assert steps[0] == (STEPS if at else 2 * STEPS)
+    assert_same(resumed, whole)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert (folder / f"{newest}.damaged").is_dir()
+
+
+def test_all_checkpoints_damaged(train, tmp_path, steps, capfd):
+    whole = train()
+    folder = tmp_path / "run" / "checkpoints" / "lp"
+    for path in [path for path in folder.iterdir() if path.is_dir()]:
+        flip(largest_file(path))
+    steps.clear()
+    assert_same(train(), whole)
+    assert "before it there is none" in capfd.readouterr().err
+    assert steps == list(range(STAGE.epochs * STEPS))
+
+
+def test_a_damaged_checkpoint_without_checksums(train, tmp_path, capfd):
+    """The process was killed between the two."""
+    whole = train()
+    folder = tmp_path / "run" / "checkpoints" / "lp"
+    newest = max((p for p in folder.iterdir() if p.is_dir()), key=lambda p: int(p.name))
+    newest.with_suffix(".json").unlink()
+    truncate(largest_file(newest))
+    assert_same(train(), whole)
+    assert "is damaged (" in capfd.readouterr().err
+
+
+def test_two_checkpoints_are_kept_with_their_checksums(train, tmp_path):
+    train(stage=dataclasses.replace(STAGE, epochs=5))
+    folder = tmp_path / "run" / "checkpoints" / "lp"
+    assert {path.name for path in folder.iterdir()} == {"16", "16.json", "20", "20.json"}
+
+
 def test_no_weights_are_saved_that_are_not_finite(train, data, signals, monkeypatch):
     """A finite loss may have a gradient that is not: the state before it is kept."""
     train_step = loop.train_step
