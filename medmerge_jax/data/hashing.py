@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import os
 import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from medmerge_jax import files
 from medmerge_jax.data.dataset import DataSet
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
+from medmerge_jax.npz import read_npz
 
 HASHES_FILE = "image_hashes.npz"
 
@@ -328,17 +328,29 @@ def load_hashes(path: Path) -> tuple[ImageHashes, str]:
       UserError: The file cannot be read.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            hashes = ImageHashes(
-                tuple(arrays["ids"].tolist()),
-                tuple(arrays["splits"].tolist()),
-                arrays["perceptual"].reshape(-1, 4),
-                arrays["exact"].reshape(-1, 2),
-                str(arrays["scale"]),
-            )
-            return hashes, str(arrays["fingerprint"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        hashes = ImageHashes(
+            tuple(arrays["ids"].tolist()),
+            tuple(arrays["splits"].tolist()),
+            arrays["perceptual"],
+            arrays["exact"],
+            str(arrays["scale"]),
+        )
+        _check(arrays, hashes)
+        return hashes, str(arrays["fingerprint"])
+    except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); it holds the hashes of a parent's images. Delete "
             "it to do without the comparison with them"
         ) from error
+
+
+def _check(arrays: Mapping[str, np.ndarray], hashes: ImageHashes) -> None:
+    for name, columns in (("perceptual", 4), ("exact", 2)):
+        found = arrays[name]
+        if found.dtype != np.uint64 or found.shape != (len(hashes), columns):
+            raise ValueError(f"{name} is {found.dtype} {found.shape}")
+    if not arrays["ids"].dtype.kind == arrays["splits"].dtype.kind == "U":
+        raise ValueError("the names are no texts")
+    if len(hashes.splits) != len(hashes):
+        raise ValueError(f"{len(hashes.splits)} splits of {len(hashes)} images")

@@ -1,6 +1,5 @@
 """Files of named tensors."""
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
@@ -12,6 +11,7 @@ import safetensors.numpy
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.files import write_atomically
+from medmerge_jax.npz import read_npz
 from medmerge_jax.weights.torch_pickle import read_torch_file
 
 SAFETENSORS_DTYPES = {
@@ -42,7 +42,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
         ".safetensors": _read_safetensors,
-        ".npz": _read_npz,
+        ".npz": read_npz,
         ".pth": read_torch_file,
         ".pt": read_torch_file,
     }
@@ -75,34 +75,20 @@ def write_safetensors(
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        entries = safetensors.deserialize(path.read_bytes())
-    except Exception as error:  # The library raises its own and others' exceptions.
-        raise _damaged(path, ".safetensors", error) from error
     tensors = {}
-    for name, entry in entries:
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
-            raise UserError(
-                f"{path}: tensor {name!r} has the dtype {entry['dtype']}; floats wanted"
-            )
-        flat = np.frombuffer(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]])
-        tensors[name] = flat.reshape(entry["shape"])
-    return tensors
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        content = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise ValueError("a single array, not an archive of named arrays")
-        with content as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # A malformed zip or array raises exceptions of many kinds.
-        raise _damaged(path, ".npz", error) from error
-
-
-def _damaged(path: Path, kind: str, error: Exception) -> UserError:
-    return UserError(
-        f"{path}: cannot be read as {kind}, it is damaged or incomplete "
-        f"({type(error).__name__}: {error}). Fetch or save it again"
-    )
+        for name, entry in safetensors.deserialize(path.read_bytes()):
+            if entry["dtype"] not in SAFETENSORS_DTYPES:
+                raise UserError(
+                    f"{path}: tensor {name!r} has the dtype {entry['dtype']}; floats wanted"
+                )
+            flat = np.frombuffer(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]])
+            tensors[name] = flat.reshape(entry["shape"])
+    except UserError:
+        raise
+    except Exception as error:  # The library raises its own and others' exceptions.
+        raise UserError(
+            f"{path}: cannot be read as .safetensors, it is damaged or incomplete "
+            f"({type(error).__name__}: {error}). Fetch or save it again"
+        ) from error
+    return tensors

@@ -52,20 +52,20 @@ def test_damaged_files(tmp_path, suffix):
     whole = path.read_bytes()
     for length in range(0, len(whole), 5):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=f"x{suffix}: cannot be read"):
+        with pytest.raises(UserError, match=rf"x\{suffix}: (cannot be read|is damaged)"):
             read_tensors(path)
 
 
 def test_npz_with_pickled_objects_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.array([{}], object))
-    with pytest.raises(UserError, match=r"x\.npz: cannot be read"):
+    with pytest.raises(UserError, match=r"x\.npz: a holds pickled objects"):
         read_tensors(tmp_path / "x.npz")
 
 
 def test_single_array_named_npz_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(2))
     (tmp_path / "x.npy").rename(tmp_path / "x.npz")
-    with pytest.raises(UserError, match="a single array"):
+    with pytest.raises(UserError, match=r"or no \.npz file"):
         read_tensors(tmp_path / "x.npz")
 
 

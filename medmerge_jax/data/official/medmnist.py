@@ -2,7 +2,6 @@
 
 import contextlib
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -12,6 +11,7 @@ import numpy as np
 from medmerge_jax.data.official.records import Layout, Records
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
+from medmerge_jax.npz import fill, open_member, open_npz
 
 _ORGANS = (
     "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver",
@@ -55,12 +55,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
 
 _SIZES = ("", "_64", "_128", "_224")
 
-_CHUNK = 2**24
-"""Bytes read at once."""
-
-# What zipfile, zlib and numpy raise on damaged files.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, KeyError)
-
 
 def read_medmnist(root: Path, variant: str = "") -> Records:
     """A file of MedMNIST, with its own split.
@@ -77,15 +71,8 @@ def read_medmnist(root: Path, variant: str = "") -> Records:
       UserError: No such file, or it is damaged, of volumes, or not made like MedMNIST.
     """
     path = _find(Path(root), variant)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(path, archive)
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except _DAMAGE as error:
-        raise UserError(f"{path}: is damaged or incomplete ({error}); download it again") from error
+    with open_npz(path) as archive:
+        return _read(path, archive)
 
 
 def _find(root: Path, variant: str) -> Path:
@@ -129,6 +116,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Records:
     else:
         classes, labels = _label_matrix(path, parts, CLASSES.get(name))
     counts = [len(part) for part in parts]
+    pixels = _images(path, archive, counts)  # before a name is made for every label
     return Records(
         classes=classes,
         ids=tuple(
@@ -140,7 +128,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Records:
         labels=labels,
         groups=None,
         splits=tuple(np.repeat(SPLITS, counts).tolist()),
-        pixels=_images(path, archive, counts),
+        pixels=pixels,
     )
 
 
@@ -152,7 +140,7 @@ def _labels(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
                 f"{path}: {key} is {dtype} {shape}; whole numbers (n, 1) or (n, classes) are wanted"
             )
         labels = np.empty(shape, dtype)
-        _fill(labels, file)
+        fill(labels, file)
     return labels.reshape(shape[0], -1).astype(np.int64)
 
 
@@ -218,7 +206,7 @@ def _images(path: Path, archive: zipfile.ZipFile, counts: list[int]) -> np.ndarr
     start = 0
     for split, count in zip(SPLITS, counts, strict=True):
         with _open(path, archive, f"{split}_images") as (file, _, _):
-            _fill(images[start : start + count], file)
+            fill(images[start : start + count], file)
         start += count
     return images
 
@@ -227,46 +215,11 @@ def _images(path: Path, archive: zipfile.ZipFile, counts: list[int]) -> np.ndarr
 def _open(
     path: Path, archive: zipfile.ZipFile, key: str
 ) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """A member at the beginning of its data, its shape and its type.
-
-    Pickled arrays are refused, and so are arrays that would need more memory than the archive
-    says they have.
-    """
-    name = f"{key}.npy"
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read_header(file)
-        if dtype.hasobject:
-            raise UserError(f"{path}: {key} holds pickled objects, which are never read")
+    """A member at the beginning of its data, its shape and its type."""
+    with open_member(path, archive, key) as (file, shape, dtype, fortran):
         if fortran and sum(size > 1 for size in shape) > 1:
             raise UserError(f"{path}: {key} is stored column by column; save it in C order")
-        data = archive.getinfo(name).file_size - file.tell()
-        wanted = dtype.itemsize
-        for size in shape:
-            wanted *= size
-        if data != wanted:
-            raise UserError(
-                f"{path}: {key} of type {dtype} and shape {shape} has {data} bytes; {wanted} are "
-                "wanted. Download it again"
-            )
         yield file, shape, dtype
-
-
-def _fill(array: np.ndarray, file: IO[bytes]) -> None:
-    """Reads the contiguous array's bytes from the file."""
-    flat = array.reshape(-1).view(np.uint8)
-    done = 0
-    while done < len(flat):
-        data = file.read(min(_CHUNK, len(flat) - done))
-        if not data:
-            raise EOFError(f"{done} of {len(flat)} bytes are there")
-        flat[done : done + len(data)] = np.frombuffer(data, np.uint8)
-        done += len(data)
 
 
 LAYOUT = Layout(
