@@ -2,13 +2,14 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -62,6 +63,40 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, keys in the order given."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file, if `write_json` could write it again.
+
+    Raises:
+      OSError: The file cannot be read.
+      ValueError: It is no JSON, has numbers or texts that JSON has not, or is nested too deeply.
+    """
+    try:
+        value = json.loads(path.read_bytes(), parse_constant=_no_number, parse_float=_number)
+        if _depth(value) > _DEEPEST:
+            raise RecursionError
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    return value
+
+
+_DEEPEST = 50
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def _umask() -> int:

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from medmerge_jax.analysis.report_template import TEMPLATE
 from medmerge_jax.analysis.tables import comparison_cells, metric_cells
-from medmerge_jax.files import write_atomically
+from medmerge_jax.files import read_json, write_atomically
 
 _FIGURES = ("coefficients", "learning_curves", "confusion_matrix")
 """What stands first, in this order."""
@@ -161,7 +161,7 @@ def _figures(run_directory: Path, is_comparison: bool) -> list[tuple[str, str]]:
 def _read_json(path: Path) -> dict[str, Any]:
     """Empty if the file is missing or not yet whole."""
     try:
-        value = json.loads(path.read_text())
+        value = read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -170,7 +170,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a .jsonl file."""
     try:
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
     except OSError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -91,7 +91,7 @@ class RunDirectory:
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Raises a UserError if the directory holds a run of another config, with the fields."""
-        recorded = self.read_json("config.json")
+        recorded = self._recorded()
         if recorded is not None:
             self._refuse_differences(recorded["config"], dict(config))
 
@@ -114,7 +114,7 @@ class RunDirectory:
           UserError: The directory holds a run of another config, of other data, or of parents
             that have changed.
         """
-        recorded = self.read_json("config.json")
+        recorded = self._recorded()
         now: Record = {
             "config": dict(config),
             "data_fingerprint": data_fingerprint,
@@ -127,7 +127,7 @@ class RunDirectory:
         changed = []
         if recorded["data_fingerprint"] != data_fingerprint:
             changed.append("other data: images, labels or splits")
-        known = recorded.get("parent_fingerprints", {})
+        known = recorded["parent_fingerprints"]
         changed += [
             f"another parent {name}: its weights"
             for name, fingerprint in parents.items()
@@ -138,6 +138,19 @@ class RunDirectory:
                 f"workdir {self.path} holds a run on {', on '.join(changed)} have changed since. "
                 "Restore them to resume it, or use another --workdir."
             )
+
+    def _recorded(self) -> Record | None:
+        recorded: Record | None = self.read_json("config.json")
+        if recorded is None:
+            return None
+        kinds = {"config": dict, "data_fingerprint": str, "parent_fingerprints": dict}
+        for field, kind in kinds.items():
+            if not isinstance(recorded.get(field), kind):
+                raise UserError(
+                    f"{self.path / 'config.json'}: {field} is not as this program writes it; "
+                    "restore the file, or use another --workdir"
+                )
+        return recorded
 
     def _refuse_differences(self, recorded: Record, wanted: Record) -> None:
         differing = [
@@ -152,14 +165,17 @@ class RunDirectory:
             )
 
     def read_json(self, name: str) -> Any:
-        """The file's value, or None if there is no such file."""
+        """The file's object, or None if there is no such file."""
         path = self.path / name
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text())
+            value = files.read_json(path)
+            if not isinstance(value, dict):
+                raise ValueError("it holds no object")
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); delete it to start anew") from error
+        return value
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `name` atomically."""
@@ -167,21 +183,36 @@ class RunDirectory:
 
     def records(self) -> list[Record]:
         """All lines of metrics.jsonl; a last line cut short by a crash is left out."""
-        return [json.loads(line) for line in self._lines() if line.endswith("\n")]
+        lines = [line for line in self._lines() if line.endswith("\n")]
+        return [self._record(number, line) for number, line in enumerate(lines, 1)]
+
+    def _record(self, number: int, line: str) -> Record:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+            raise UserError(
+                f"{self.path / 'metrics.jsonl'}, line {number}: {line[:80]!r} is no record of an "
+                "epoch; delete the line"
+            )
+        return record
 
     def rewind(self, stage: str, epoch: int) -> None:
         """Drops the lines of `stage` after `epoch`, which will be trained again.
 
         A last line cut short goes too, or the next one would be glued to it.
         """
-        kept = [r for r in self.records() if r["stage"] != stage or r["epoch"] <= epoch]
+        kept = [r for r in self.records() if r.get("stage") != stage or r["epoch"] <= epoch]
         if len(kept) < len(self._lines()):
             text = "".join(json.dumps(record) + "\n" for record in kept)
             files.write_text(self.path / "metrics.jsonl", text)
 
     def _lines(self) -> list[str]:
         path = self.path / "metrics.jsonl"
-        return path.read_text().splitlines(keepends=True) if path.exists() else []
+        if not path.exists():
+            return []
+        return path.read_text(errors="replace").splitlines(keepends=True)
 
     def log(self, record: Record) -> None:
         """Appends a line to metrics.jsonl, and its numbers to the TensorBoard events.

@@ -1,10 +1,9 @@
 """Models on disk: weights with torchvision's names, and a card that says what they are."""
 
 import hashlib
-import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.files import write_json
+from medmerge_jax.files import read_json, write_json
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec, list_models
 from medmerge_jax.versions import package_versions
@@ -213,9 +212,45 @@ def _read_card(file: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        card = json.loads(path.read_bytes())
+        card = read_json(path)
     except ValueError as error:
         raise UserError(f"{path}: this is no JSON ({error}). Repair or remove it") from error
     if not isinstance(card, dict):
         raise UserError(f"{path}: holds a {type(card).__name__}; an object with fields is wanted")
+    for field, (usable, wanted) in _CARD_FIELDS.items():
+        if field in card and not usable(card[field]):
+            raise UserError(
+                f"{path}: {field} is {card[field]!r:.80}; {wanted} is wanted. Repair or remove it"
+            )
     return card
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+
+
+# What this program reads of a card; the other fields are the users'.
+_CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "architecture": (_is_text, "a name"),
+    "num_classes": (_is_count, "a number of classes"),
+    "classes": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "names"),
+    "image_size": (lambda value: _is_count(value) and 0 < value < 2**14, "a number of pixels"),
+    "mean": (_is_colour, "a number for each colour"),
+    "std": (lambda value: _is_colour(value) and min(value) > 0, "a number above 0 for each colour"),
+    "multilabel": (lambda value: isinstance(value, bool), "true or false"),
+    "data_fingerprint": (_is_text, "a text"),
+    "origin": (_is_text, "a text"),
+    "sha256": (_is_text, "a text"),
+}
