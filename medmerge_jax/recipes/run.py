@@ -73,8 +73,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 def _finished(directory: RunDirectory) -> dict[str, Any] | None:
     """The results of a finished run; its report is made up for if it was killed before that."""
     results: dict[str, Any] | None = directory.read_json("results.json")
-    if results is not None and not (directory.path / "report.html").exists():
-        analysis.write_report(directory.path)
+    if results is None:
+        return None
+    try:
+        analysis.results_text(results)
+        if not (directory.path / "report.html").exists():
+            analysis.write_report(directory.path)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{directory.path}: results.json, or what else its report is made of, is not as this "
+            f"program writes it ({type(error).__name__}: {error}); delete results.json, and the "
+            "same command makes it again"
+        ) from error
     return results
 
 
