@@ -1,11 +1,13 @@
 """From a DICOM file to the 8-bit image that a viewer would show."""
 
+import contextlib
+import io
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from medmerge_jax.errors import UserError
 
@@ -42,8 +44,10 @@ def read_dicom(path: Path) -> Image.Image:
     """
     pydicom = _pydicom()
     try:
-        _refuse_deflated(path)
-        dataset = pydicom.dcmread(path)
+        # In memory, where nobody makes room for the length that an element claims to have.
+        file = io.BytesIO(path.read_bytes())
+        _refuse_deflated(file)
+        dataset = pydicom.dcmread(file)
         pixels = _pixels(dataset)
         return _colour(dataset, pixels) if pixels.ndim == 3 else _grey(dataset, pixels)
     except UserError as error:
@@ -72,12 +76,15 @@ def _pydicom() -> types.ModuleType:
     return pydicom
 
 
-def _refuse_deflated(path: Path) -> None:
+def _refuse_deflated(file: BinaryIO) -> None:
     """Its size is unknown before it is inflated, and may then be any."""
-    from pydicom.filereader import read_file_meta_info
+    from pydicom.filereader import read_dataset, read_preamble
 
-    if read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
+    read_preamble(file, force=False)
+    header = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    if header.get("TransferSyntaxUID") == _DEFLATED:
         raise UserError("is deflated as a whole, which is not read; save it uncompressed")
+    file.seek(0)
 
 
 def _what_it_is(path: Path) -> str:
@@ -125,6 +132,8 @@ def _pixels(dataset: "Dataset") -> np.ndarray:
             f"its pixels are compressed as {syntax.name!r}, for which no decoder is installed; "
             "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or decompress the files"
         )
+    if syntax.is_encapsulated:
+        _check_compressed_size(dataset)
     pixels = pixel_array(dataset)
     wanted: tuple[int, ...] = (dataset.Rows, dataset.Columns)
     if kind in _COLOUR:
@@ -142,6 +151,22 @@ def _check_size(dataset: "Dataset") -> None:
             f"has {dataset.Rows} × {dataset.Columns} pixels, too many for one image (at most "
             f"{limit} are read); save it smaller"
         )
+
+
+def _check_compressed_size(dataset: "Dataset") -> None:
+    """The compressed image has a header of its own, which pydicom believes."""
+    from pydicom.encaps import get_frame
+
+    frame = io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    with (
+        contextlib.suppress(UnidentifiedImageError),  # it is no JPEG, but RLE, or one for others
+        Image.open(frame, formats=("JPEG", "JPEG2000")) as image,
+    ):
+        if image.size != (dataset.Columns, dataset.Rows):
+            raise UserError(
+                f"its compressed image has {image.height} × {image.width} pixels, the header says "
+                f"{dataset.Rows} × {dataset.Columns}; replace the file"
+            )
 
 
 def _palette_colours(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:
@@ -163,7 +188,7 @@ def _grey(dataset: "Dataset", pixels: np.ndarray) -> Image.Image:
     # once per value, not per pixel.
     low, high = int(pixels.min()), int(pixels.max())
     table = _to_8_bits(_brightness(dataset, low, high))
-    index = pixels if low == 0 and pixels.dtype.kind == "u" else pixels.astype(np.int64) - low
+    index = pixels if low == 0 and pixels.dtype.kind == "u" else pixels.astype(np.int32) - low
     return Image.fromarray(table[index])
 
 

@@ -94,7 +94,13 @@ def sorted_names(names: Sequence[str]) -> list[str]:
     """Distinct names in order; numbers, if all are, by value."""
     distinct = set(names)
     numbers = all(name.isascii() and name.isdigit() for name in distinct)
-    return sorted(distinct, key=lambda name: (int(name) if numbers else 0, name))
+    return sorted(distinct, key=_by_value if numbers else None)
+
+
+def _by_value(digits: str) -> tuple[int, str, str]:
+    """The order of numbers of any length; `int` refuses more than 4300 digits."""
+    significant = digits.lstrip("0")
+    return len(significant), significant, digits
 
 
 def _split_folders(root: Path) -> dict[int, Path] | None:

@@ -12,6 +12,10 @@ from medmerge_jax.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """Of the files that data sets are made of, in lower case."""
 
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
+"""Pillow's names of what may be in a file, whatever its suffix. Not all that Pillow knows: it would
+have Ghostscript run the program that an EPS file is."""
+
 RESIZES = ("squash", "crop")
 
 _ORIENTATION_TAG = 0x0112
@@ -65,7 +69,8 @@ def read_image(path: Path, size: int, resize: str = "squash") -> np.ndarray:
     the size itself, would save another tenth and differ by two to four times as much.
 
     Args:
-      path: A file that Pillow reads, or a `.dcm` file.
+      path: A JPEG, PNG, TIFF, BMP, GIF or WebP file, whatever its suffix, or a `.dcm` file; of
+        89 million pixels at most (`PIL.Image.MAX_IMAGE_PIXELS`).
       size: Height and width of the result in pixels.
       resize: "squash" to a square (torchvision's `Resize((size, size))`), or "crop": the shorter
         side to `size`, then the centre (`Resize(size)`, `CenterCrop(size)`).
@@ -117,7 +122,8 @@ def _read(path: Path, size: int | None) -> tuple[Image.Image, _Box]:
         image = read_dicom(path).convert("RGB")
         return image, (0, 0, *image.size)
     try:
-        with Image.open(path) as image:  # refuses too many pixels, before any is decoded
+        with Image.open(path, formats=FORMATS) as image:
+            _refuse_bombs(image)
             drafted = None
             if size is not None:
                 drafted = image.draft(None, (_SHRUNK * size, _SHRUNK * size))  # JPEGs only
@@ -133,6 +139,16 @@ def _read(path: Path, size: int | None) -> tuple[Image.Image, _Box]:
         raise UserError(f"{path}: there is no such file") from error
     except _DAMAGE as error:
         raise UserError(f"{path}: cannot be decoded ({error}); replace the file") from error
+
+
+def _refuse_bombs(image: Image.Image) -> None:
+    """Before any pixel is decoded; Pillow itself refuses twice as many, and else warns."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise UserError(
+            f"has {image.width} × {image.height} pixels, too many pixels to be a photograph (at "
+            f"most {limit} are read); save it smaller"
+        )
 
 
 def is_upright(image: Image.Image) -> bool:
@@ -193,11 +209,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(values: np.ndarray) -> Image.Image:
-    wide = values.astype(np.int64)
-    low, high = int(wide.min()), int(wide.max())
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise UserError(f"the pixels range from {low} to {high}; 0 to 65535 is wanted")
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    wide = values.astype(np.int32)
+    wide += 128
+    wide //= 257
+    return Image.fromarray(wide.astype(np.uint8)).convert("RGB")
 
 
 def _resize(image: Image.Image, box: _Box, size: int, resize: str) -> Image.Image:

@@ -116,7 +116,10 @@ class OfficialBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
 def _image_file(path: Path, channels: int) -> Path | io.BytesIO:
     """The file itself where TFDS decodes it as this program does; otherwise a PNG of the image."""
-    with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+    with (
+        contextlib.suppress(OSError, SyntaxError, ValueError),
+        Image.open(path, formats=("JPEG", "PNG")) as image,
+    ):
         plain = image.format in ("JPEG", "PNG") and image.mode == _MODES[channels]
         if plain and not image.has_transparency_data and is_upright(image):
             return path

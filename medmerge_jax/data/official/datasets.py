@@ -225,7 +225,7 @@ def _check_class(path: Path, row: Row, records: Records, image: int) -> None:
     digits = value.removesuffix(".0")
     if value in classes:
         index = classes.index(value)
-    elif digits.isascii() and digits.isdigit() and int(digits) < len(classes):
+    elif len(digits) < 10 and digits.isascii() and digits.isdigit() and int(digits) < len(classes):
         index = int(digits)
     else:
         raise row_error(

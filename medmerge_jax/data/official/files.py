@@ -6,6 +6,14 @@ from pathlib import Path
 from medmerge_jax.data.official.tables import row_error
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, of whatever name: too long, or with a zero byte."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def image_file(table: Path, line: int, path: Path, suffixes: Sequence[str] = ("",)) -> Path:
     """`path` with the first of the suffixes for which there is a file.
 
@@ -21,11 +29,9 @@ def image_file(table: Path, line: int, path: Path, suffixes: Sequence[str] = (""
     for suffix in suffixes:
         # Not `with_suffix`: a dot may be part of the name.
         candidate = path.with_name(path.name + suffix)
-        try:
-            size = candidate.stat().st_size
-        except OSError:
+        if not is_there(candidate):
             continue
-        if not size:
+        if not candidate.stat().st_size:
             raise row_error(table, line, f"the image {candidate} is empty (0 bytes); replace it")
         return candidate
     shown = path.with_name(f"{path.name}{suffixes[0]}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from medmerge_jax.data.official.files import image_file
+from medmerge_jax.data.official.files import image_file, is_there
 from medmerge_jax.data.official.tables import Row, by_id, one_hot, read_table
 from medmerge_jax.errors import UserError
 
@@ -62,5 +62,5 @@ def image_files(table: Path, rows: dict[str, Row], folders: Sequence[Path]) -> l
 
 
 def _image_file(table: Path, row: Row, name: str, folders: Sequence[Path]) -> Path:
-    there = (folder for folder in folders if (folder / f"{name}{_SUFFIXES[0]}").exists())
+    there = (folder for folder in folders if is_there(folder / f"{name}{_SUFFIXES[0]}"))
     return image_file(table, row.line, next(there, folders[0]) / name, _SUFFIXES)

@@ -6,7 +6,7 @@ import numpy as np
 
 from medmerge_jax.data.official.files import image_file
 from medmerge_jax.data.official.records import Layout, Records
-from medmerge_jax.data.official.tables import Row, number, read_table, row_error
+from medmerge_jax.data.official.tables import Row, is_name, number, read_table, row_error
 
 CLASSES = ("Normal", "Lung Opacity")
 
@@ -59,6 +59,10 @@ def _patients(table: Path) -> dict[str, Row]:
         name, kind = row["patientId"], row["class"]
         if not name:
             raise row_error(table, row.line, "the patientId is empty")
+        if not is_name(name):
+            raise row_error(
+                table, row.line, f"the patientId is {name!r}; a name without folders is wanted"
+            )
         if kind not in (*CLASSES, _OTHER):
             raise row_error(
                 table, row.line, f"the class is {kind!r}; one of {(*CLASSES, _OTHER)} is wanted"

@@ -55,7 +55,7 @@ def by_id(path: Path, rows: Iterable[Row], column: str) -> dict[str, Row]:
         name = row[column]
         if not name:
             raise row_error(path, row.line, f"column {column!r} is empty; a name is wanted")
-        if "/" in name or "\\" in name:
+        if not is_name(name):
             raise row_error(
                 path,
                 row.line,
@@ -69,6 +69,11 @@ def by_id(path: Path, rows: Iterable[Row], column: str) -> dict[str, Row]:
                 f"{column} {name!r} has a row already, at line {first.line}; leave one of them",
             )
     return found
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be the name of a file in a folder, and nothing outside."""
+    return "/" not in text and "\\" not in text and text not in (".", "..")
 
 
 def one_hot(path: Path, row: Row, columns: Sequence[str]) -> int:
