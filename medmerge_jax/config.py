@@ -65,7 +65,14 @@ _FREE = ("parents", "sources", "options")
 _SET = ("ancestor", "multilabel")
 """Options of mergers that the recipe knows itself."""
 
-_AT_LEAST_ONE = ("batch_size", "image_size", "lp.epochs", "ft.epochs", "merge_ft.num_images")
+_AT_LEAST_ONE = (
+    "batch_size",
+    "accumulate",
+    "image_size",
+    "lp.epochs",
+    "ft.epochs",
+    "merge_ft.num_images",
+)
 _NOT_NEGATIVE = (
     "seed",
     "weight_decay",
@@ -135,7 +142,8 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.lp = _stage(learning_rate=1e-4)  # linear probe, and merge linear probe
     config.ft = _stage(learning_rate=1e-5)  # fine-tuning
-    config.batch_size = 64  # the paper does not say
+    config.batch_size = 64  # the paper does not say; of all devices together
+    config.accumulate = 1  # parts of each batch, one after another; batch norms see the parts
     config.weight_decay = 1e-2  # the default of the paper's framework
     config.class_weights = "none"  # or "balanced"
     config.augmentation = "none"  # of training images: "minimal", "medium", "heavy"

@@ -3,13 +3,15 @@
 import collections
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.training import mesh as mesh_lib
 
 Batch = dict[str, jax.Array]
 
@@ -28,6 +30,9 @@ class Batches(Protocol):
       num_examples: n.
       batch_size: At most n.
       steps_per_epoch: Full batches in n; training leaves the rest out, another rest each epoch.
+
+    On several devices `inputs` are split over them and have rows too many if the devices do not
+    divide the batch, see `training.mesh`; labels and indices are whole on each.
     """
 
     labels: np.ndarray
@@ -35,11 +40,12 @@ class Batches(Protocol):
     batch_size: int
     steps_per_epoch: int
 
-    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch | tuple[Batch, ...]]:
         """Batches {"inputs", "labels", "indices"} of one epoch, each (batch_size, ...).
 
         In the order of `epoch_order(num_examples, seed, epoch)`, from step `start` on. The
-        indices, int32 (batch_size,), say which examples of the split these are.
+        indices, int32 (batch_size,), say which examples of the split these are. With `accumulate`
+        above 1 each is a tuple of as many parts of about one size.
         """
         ...
 
@@ -65,7 +71,14 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 class _Common:
     """Sizes, and the rows of each batch. Subclasses fetch the rows."""
 
-    def __init__(self, labels: np.ndarray, num_inputs: int, batch_size: int):
+    def __init__(
+        self,
+        labels: np.ndarray,
+        num_inputs: int,
+        batch_size: int,
+        mesh: Mesh | None,
+        accumulate: int,
+    ):
         self.labels = np.asarray(labels)
         self.num_examples = len(self.labels)
         if num_inputs != self.num_examples or batch_size < 1 or not num_inputs:
@@ -75,49 +88,81 @@ class _Common:
             )
         self.batch_size = min(batch_size, self.num_examples)
         self.steps_per_epoch = self.num_examples // self.batch_size
+        self._mesh = mesh
+        self._parts = min(accumulate, self.batch_size)
 
-    def _epoch_rows(self, seed: int, epoch: int, start: int) -> np.ndarray:
+    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch | tuple[Batch, ...]]:
+        """See `Batches.epoch`."""
         order = epoch_order(self.num_examples, seed, epoch)
-        return order[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)[start:]
+        rows = order[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)[start:]
+        if self._parts == 1:
+            return self._stream(list(rows))
+        parts = self._stream(
+            [part for batch in rows for part in np.array_split(batch, self._parts)]
+        )
+        return zip(*[parts] * self._parts, strict=True)  # one iterator, so many at a time
 
-    def _ordered_rows(self) -> tuple[np.ndarray, list[int]]:
-        steps = -(-self.num_examples // self.batch_size)
-        rows = np.zeros((steps, self.batch_size), np.int32)
+    def ordered(self) -> Iterator[tuple[Batch, int]]:
+        """See `Batches.ordered`."""
+        size = -(-self.batch_size // self._parts)
+        steps = -(-self.num_examples // size)
+        rows = np.zeros((steps, size), np.int32)
         rows.reshape(-1)[: self.num_examples] = np.arange(self.num_examples)
-        last = self.num_examples - (steps - 1) * self.batch_size
-        return rows, [self.batch_size] * (steps - 1) + [last]
+        last = self.num_examples - (steps - 1) * size
+        return zip(self._stream(list(rows)), [size] * (steps - 1) + [last], strict=True)
+
+    def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """The examples of each of `rows`, int32 (n,), in this order."""
+        raise NotImplementedError
+
+    def _filled(self, rows: np.ndarray) -> np.ndarray:
+        """With the first example up to a multiple of the devices."""
+        size = mesh_lib.padded_size(len(rows), self._mesh)
+        return np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)])
 
 
 class ResidentBatches(_Common):
-    """Batches out of arrays that are put on the device once.
+    """Batches out of arrays that are put on the device once; on each, if there are several.
 
     Args:
       inputs: (n, ...), uint8 images or float32 features.
       labels: (n,) or (n, classes).
       batch_size: Reduced to n if larger.
+      mesh: The devices, see `training.mesh`.
+      accumulate: Parts of each batch.
     """
 
-    def __init__(self, inputs: np.ndarray | jax.Array, labels: np.ndarray, batch_size: int):
-        super().__init__(labels, len(inputs), batch_size)
-        self._arrays = jax.device_put({"inputs": inputs, "labels": self.labels})
+    def __init__(
+        self,
+        inputs: np.ndarray | jax.Array,
+        labels: np.ndarray,
+        batch_size: int,
+        mesh: Mesh | None = None,
+        accumulate: int = 1,
+    ):
+        super().__init__(labels, len(inputs), batch_size, mesh, accumulate)
+        self._arrays = mesh_lib.replicate({"inputs": inputs, "labels": self.labels}, mesh)
 
-    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """See `Batches.epoch`."""
-        for rows in self._epoch_rows(seed, epoch, start):
-            yield self._fetch(rows)
-
-    def ordered(self) -> Iterator[tuple[Batch, int]]:
-        """See `Batches.ordered`."""
-        for rows, valid in zip(*self._ordered_rows(), strict=True):
-            yield self._fetch(rows), valid
-
-    def _fetch(self, rows: np.ndarray) -> Batch:
-        indices = jax.device_put(rows)
-        return {**_take(self._arrays, indices), "indices": indices}
+    def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
+        for step in rows:
+            indices = mesh_lib.replicate(step, self._mesh)
+            if self._mesh is None:
+                yield {**_take(self._arrays, indices), "indices": indices}
+                continue
+            filled = self._filled(step)
+            own = filled[mesh_lib.own_rows(len(filled), self._mesh)]
+            split = mesh_lib.split_rows(own, len(filled), self._mesh)
+            yield {
+                "inputs": _take(self._arrays["inputs"], split),
+                "labels": _take(self._arrays["labels"], indices),
+                "indices": indices,
+            }
 
 
 class StreamedBatches(_Common):
     """Batches read by threads of grain while the device works.
+
+    Each process reads the rows that its devices get.
 
     Args:
       inputs: (n, ...), usually mapped from the disk.
@@ -125,6 +170,8 @@ class StreamedBatches(_Common):
       batch_size: Reduced to n if larger.
       threads: That read.
       prefetch: Batches read ahead; two more are on their way to the device.
+      mesh: The devices, see `training.mesh`.
+      accumulate: Parts of each batch.
     """
 
     def __init__(
@@ -134,28 +181,23 @@ class StreamedBatches(_Common):
         batch_size: int,
         threads: int | None = None,
         prefetch: int = 8,
+        mesh: Mesh | None = None,
+        accumulate: int = 1,
     ):
-        super().__init__(labels, len(inputs), batch_size)
+        super().__init__(labels, len(inputs), batch_size, mesh, accumulate)
         self._inputs = np.asarray(inputs)
         self._threads = threads or min(8, os.cpu_count() or 1)
         self._prefetch = prefetch
 
-    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """See `Batches.epoch`."""
-        return self._stream(self._epoch_rows(seed, epoch, start))
-
-    def ordered(self) -> Iterator[tuple[Batch, int]]:
-        """See `Batches.ordered`."""
-        rows, valid = self._ordered_rows()
-        return zip(self._stream(rows), valid, strict=True)
-
-    def _stream(self, rows: np.ndarray) -> Iterator[Batch]:
+    def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         import grain  # takes a second, and resident data does not need it
 
         def read(step: int) -> dict[str, np.ndarray]:
             indices = rows[step]
+            filled = self._filled(indices)
+            own = filled[mesh_lib.own_rows(len(filled), self._mesh)]
             return {
-                "inputs": self._inputs[indices],
+                "inputs": self._inputs[own],
                 "labels": self.labels[indices],
                 "indices": indices,
             }
@@ -165,11 +207,18 @@ class StreamedBatches(_Common):
         )
         steps = iter(grain.MapDataset.range(len(rows)).map(read).to_iter_dataset(options))
         ahead = collections.deque(
-            jax.device_put(batch) for batch in itertools.islice(steps, _TRANSFERS_AHEAD)
+            self._put(batch) for batch in itertools.islice(steps, _TRANSFERS_AHEAD)
         )
         while ahead:
             yield ahead.popleft()
-            ahead.extend(jax.device_put(batch) for batch in itertools.islice(steps, 1))
+            ahead.extend(self._put(batch) for batch in itertools.islice(steps, 1))
+
+    def _put(self, batch: dict[str, np.ndarray]) -> Batch:
+        if self._mesh is None:
+            return jax.device_put(batch)
+        size = mesh_lib.padded_size(len(batch["labels"]), self._mesh)
+        inputs = mesh_lib.split_rows(batch.pop("inputs"), size, self._mesh)
+        return {"inputs": inputs, **mesh_lib.replicate(batch, self._mesh)}
 
 
 def make_batches(
@@ -178,6 +227,8 @@ def make_batches(
     batch_size: int,
     loader: str = "auto",
     budget_bytes: int | None = None,
+    mesh: Mesh | None = None,
+    accumulate: int = 1,
 ) -> Batches:
     """Resident batches if the inputs fit the budget, streamed ones if not.
 
@@ -187,6 +238,8 @@ def make_batches(
       batch_size: Reduced to n if larger.
       loader: "auto", or "resident" or "stream" whatever the budget.
       budget_bytes: By default a quarter of an accelerator's memory, or 2 GiB on a CPU.
+      mesh: The devices, see `training.mesh`; each has resident inputs whole.
+      accumulate: Parts of each batch, see `training.step.accumulated_step`.
 
     Raises:
       UserError: An unknown loader.
@@ -195,13 +248,15 @@ def make_batches(
         raise UserError(f"loader {loader!r}: one of {', '.join(LOADERS)} is wanted")
     budget = _default_budget() if budget_bytes is None else budget_bytes
     if loader == "resident" or (loader == "auto" and inputs.nbytes <= budget):
-        return ResidentBatches(inputs, labels, batch_size)
-    return StreamedBatches(np.asarray(inputs), labels, batch_size)
+        return ResidentBatches(inputs, labels, batch_size, mesh, accumulate)
+    return StreamedBatches(np.asarray(inputs), labels, batch_size, mesh=mesh, accumulate=accumulate)
 
 
 def _default_budget() -> int:
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform != "cpu" else 0
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return _CPU_BUDGET // len(devices)  # all have the one memory
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
     return int(limit * _DEVICE_SHARE) or _CPU_BUDGET
 
 

@@ -16,6 +16,7 @@ from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.recipes import mergers
 from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.training import mesh as mesh_lib
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loop import Stage, StageResult, predict, train_stage
 from medmerge_jax.training.parameterization import Parameterization, Tree
@@ -35,6 +36,7 @@ class Inputs:
       fingerprint: Of the data: labels, splits and pixels.
       hashes: Of the images, and of those that the parents were trained on.
       audit: See `data.audit.audit`.
+      mesh: The devices, see `training.mesh`.
       features: Filled by linear probes: a parent's features, by (parent, split).
     """
 
@@ -45,6 +47,7 @@ class Inputs:
     fingerprint: str
     hashes: ImageHashes
     audit: dict[str, Any]
+    mesh: jax.sharding.Mesh | None = None
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -204,7 +207,7 @@ class Experiment:
         return create_model(self.config.architecture, num_classes=classes, dtype=self._dtype)
 
     def _network(self, model: Any) -> Network:
-        return Network(model, **self._normalisation)
+        return Network(model, **self._normalisation, mesh=self.inputs.mesh)
 
     def _feature_batches(self, variables: Tree, split: str, shared_as: str) -> Batches:
         """The split as features of a frozen backbone."""
@@ -215,13 +218,16 @@ class Experiment:
             found = predict(self._network(self._model(num_classes=0)), backbone, batches)
             if shared_as:
                 self.inputs.features[shared_as, split] = found
-        return make_batches(found, batches.labels, self.config.batch_size)
+        # A head on features takes no memory: there is nothing to accumulate.
+        return make_batches(found, batches.labels, self.config.batch_size, mesh=self.inputs.mesh)
 
     def _calibration_images(self, count: int) -> np.ndarray:
         """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
         network, found = self._network(None), []
         for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
-            found.append(np.asarray(network.normalise(batch["inputs"])))
+            for part in batch if isinstance(batch, tuple) else (batch,):
+                images = mesh_lib.fetch(network.normalise(part["inputs"]))
+                found.append(images[: len(part["labels"])])
             if sum(map(len, found)) >= count:
                 break
         return np.concatenate(found)[:count]

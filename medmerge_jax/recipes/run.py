@@ -23,6 +23,7 @@ from medmerge_jax.recipes import inputs as inputs_lib
 from medmerge_jax.recipes.experiment import Experiment, Inputs
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.recipes.recipes import RECIPES
+from medmerge_jax.training.mesh import data_mesh
 from medmerge_jax.training.metrics import (
     METRICS,
     classification_metrics,
@@ -198,6 +199,7 @@ def _load(prepared: _Prepared, workdir: Path) -> Inputs:
     config, parents = prepared.config, prepared.parents
     made = [name for name in _needed_parents(config) if name not in parents]
     directories = {name: _source_directory(workdir, name).path for name in _sources_of(config)}
+    mesh = data_mesh()
     parents = {**parents, **inputs_lib.load_parents(config, made, directories)}
     return Inputs(
         dataset=prepared.dataset,
@@ -207,6 +209,8 @@ def _load(prepared: _Prepared, workdir: Path) -> Inputs:
                 prepared.dataset.splits[name].labels,
                 config.batch_size,
                 loader=config.data.loader,
+                mesh=mesh,
+                accumulate=config.accumulate,
             )
             for name, pixels in prepared.pixels.items()
         },
@@ -215,6 +219,7 @@ def _load(prepared: _Prepared, workdir: Path) -> Inputs:
         fingerprint=prepared.fingerprint,
         hashes=prepared.hashes,
         audit=prepared.audit,
+        mesh=mesh,
     )
 
 

@@ -19,6 +19,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.progress import Bar, say
 from medmerge_jax.training.checkpoints import StageCheckpoints
+from medmerge_jax.training.mesh import fetch, on_one, replicate
 from medmerge_jax.training.metrics import classification_metrics, higher_is_better
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.run_directory import RunDirectory
@@ -27,6 +28,7 @@ from medmerge_jax.training.step import (
     Network,
     Task,
     TrainState,
+    accumulated_step,
     collapse,
     init_state,
     predict_step,
@@ -123,8 +125,8 @@ def train_stage(
             StageCheckpoints(directory.path / "checkpoints" / stage.name)
         ) as checkpoints,
     ):
-        frozen = jax.device_put(start.frozen)
-        state = init_state(task, start)
+        frozen = replicate(start.frozen, network.mesh)
+        state = replicate(init_state(task, start), network.mesh)
         progress = _Progress(stage, task, state, checkpoints)
         directory.rewind(stage.name, progress.epoch)
         if progress.epoch == stage.epochs:
@@ -137,7 +139,7 @@ def train_stage(
             stage.epochs * train.steps_per_epoch,
             warmup_steps=round(stage.warmup_epochs * train.steps_per_epoch),
         )
-        weights = jnp.asarray(class_weights, jnp.float32)
+        weights = replicate(jnp.asarray(class_weights, jnp.float32), network.mesh)
         total = stage.epochs * train.steps_per_epoch * train.batch_size
         with Bar(stage.name, total, "images") as bar:
             bar.skip((progress.epoch * train.steps_per_epoch + progress.step) * train.batch_size)
@@ -163,12 +165,13 @@ def train_stage(
 def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
     """Outputs (num_examples, ...) float32 in evaluation mode, fetched once at the end."""
     outputs: list[tuple[jax.Array, int]] = []
+    variables = replicate(variables, network.mesh)
     for batch, valid in batches.ordered():
         preemption.check()
         outputs.append((predict_step(network, variables, batch["inputs"]), valid))
         if len(outputs) > _STEPS_IN_FLIGHT:  # or a fast disk would fill the device with images
             outputs[-1 - _STEPS_IN_FLIGHT][0].block_until_ready()
-    return np.concatenate([np.asarray(output)[:valid] for output, valid in outputs])
+    return np.concatenate([fetch(output)[:valid] for output, valid in outputs])
 
 
 def evaluate(
@@ -285,6 +288,8 @@ class _Progress:
             "images_per_second": round(self.values["images"] / self.values["seconds"], 1),
         }
         variables = {"params": params, "batch_stats": batch_stats}
+        if self.task.network.mesh is not None:
+            variables, trainable = on_one((variables, trainable))
         return StageResult(variables, trainable, summary)
 
     def _is_best(self, value: float | None) -> bool:
@@ -335,7 +340,8 @@ def _train_epoch(
     """One pass over the training split; moves `progress.state` on."""
     epoch, steps, first = progress.epoch, train.steps_per_epoch, progress.step
     if first == 0:
-        progress.state = progress.state._replace(loss_sum=jnp.zeros((), jnp.float32))
+        zero = replicate(jnp.zeros((), jnp.float32), task.network.mesh)
+        progress.state = progress.state._replace(loss_sum=zero)
     key = None if stage.augmentation is None else epoch_key(seed, epoch)
     in_flight: collections.deque[jax.Array] = collections.deque()
     batches = train.epoch(seed, epoch, first) if first < steps else ()
@@ -344,7 +350,11 @@ def _train_epoch(
         for index, batch in enumerate(batches, first):
             preemption.check()
             rate = rates[epoch * steps + index]
-            state, loss = train_step(task, progress.state, frozen, batch, rate, class_weights, key)
+            now = (rate, class_weights, key)
+            if isinstance(batch, tuple):
+                state, loss = accumulated_step(task, progress.state, frozen, batch, *now)
+            else:
+                state, loss = train_step(task, progress.state, frozen, batch, *now)
             progress.advance(state)
             in_flight.append(loss)
             if len(in_flight) > _STEPS_IN_FLIGHT:

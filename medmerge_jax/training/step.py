@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import optax
 
 from medmerge_jax.data.augment import Policy, augment
 from medmerge_jax.models.layers import at_least_float32
+from medmerge_jax.training.mesh import by_rows, on_all
 from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
 
 Batch = dict[str, jax.Array]
@@ -24,11 +26,13 @@ class Network:
       model: Maps normalised NHWC float images (or features) to logits.
       mean: Per channel, of images scaled to [0, 1]; unused for inputs that are not uint8.
       std: As `mean`.
+      mesh: The devices that it runs on, see `mesh`; None for one.
     """
 
     model: nn.Module
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    mesh: jax.sharding.Mesh | None = None
 
     def normalise(self, inputs: jax.Array) -> jax.Array:
         """uint8 images (n, h, w, c) → (x / 255 − mean) / std in float32; else unchanged."""
@@ -116,7 +120,8 @@ def train_step(
       state: Donated.
       frozen: Constants of `task.assemble`.
       batch: `inputs` uint8 (n, h, w, c) or float32 (n, features); `labels` int32 (n,) or
-        float32 (n, classes); with augmentation also `indices` int32 (n,), see `augment`.
+        float32 (n, classes); with augmentation also `indices` int32 (n,), see `augment`. On
+        several devices there may be more inputs, which do not count, see `mesh`.
       learning_rate: Scalar; an argument, so that one compilation serves every schedule.
       class_weights: (classes,), see `weighted_loss`.
       key: Of the epoch, see `augment.epoch_key`; only needed with augmentation.
@@ -124,7 +129,63 @@ def train_step(
     Returns:
       The new state and the loss of this batch before the step, a float32 scalar.
     """
+    (loss, batch_stats), grads = _gradients(
+        task, state.trainable, state.batch_stats, frozen, batch, class_weights, key
+    )
+    return _update(task, state, grads, batch_stats, loss, learning_rate), loss
+
+
+def accumulated_step(
+    task: Task,
+    state: TrainState,
+    frozen: Tree,
+    batch: Sequence[Batch],
+    learning_rate: jax.Array,
+    class_weights: jax.Array,
+    key: jax.Array | None = None,
+) -> tuple[TrainState, jax.Array]:
+    """`train_step` on a batch in parts, for a batch whose activations do not fit the memory.
+
+    Loss and gradients are the sums over the parts of what they add to those of the whole batch,
+    also where classes are weighted or labels unknown. Batch norms see the parts: each is normalised
+    by its own statistics, and the running averages move once for each part.
+
+    Args:
+      task: As for `train_step`, like all the others.
+      state: Donated.
+      frozen: Constants of `task.assemble`.
+      batch: Its parts.
+      learning_rate: Scalar.
+      class_weights: (classes,).
+      key: Of the epoch.
+    """
+    total = _total_weight(task.multilabel, tuple(part["labels"] for part in batch), class_weights)
+    sums, batch_stats = _zeros(task, state.trainable), state.batch_stats
+    for part in batch:  # not in a loop of the compiler: see DESIGN, convolutions lose their threads
+        sums, batch_stats = _add_part(
+            task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, key
+        )
+    grads, loss = sums
+    # What is donated must be there: the running averages before the first part are not.
+    return _apply(task, state._replace(batch_stats=batch_stats), grads, loss, learning_rate), loss
+
+
+def _gradients(
+    task: Task,
+    trainable: Tree,
+    batch_stats: Tree,
+    frozen: Tree,
+    batch: Batch,
+    class_weights: jax.Array,
+    key: jax.Array | None,
+    total: jax.Array | None = None,
+) -> tuple[tuple[jax.Array, Tree], Tree]:
+    """((loss, new batch statistics), gradients) of a batch, or of a part of one, see `total`."""
+    mesh = task.network.mesh
     images = batch["inputs"]
+    if mesh is not None:
+        # Rows that only fill the batch up to a multiple of the devices are cut off.
+        images = jax.lax.with_sharding_constraint(images[: len(batch["labels"])], by_rows(mesh))
     if task.augmentation is not None:
         if images.dtype != jnp.uint8 or key is None:
             raise ValueError(
@@ -137,17 +198,32 @@ def train_step(
     def loss_fn(trainable: Tree) -> tuple[jax.Array, Tree]:
         params = task.assemble(trainable, frozen)
         inputs = task.network.normalise(images)
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params, "batch_stats": batch_stats}
         logits, updated = task.network.model.apply(
             variables, inputs, train=task.train_batch_norm, mutable=["batch_stats"]
         )
-        loss = weighted_loss(logits, batch["labels"], class_weights, multilabel=task.multilabel)
-        return loss, updated.get("batch_stats", state.batch_stats)
+        loss = weighted_loss(
+            logits, batch["labels"], class_weights, multilabel=task.multilabel, total=total
+        )
+        return loss, updated.get("batch_stats", batch_stats)
 
-    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+    found, grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+    if mesh is not None:
+        found, grads = jax.lax.with_sharding_constraint((found, grads), on_all(mesh))
+    return found, grads
+
+
+def _update(
+    task: Task,
+    state: TrainState,
+    grads: Tree,
+    batch_stats: Tree,
+    loss: jax.Array,
+    learning_rate: jax.Array,
+) -> TrainState:
     updates, opt_state = task.optimizer.update(grads, state.opt_state, state.trainable)
     updates = jax.tree.map(lambda update: -learning_rate * update, updates)
-    state = TrainState(
+    return TrainState(
         step=state.step + 1,
         trainable=optax.apply_updates(state.trainable, updates),
         batch_stats=batch_stats,
@@ -155,11 +231,59 @@ def train_step(
         loss_sum=state.loss_sum + loss,
         bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
     )
-    return state, loss
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _zeros(task: Task, trainable: Tree) -> tuple[Tree, jax.Array]:
+    zeros = jax.tree.map(jnp.zeros_like, trainable), jnp.zeros((), jnp.float32)
+    mesh = task.network.mesh
+    return zeros if mesh is None else jax.lax.with_sharding_constraint(zeros, on_all(mesh))
+
+
+@functools.partial(jax.jit, static_argnames="task", donate_argnames=("sums", "batch_stats"))
+def _add_part(
+    task: Task,
+    sums: tuple[Tree, jax.Array],
+    batch_stats: Tree,
+    trainable: Tree,
+    frozen: Tree,
+    part: Batch,
+    class_weights: jax.Array,
+    total: jax.Array,
+    key: jax.Array | None,
+) -> tuple[tuple[Tree, jax.Array], Tree]:
+    """Gradients and loss added to `sums`, and the new batch statistics."""
+    (loss, batch_stats), grads = _gradients(
+        task, trainable, batch_stats, frozen, part, class_weights, key, total
+    )
+    return jax.tree.map(jnp.add, sums, (grads, loss)), batch_stats
+
+
+@functools.partial(jax.jit, static_argnames="task", donate_argnames="state")
+def _apply(
+    task: Task, state: TrainState, grads: Tree, loss: jax.Array, learning_rate: jax.Array
+) -> TrainState:
+    return _update(task, state, grads, state.batch_stats, loss, learning_rate)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _total_weight(
+    multilabel: bool, labels: tuple[jax.Array, ...], class_weights: jax.Array
+) -> jax.Array:
+    """What the sum of a whole batch's losses is divided by, see `weighted_loss`."""
+    together = jnp.concatenate(labels)
+    if multilabel:
+        return jnp.maximum(jnp.sum(~jnp.isnan(together)), 1)
+    return jnp.sum(class_weights[together])
 
 
 def weighted_loss(
-    logits: jax.Array, labels: jax.Array, class_weights: jax.Array, *, multilabel: bool
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array,
+    *,
+    multilabel: bool,
+    total: jax.Array | None = None,
 ) -> jax.Array:
     """Cross-entropy as PyTorch weighs it.
 
@@ -170,6 +294,7 @@ def weighted_loss(
       class_weights: (classes,). Multi-class: the mean is Σ w_y l / Σ w_y. Multi-label: the
         factor of the positive term (`pos_weight`); the mean is over known labels.
       multilabel: Which of the two.
+      total: What the sum is divided by, if not the weights of these labels.
 
     Returns:
       A scalar, float32 (float64 for logits of that type).
@@ -180,16 +305,19 @@ def weighted_loss(
         targets = jnp.where(known, labels, 0.0)
         positive = targets * class_weights * jax.nn.log_sigmoid(logits)
         negative = (1.0 - targets) * jax.nn.log_sigmoid(-logits)
-        return -jnp.sum((positive + negative) * known) / jnp.maximum(jnp.sum(known), 1)
+        loss = -jnp.sum((positive + negative) * known)
+        return loss / (jnp.maximum(jnp.sum(known), 1) if total is None else total)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     weights = class_weights[labels]
-    return jnp.sum(weights * losses) / jnp.sum(weights)
+    return jnp.sum(weights * losses) / (jnp.sum(weights) if total is None else total)
 
 
 @functools.partial(jax.jit, static_argnames="network")
 def predict_step(network: Network, variables: Tree, inputs: jax.Array) -> jax.Array:
     """Outputs in evaluation mode: logits, or features of a network without a head."""
     outputs: Any = network.model.apply(variables, network.normalise(inputs), train=False)
+    if network.mesh is not None:
+        outputs = jax.lax.with_sharding_constraint(outputs, on_all(network.mesh))
     return outputs
 
 

@@ -1,0 +1,106 @@
+"""All devices of all processes as one axis: batches are split along it, all else is on each device.
+
+A mesh is `None` where there is one device: then nothing here does anything, and the programs that
+are compiled are those of a library that knows no meshes.
+
+The number of devices changes the speed and not the result: a step computes what one device would
+have computed on the whole batch, batch norms included, up to the order in which floating-point
+numbers are added. A batch that the devices do not divide is fed with rows too many, which the step
+cuts off: the compiler then gives the last devices fewer rows, or none.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:
+    """The mesh of one axis over `devices`, by default all of them; None for one device.
+
+    Devices of one process are neighbours, so that each process has consecutive rows of a batch.
+    """
+    found = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    if len(found) == 1:
+        return None
+    return Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def on_all(mesh: Mesh) -> NamedSharding:
+    """Of an array that every device has whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """Of an array whose first axis is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def padded_size(size: int, mesh: Mesh | None) -> int:
+    """The next multiple of the number of devices."""
+    return size if mesh is None else -(-size // mesh.size) * mesh.size
+
+
+def own_rows(size: int, mesh: Mesh | None) -> slice:
+    """Which of `size` rows, a multiple of the number of devices, this process's devices have."""
+    if mesh is None:
+        return slice(0, size)
+    found = by_rows(mesh).addressable_devices_indices_map((size,)).values()
+    rows = [index[0].indices(size) for index in found if index is not None]
+    return slice(min(start for start, _, _ in rows), max(stop for _, stop, _ in rows))
+
+
+def replicate(tree: Any, mesh: Mesh | None) -> Any:
+    """Puts arrays, of the same values in every process, on every device."""
+    if mesh is None:
+        return jax.device_put(tree)
+    sharding = on_all(mesh)
+    if not _several_processes():
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
+
+
+def split_rows(tree: Any, size: int, mesh: Mesh | None) -> Any:
+    """Arrays of `size` rows over all devices, from the rows `own_rows(size, mesh)` in each process.
+
+    Args:
+      tree: Of arrays on the host.
+      size: A multiple of the number of devices.
+      mesh: Of all devices.
+    """
+    if mesh is None or not _several_processes():
+        return jax.device_put(tree, None if mesh is None else by_rows(mesh))
+    sharding = by_rows(mesh)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(
+            sharding, np.asarray(rows), (size, *np.shape(rows)[1:])
+        ),
+        tree,
+    )
+
+
+def on_one(tree: Any) -> Any:
+    """Arrays that every device has, as arrays of one device of this process; nothing is copied."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole array on every host. All processes must call this."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _several_processes() -> bool:
+    return jax.process_count() > 1
