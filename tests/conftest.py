@@ -11,6 +11,14 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """Gives back what a module compiled: together, the large models' programs fill gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
