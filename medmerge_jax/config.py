@@ -1,7 +1,7 @@
 """The fields of an experiment, and the check that a config makes sense."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_collections
@@ -59,8 +59,12 @@ _CHOICES = {
     "class_weights": ("none", "balanced"),
     "precision": ("auto", "float32", "bfloat16"),
 }
-_FREE = ("parents", "sources", "options")
-"""Fields whose own fields have names of the user's."""
+_FREE: dict[str, tuple[type, ...]] = {
+    "parents": (str,),
+    "sources": (ml_collections.ConfigDict,),
+    "options": (bool, int, float, str, tuple, list),
+}
+"""Fields whose own fields have names of the user's, and what these are."""
 
 _SET = ("ancestor", "multilabel")
 """Options of mergers that the recipe knows itself."""
@@ -82,6 +86,12 @@ _NOT_NEGATIVE = (
     "ft.warmup_epochs",
     "checkpoint_seconds",
 )
+
+
+_MOST = 2**31 - 1
+_DEEPEST = 8
+_LONGEST = 200
+"""Characters that messages show of a value."""
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -173,6 +183,8 @@ def _stage(learning_rate: float) -> ml_collections.ConfigDict:
 
 def check_config(config: ml_collections.ConfigDict, prefix: str = "") -> None:
     """Raises a UserError that names every field that is unknown, missing or unusable."""
+    if prefix.count("sources.") > _DEEPEST:
+        raise UserError(f"the config cannot be used:\n  {prefix[:80]}...: sources inside sources")
     problems = list(_misfits(config, default_config())) or list(_problems(config))
     if problems:
         raise UserError(
@@ -192,27 +204,49 @@ def _misfits(
         yield f"{prefix}{name} is no field: {nearest(name, sorted(default))}"
     for name in sorted(set(default) & set(config)):
         value, wanted = config[name], default[name]
-        number = isinstance(wanted, float) and type(value) is int
-        if isinstance(wanted, tuple) and isinstance(value, list):
-            continue
-        if type(value) is not type(wanted) and not number:
-            kinds = f"wanted is {type(wanted).__name__}, not {type(value).__name__}"
-            yield f"{prefix}{name} = {value!r}: {kinds}"
-        elif isinstance(wanted, ml_collections.ConfigDict) and name not in _FREE:
+        if isinstance(wanted, tuple) and isinstance(value, tuple | list):
+            kind = type(wanted[0]) if wanted else str
+            yield from (f"{prefix}{name} has {x}" for x in _others(value, kind))
+        elif misfit := list(_others([value], type(wanted))):
+            yield f"{prefix}{name} = {misfit[0]}"
+        elif name in _FREE:
+            fields = ((f"{prefix}{name}.{key}", value[key]) for key in value)
+            yield from (
+                f"{path} = {x}" for path, one in fields for x in _others([one], *_FREE[name])
+            )
+        elif isinstance(wanted, ml_collections.ConfigDict):
             yield from _misfits(value, wanted, f"{prefix}{name}.")
+
+
+def _others(values: Iterable[Any], *kinds: type) -> Iterator[str]:
+    """What is of none of the kinds; a whole number is a number too."""
+    kinds = (*kinds, int) if float in kinds else kinds
+    names = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds))
+    for value in values:
+        if type(value) not in kinds:
+            yield f"{_shown(value)}: wanted is {names}, not {type(value).__name__}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return " ".join(repr(value)[:_LONGEST].split())
+    except ValueError:  # a number of more digits than Python writes
+        return "an enormous number"
 
 
 def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:
     for field, choices in _CHOICES.items():
         value = _get(config, field)
         if value not in choices:
-            yield f"{field} = {value!r}: {nearest(value, choices)}"
+            yield f"{field} = {_shown(value)}: {nearest(value, choices)}"
     for field in _AT_LEAST_ONE:
-        if _get(config, field) < 1:
-            yield f"{field} = {_get(config, field)}: at least 1 is wanted"
+        if not 1 <= _get(config, field) <= _MOST:
+            yield f"{field} = {_shown(_get(config, field))}: 1 to {_MOST} is wanted"
     for field in _NOT_NEGATIVE:
-        if _get(config, field) < 0:
-            yield f"{field} = {_get(config, field)}: 0 or more is wanted"
+        if not 0 <= _get(config, field) <= _MOST:  # also of a NaN
+            yield f"{field} = {_shown(_get(config, field))}: 0 to {_MOST} is wanted"
+    if len(config.data.synthetic.counts) != 3:
+        yield f"data.synthetic.counts = {config.data.synthetic.counts}: train, val, test are wanted"
     yield from _official_problems(config.data)
     merges = config.recipe not in ONE_PARENT
     if merges and len(config.parents) < 2:
@@ -228,8 +262,9 @@ def _problems(config: ml_collections.ConfigDict) -> Iterator[str]:
         if recipe == "compare" or recipe not in RECIPES:
             yield f"compare.recipes has {recipe!r}: {nearest(recipe, RECIPES[:-1])}"
     yield from _merger_problems(config)
-    if not config.compare.seeds or len(set(config.compare.seeds)) < len(config.compare.seeds):
-        yield f"compare.seeds = {config.compare.seeds}: one or more different seeds are wanted"
+    seeds = config.compare.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) <= _MOST:
+        yield f"compare.seeds = {_shown(seeds)}: one or more different seeds are wanted"
 
 
 def used_mergers(config: ml_collections.ConfigDict) -> tuple[str, ...]:
