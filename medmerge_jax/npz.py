@@ -6,6 +6,7 @@ whatever an archive holds, which may be a thousand times its own size.
 
 import contextlib
 import math
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 shape = member.shape[::-1] if member.fortran else member.shape
                 array = np.empty(shape, member.dtype)
                 fill(array, member.file)
+            if array.dtype.kind == "U" and array.size:
+                _check_text(array)
             arrays[name.removesuffix(".npy")] = array.T if member.fortran else array
         return arrays
 
@@ -110,6 +113,13 @@ def fill(array: np.ndarray, file: IO[bytes]) -> None:
             raise EOFError(f"{done} of {len(flat)} bytes are there")
         flat[done : done + len(data)] = np.frombuffer(data, np.uint8)
         done += len(data)
+
+
+def _check_text(array: np.ndarray) -> None:
+    """NumPy makes strings of any numbers; Python crashes later, where it looks at them."""
+    numbers = np.dtype(np.uint32).newbyteorder(array.dtype.byteorder)
+    if array.reshape(-1).view(numbers).max() > sys.maxunicode:
+        raise ValueError("a text that is none")
 
 
 def _refuse_bombs(path: Path, archive: zipfile.ZipFile) -> None:

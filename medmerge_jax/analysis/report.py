@@ -24,6 +24,9 @@ def write_report(run_directory: Path) -> None:
 
     Args:
       run_directory: Where these files are and report.html goes.
+
+    Raises:
+      ValueError, TypeError, LookupError or AttributeError: A file is not as this program writes it.
     """
     import jinja2
 
@@ -33,20 +36,23 @@ def write_report(run_directory: Path) -> None:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.from_string(TEMPLATE).render(
-        title=_title(results, run_directory),
-        facts=_facts(results),
-        comparison=_comparison(results),
-        metrics=None if "table" in results else metric_cells(results),
-        stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
-        counts=_counts(results.get("data", {})),
-        audit=audit.get("summary", []),
-        overlaps=_overlaps(audit) if audit else None,
-        parents=_parents(results.get("parents", {})),
-        figures=_figures(run_directory, "table" in results),
-        versions=results.get("versions", config.get("versions", {})),
-        config=json.dumps(config.get("config", config), indent=2) if config else "",
-    )
+    try:
+        text = environment.from_string(TEMPLATE).render(
+            title=_title(results, run_directory),
+            facts=_facts(results),
+            comparison=_comparison(results),
+            metrics=None if "table" in results else metric_cells(results),
+            stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
+            counts=_counts(results.get("data", {})),
+            audit=audit.get("summary", []),
+            overlaps=_overlaps(audit) if audit else None,
+            parents=_parents(results.get("parents", {})),
+            figures=_figures(run_directory, "table" in results),
+            versions=results.get("versions", config.get("versions", {})),
+            config=json.dumps(config.get("config", config), indent=2) if config else "",
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(str(error)) from error
 
     def write(file: IO[bytes]) -> None:
         file.write(text.encode())

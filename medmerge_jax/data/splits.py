@@ -69,7 +69,7 @@ def check_fractions(fractions: Sequence[float] | np.ndarray) -> tuple[float, ...
     """
     shares = tuple(float(value) for value in fractions)
     good = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0
-    if not good or abs(sum(shares) - 1) > 1e-6:
+    if not good or not abs(sum(shares) - 1) <= 1e-6:  # also of a NaN
         raise UserError(
             f"fractions of train, val and test: {shares}; three numbers ≥ 0 that sum to 1 are "
             "wanted, the first above 0"
