@@ -9,6 +9,7 @@ made of, each replaced by an inert stand-in (see `medmerge_jax.pickles`), and re
 """
 
 import dataclasses
+import gzip
 import io
 import tarfile
 import zlib
@@ -31,6 +32,9 @@ _VALIDATION = 0.1
 
 _MAX_BYTES = 2**28
 """Of a file in the archive; the largest has 155 MB. A small archive can unpack to any size."""
+
+_MAX_ARCHIVE = 2**29
+"""Bytes of all files together; 186 MB are published."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,11 +166,11 @@ def _archive_files(root: Path, variant: _Variant) -> dict[str, _File]:
     wanted = (*variant.train, variant.test, variant.meta)
     files: dict[str, _File] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
-                file = archive.extractfile(member) if name in wanted else None
-                if file is None:
+                content = archive.extractfile(member) if name in wanted else None
+                if content is None:
                     continue
                 shown = f"{path}: {member.name}"
                 if name in files:
@@ -176,7 +180,7 @@ def _archive_files(root: Path, variant: _Variant) -> dict[str, _File]:
                         f"{shown}: has {member.size} bytes, more than any file of CIFAR; fetch "
                         "the archive again"
                     )
-                files[name] = _File(path, shown, _unpickle(io.BytesIO(file.read()), shown))
+                files[name] = _File(path, shown, _unpickle(io.BytesIO(content.read()), shown))
     except FileNotFoundError as error:
         raise UserError(
             f"{root}: neither {variant.archive} nor {variant.folder} is there; download "
@@ -190,6 +194,22 @@ def _archive_files(root: Path, variant: _Variant) -> dict[str, _File]:
             f"{path}: lacks {', '.join(missing)}; is it the Python version, {variant.archive}?"
         )
     return files
+
+
+class _Bounded(gzip.GzipFile):
+    """A file that is not unpacked further, or into more memory, than CIFAR needs."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._check(self.tell() + (size or 0))
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._check(offset)
+        return super().seek(offset, whence)
+
+    def _check(self, position: int) -> None:
+        if position > _MAX_ARCHIVE:
+            raise tarfile.ReadError(f"it unpacks to more than {_MAX_ARCHIVE} bytes")
 
 
 def _class_names(file: _File, variant: _Variant) -> tuple[str, ...]:

@@ -371,6 +371,17 @@ def test_a_file_of_any_size_is_refused_by_its_header(tmp_path):
         read_cifar10(tmp_path)
 
 
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_an_archive_that_unpacks_to_any_size(tmp_path, kind):
+    """Other files, that have to be passed by, and names and headers, which tarfile reads whole."""
+    info = tarfile.TarInfo("cifar-10-batches-py/readme.html")
+    info.size, info.type = 2**32, kind
+    with gzip.open(tmp_path / "cifar-10-python.tar.gz", "wb") as file:
+        file.write(info.tobuf() + bytes(2**20))
+    with pytest.raises(UserError, match="unpacks to more than 536870912 bytes"):
+        read_cifar10(tmp_path)
+
+
 def test_a_file_twice(tmp_path):
     path = tmp_path / "cifar-10-python.tar.gz"
     data = cifar10_files()["test_batch"]
