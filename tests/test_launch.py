@@ -131,7 +131,7 @@ def test_one_process_has_all_devices(stand_in, log, monkeypatch):
 
 @pytest.mark.parametrize("devices", ["", "4,6,7"])
 def test_several_processes_share_the_devices(devices, stand_in, log):
-    stand_in("python", 'echo "$CUDA_VISIBLE_DEVICES $@" >>"$LOG"; exit $((${@: -1} * 3))')
+    stand_in("python", 'echo "$CUDA_VISIBLE_DEVICES $@" >>"$LOG"; exit $((6 - ${@: -1} * 3))')
     job = launch("one_machine.sh", "--x=1", PROCESSES="3", CUDA_VISIBLE_DEVICES=devices)
     assert job.wait(60) == 6  # the highest
     lines = sorted(log().splitlines())
@@ -145,8 +145,17 @@ def test_several_processes_share_the_devices(devices, stand_in, log):
         )
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_all_processes(number, stand_in, log):
+@pytest.mark.parametrize(
+    "processes, number",
+    [
+        (1, signal.SIGUSR1),
+        (1, signal.SIGTERM),
+        (2, signal.SIGUSR1),
+        (2, signal.SIGTERM),
+        (2, signal.SIGINT),
+    ],
+)
+def test_a_signal_reaches_all_processes(processes, number, stand_in, log):
     stand_in(
         "python",
         """trap 'echo USR1 >>"$LOG"; sleep 0.5; exit 75' USR1
@@ -154,11 +163,11 @@ def test_a_signal_reaches_all_processes(number, stand_in, log):
         echo started >>"$LOG"
         while :; do sleep 0.1; done""",
     )
-    job = launch("one_machine.sh", PROCESSES="2")
-    wait_for(lambda: log().count("started") == 2)
+    job = launch("one_machine.sh", PROCESSES=str(processes))
+    wait_for(lambda: log().count("started") == processes)
     job.send_signal(number)
     assert job.wait(60) == preemption.EXIT_STATUS
-    assert log().count("USR1" if number == signal.SIGUSR1 else "TERM") == 2
+    assert log().count("USR1" if number == signal.SIGUSR1 else "TERM") == processes
 
 
 # Kubernetes
