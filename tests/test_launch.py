@@ -1,5 +1,6 @@
 """The launchers: the scripts run with stand-ins for SLURM and Python, the manifests are read."""
 
+import contextlib
 import json
 import os
 import re
@@ -39,11 +40,21 @@ def log(tmp_path):
     return (tmp_path / "log").read_text
 
 
-def launch(script, *arguments, **environment):
-    """Starts it as the leader of a process group."""
-    return subprocess.Popen(
-        [LAUNCH / script, *arguments], env={**os.environ, **environment}, start_new_session=True
-    )
+@pytest.fixture
+def launch():
+    """Starts a script as the leader of a process group, of which the test leaves nothing."""
+    jobs = []
+
+    def start(script, *arguments, **environment):
+        command, environment = [LAUNCH / script, *arguments], {**os.environ, **environment}
+        jobs.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
 
 
 def wait_for(condition):
@@ -90,7 +101,7 @@ def test_slurm_is_asked_for_a_signal_and_the_queue():
         (128 + signal.SIGTERM, True),
     ],
 )
-def test_slurm_requeues_what_a_signal_stopped(status, requeued, stand_in, log):
+def test_slurm_requeues_what_a_signal_stopped(status, requeued, launch, stand_in, log):
     stand_in("srun", f'printf "<%s>" "$@" >>"$LOG"; exit {status}')
     stand_in("scontrol", 'echo "scontrol $@" >>"$LOG"')
     job = launch("slurm.sh", "--config", "a b.py", SLURM_JOB_ID="17")
@@ -99,14 +110,14 @@ def test_slurm_requeues_what_a_signal_stopped(status, requeued, stand_in, log):
     assert log().count("scontrol requeue 17\n") == requeued
 
 
-def test_slurm_gives_the_others_a_minute_when_one_task_ends(stand_in, log):
+def test_slurm_gives_the_others_a_minute_when_one_task_ends(launch, stand_in, log):
     stand_in("srun", 'echo "$SRUN_CPUS_PER_TASK $@" >>"$LOG"')
     assert launch("slurm.sh", SLURM_CPUS_PER_TASK="4").wait(60) == 0
     assert log().startswith("4 --kill-on-bad-exit=0 --wait=60 python")
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_slurm_outlives_a_signal_to_stop_but_not_scancel(number, stand_in, log):
+def test_slurm_outlives_a_signal_to_stop_but_not_scancel(number, launch, stand_in, log):
     stand_in("srun", 'trap "exit 75" USR1 TERM; echo started >>"$LOG"; while :; do sleep 0.1; done')
     stand_in("scontrol", 'echo "scontrol $@" >>"$LOG"')
     job = launch("slurm.sh", SLURM_JOB_ID="17")
@@ -120,7 +131,7 @@ def test_slurm_outlives_a_signal_to_stop_but_not_scancel(number, stand_in, log):
 # One machine
 
 
-def test_one_process_has_all_devices(stand_in, log, monkeypatch):
+def test_one_process_has_all_devices(launch, stand_in, log, monkeypatch):
     stand_in("python", 'printf "<%s>" "$CUDA_VISIBLE_DEVICES" "$@" >>"$LOG"; exit 75')
     for devices in (None, "2,3"):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -130,7 +141,7 @@ def test_one_process_has_all_devices(stand_in, log, monkeypatch):
 
 
 @pytest.mark.parametrize("devices", ["", "4,6,7"])
-def test_several_processes_share_the_devices(devices, stand_in, log):
+def test_several_processes_share_the_devices(devices, launch, stand_in, log):
     stand_in("python", 'echo "$CUDA_VISIBLE_DEVICES $@" >>"$LOG"; exit $((6 - ${@: -1} * 3))')
     job = launch("one_machine.sh", "--x=1", PROCESSES="3", CUDA_VISIBLE_DEVICES=devices)
     assert job.wait(60) == 6  # the highest
@@ -155,7 +166,7 @@ def test_several_processes_share_the_devices(devices, stand_in, log):
         (2, signal.SIGINT),
     ],
 )
-def test_a_signal_reaches_all_processes(processes, number, stand_in, log):
+def test_a_signal_reaches_all_processes(processes, number, launch, stand_in, log):
     stand_in(
         "python",
         """trap 'echo USR1 >>"$LOG"; sleep 0.5; exit 75' USR1
