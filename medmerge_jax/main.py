@@ -5,21 +5,27 @@ resumes what was interrupted and prints the results of what is finished.
 """
 
 import errno
+import os
 import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from medmerge_jax import files, preemption
+from medmerge_jax import files, preemption, processes
 from medmerge_jax.errors import UserError
 
 _USAGE = "python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if it is not there.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, of several processes; SLURM needs none of these."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main(argv: list[str]) -> None:
@@ -36,12 +42,15 @@ def main(argv: list[str]) -> None:
         # The libraries' notes are not for our readers; their errors come to us as exceptions too.
         logging.set_verbosity(logging.FATAL)
 
+    processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
     from medmerge_jax.analysis import results_text
     from medmerge_jax.recipes.run import run
 
     results = run(config, Path(workdir).expanduser())
-    print(results_text(results))
+    if processes.is_first():
+        print(results_text(results))
+    processes.wait_for_all()  # for as long as the first writes its report
 
 
 def entry_point() -> None:
@@ -52,18 +61,30 @@ def entry_point() -> None:
     preemption.install()
     try:
         app.run(main, flags_parser=_parse_flags)
+    except processes.StoppedElsewhereError:
+        _leave(2)
     except UserError as error:
-        sys.exit(_fail(str(error)))
+        _leave(_fail(str(error)))
     except OSError as error:
         if error.errno not in files.DISK_FULL:
             raise
-        sys.exit(_fail(_disk_full(error)))
+        _leave(_fail(_disk_full(error)))
     except preemption.Preempted as stopped:
-        print(preemption.message(stopped), file=sys.stderr)
-        sys.exit(preemption.EXIT_STATUS)
+        if processes.is_first():
+            print(preemption.message(stopped), file=sys.stderr)
+        sys.exit(preemption.EXIT_STATUS)  # all processes end here, and wait for each other
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process, of several without waiting for the others, which JAX ends then."""
+    if processes.count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -125,7 +146,8 @@ def _disk_full(error: OSError) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    which = f"process {processes.index()}: " if processes.count() > 1 else ""
+    print(f"{which}error: {message}", file=sys.stderr)
     return 2
 
 

@@ -7,12 +7,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from medmerge_jax import processes
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """A line to the reader, on stderr."""
-    console.print(text, markup=False)
+    """A line to the reader, on stderr; of several processes, from the first."""
+    if processes.is_first():
+        console.print(text, markup=False)
 
 
 class Bar:
@@ -30,7 +33,7 @@ class Bar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() and processes.is_first()),
         )
         self._unit = unit
         self._task = self._progress.add_task(title, total=total, note="")

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from medmerge_jax import analysis, files, weights
+from medmerge_jax import analysis, files, processes, weights
 from medmerge_jax.config import ONE_PARENT, check_config
 from medmerge_jax.data import DataSet, ImageHashes, Pixels, make_batches
 from medmerge_jax.data.audit import AUDIT_FILE
@@ -47,7 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
     check_config(config)
     directory = RunDirectory(workdir)
     with directory.locked():
-        directory.check_config(_json(config))
+        processes.from_first(lambda: directory.check_config(_json(config)))
         results = _finished(directory)
         if results is not None:
             say(f"{workdir} is finished; nothing to do")
@@ -55,10 +55,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
         _check_paths(config)
         order = _source_order(config)
         prepared: dict[str, _Prepared] = {}
-        for name in order:
-            if _finished(_source_directory(workdir, name)) is None:
+        waiting = [n for n in order if _finished(_source_directory(workdir, n)) is None]
+        with processes.first_alone():
+            for name in waiting:
                 prepared[name] = _prepare(config.sources[name], workdir, prepared)
-        target = _prepare(config, workdir, prepared)
+            target = _prepare(config, workdir, prepared)
         # What could be refused is past: from here on the directory belongs to this config.
         _record(config, directory, target.fingerprint, target.parents)
         for name in prepared:
@@ -73,6 +74,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def _finished(directory: RunDirectory) -> dict[str, Any] | None:
     """The results of a finished run; its report is made up for if it was killed before that."""
+    results: dict[str, Any] | None = processes.from_first(lambda: _read_results(directory))
+    return results
+
+
+def _read_results(directory: RunDirectory) -> dict[str, Any] | None:
     results: dict[str, Any] | None = directory.read_json("results.json")
     if results is None:
         return None
@@ -98,7 +104,11 @@ def _record(
     fingerprints = {
         name: card["fingerprint"] for name, (_, card) in parents.items() if "fingerprint" in card
     }
-    directory.record_config(_json(config), data_fingerprint, fingerprints, package_versions())
+    processes.from_first(
+        lambda: directory.record_config(
+            _json(config), data_fingerprint, fingerprints, package_versions()
+        )
+    )
 
 
 def _json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -226,7 +236,8 @@ def _load(prepared: _Prepared, workdir: Path) -> Inputs:
 def _leave_audit(directory: RunDirectory, inputs: Inputs) -> None:
     """For the report, and for those who will start from this model."""
     directory.write_json(AUDIT_FILE, inputs.audit)
-    inputs.hashes.save(directory.path / HASHES_FILE, inputs.fingerprint)
+    if processes.is_first():
+        inputs.hashes.save(directory.path / HASHES_FILE, inputs.fingerprint)
 
 
 def _run_recipe(
@@ -256,13 +267,17 @@ def _run_recipe(
         "versions": package_versions(),
         "wall_seconds": round(time.monotonic() - started, 3),
     }
-    weights.save_model(
-        directory.path / "model", config.architecture, variables, _model_card(config, inputs)
-    )
-    _draw(experiment)
-    directory.write_json("results.json", results)
-    directory.close()
-    analysis.write_report(directory.path)
+
+    def leave() -> None:
+        weights.save_model(
+            directory.path / "model", config.architecture, variables, _model_card(config, inputs)
+        )
+        _draw(experiment)
+        directory.write_json("results.json", results)
+        directory.close()
+        analysis.write_report(directory.path)
+
+    processes.from_first(leave)
     return results
 
 
@@ -273,6 +288,8 @@ def _evaluate(experiment: Experiment, variables: Tree) -> dict[str, Any]:
     for split in ("val", "test"):
         logits, labels = experiment.logits(variables, split), dataset.splits[split].labels
         metrics[split] = classification_metrics(logits, labels, multilabel=dataset.multilabel)
+    if not processes.is_first():
+        return metrics
     predictions: dict[str, Any] = {
         "ids": np.asarray(dataset.splits["test"].ids),
         "logits": logits,
@@ -382,7 +399,8 @@ def _compare(
         "wall_seconds": round(time.monotonic() - started, 3),
     }
     directory.write_json("results.json", results)
-    analysis.write_report(directory.path)
+    if processes.is_first():
+        analysis.write_report(directory.path)
     return results
 
 

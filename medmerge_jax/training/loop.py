@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medmerge_jax import preemption
+from medmerge_jax import preemption, processes
 from medmerge_jax.data.augment import Policy, epoch_key
 from medmerge_jax.data.batches import Batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.progress import Bar, say
 from medmerge_jax.training.checkpoints import StageCheckpoints
-from medmerge_jax.training.mesh import fetch, on_one, replicate
+from medmerge_jax.training.mesh import as_in_first, fetch, on_one, replicate
 from medmerge_jax.training.metrics import classification_metrics, higher_is_better
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.run_directory import RunDirectory
@@ -125,6 +125,7 @@ def train_stage(
             StageCheckpoints(directory.path / "checkpoints" / stage.name)
         ) as checkpoints,
     ):
+        start = _as_in_first(start)
         frozen = replicate(start.frozen, network.mesh)
         state = replicate(init_state(task, start), network.mesh)
         progress = _Progress(stage, task, state, checkpoints)
@@ -160,6 +161,12 @@ def train_stage(
                     f"{stopped} in {stage.name}, after {progress.position()}"
                 ) from stopped
         return progress.result(frozen)
+
+
+def _as_in_first(start: Parameterization) -> Parameterization:
+    """What was computed before, such as a merger, may differ in the last bit between processes."""
+    trees = {name: getattr(start, name) for name in ("trainable", "frozen", "batch_stats")}
+    return dataclasses.replace(start, **as_in_first(trees))
 
 
 def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
@@ -241,7 +248,9 @@ class _Progress:
             if self.stage.select == "best":
                 self.best = _copy((self.state.trainable, self.state.batch_stats))
         since = time.monotonic() - self._last_save
-        if self.epoch == self.stage.epochs or since >= self.stage.checkpoint_seconds:
+        # All processes save, or none: the clock of one decides.
+        due = processes.from_first(lambda: since >= self.stage.checkpoint_seconds)
+        if self.epoch == self.stage.epochs or due:
             self._save()
 
     def save_inside_epoch(self) -> None:

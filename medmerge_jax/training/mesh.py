@@ -90,6 +90,11 @@ def split_rows(tree: Any, size: int, mesh: Mesh | None) -> Any:
     )
 
 
+def as_in_first(tree: Any) -> Any:
+    """The first process's values in all processes."""
+    return multihost_utils.broadcast_one_to_all(tree) if _several_processes() else tree
+
+
 def on_one(tree: Any) -> Any:
     """Arrays that every device has, as arrays of one device of this process; nothing is copied."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medmerge_jax import files
+from medmerge_jax import files, processes
 from medmerge_jax.errors import UserError
 
 Record = dict[str, Any]
@@ -39,7 +39,10 @@ _WRITTEN = (
 
 
 class RunDirectory:
-    """The files of one run. Does not create anything until something is written."""
+    """The files of one run. Does not create anything until something is written.
+
+    Of several processes the first writes; the others may call everything, to no effect.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -53,6 +56,12 @@ class RunDirectory:
         Raises:
           UserError: Another process holds it, or the directory cannot be written.
         """
+        with contextlib.ExitStack() as stack:
+            processes.from_first(lambda: stack.enter_context(self._held()))
+            yield
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a+")
@@ -179,7 +188,8 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `name` atomically."""
-        files.write_json(self.path / name, value)
+        if processes.is_first():
+            files.write_json(self.path / name, value)
 
     def records(self) -> list[Record]:
         """All lines of metrics.jsonl; a last line cut short by a crash is left out."""
@@ -203,6 +213,8 @@ class RunDirectory:
 
         A last line cut short goes too, or the next one would be glued to it.
         """
+        if not processes.is_first():
+            return
         kept = [r for r in self.records() if r.get("stage") != stage or r["epoch"] <= epoch]
         if len(kept) < len(self._lines()):
             text = "".join(json.dumps(record) + "\n" for record in kept)
@@ -220,6 +232,8 @@ class RunDirectory:
         Args:
           record: Has "stage" and "epoch" (from 1); the rest are numbers or None.
         """
+        if not processes.is_first():
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         if self._events is None:
