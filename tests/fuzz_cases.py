@@ -39,12 +39,18 @@ class Case:
       mutate: Called as mutate(rng, input), makes another one.
       read: Writes an input down and reads it.
       attacks: Inputs that are refused, whatever else they try.
+      memory: Bytes that reading one of them may take, at most; the inputs have kilobytes.
     """
 
     seeds: Sequence[Any]
     mutate: Callable[[np.random.Generator, Any], Any]
     read: Callable[[Any], Any]
     attacks: Sequence[Any] = ()
+    memory: int = 2**28
+
+
+IMAGE_MEMORY = 3 * 2**30
+"""A few kilobytes may be an image of 89 million pixels of one colour, which is not refused."""
 
 
 class Canary:
@@ -260,7 +266,7 @@ def jpeg(folder):
     ]
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     read = _reader(folder / "a.jpg", _read_image)
-    return Case(seeds, _spliced(mutate_bytes, seeds), read, [program])
+    return Case(seeds, _spliced(mutate_bytes, seeds), read, [program], IMAGE_MEMORY)
 
 
 def png(folder):
@@ -276,7 +282,8 @@ def png(folder):
         _image("PNG", colour, "L", dpi=(72, 72)),
         file.getvalue(),
     ]
-    return Case(seeds, _spliced(mutate_png, seeds), _reader(folder / "a.png", _read_image))
+    read = _reader(folder / "a.png", _read_image)
+    return Case(seeds, _spliced(mutate_png, seeds), read, memory=IMAGE_MEMORY)
 
 
 def dicom_file(pixels, syntax=None, **elements):
@@ -357,7 +364,7 @@ def dicom(folder):
             return mutate_bytes(rng, data)
         return file.getvalue()
 
-    return Case(seeds, mutate, _reader(folder / "a.dcm", read_dicom))
+    return Case(seeds, mutate, _reader(folder / "a.dcm", read_dicom), memory=IMAGE_MEMORY)
 
 
 # Tables and layouts

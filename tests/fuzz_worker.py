@@ -25,11 +25,8 @@ from fuzz_cases import CASES  # noqa: E402
 
 from medmerge_jax.errors import UserError  # noqa: E402
 
-SECONDS = 10
+SECONDS = 20
 """For one input, at most."""
-
-MEMORY = 2**30
-"""Bytes for one input, at most; the inputs have kilobytes."""
 
 WARM_UP = 20
 
@@ -115,7 +112,7 @@ def fuzz(kind, folder, count, seed, watch):
     rng = np.random.default_rng(0)
     for _ in range(WARM_UP):  # what they import and cache is not the inputs' fault
         _attempt(case.read, _damaged(case, rng))
-    limit = _status("VmSize") + MEMORY
+    limit = _status("VmSize") + case.memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     summary = {
         "kind": kind,

@@ -231,8 +231,8 @@ def _batch(
         raise UserError(f"{file.name}: 'data' is {type(data).__name__}; an array is wanted")
     try:
         values = data.values()
-    except RefusedError as error:
-        raise UserError(f"{file.name}: {error}") from None
+    except (RefusedError, UnicodeEncodeError) as error:
+        raise UserError(f"{file.name}: {error}; fetch it again") from None
     if not isinstance(labels, list) or len(labels) != len(values):
         number = f"{len(labels)} labels" if isinstance(labels, list) else "no list of labels"
         raise UserError(
