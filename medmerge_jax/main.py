@@ -19,6 +19,10 @@ from medmerge_jax import files, preemption, processes
 from medmerge_jax.errors import UserError
 
 _USAGE = "python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart"
+_GONE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
+    errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
+)  # fmt: skip
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if it is not there.")
 _COORDINATOR = flags.DEFINE_string(
@@ -66,9 +70,11 @@ def entry_point() -> None:
     except UserError as error:
         _leave(_fail(str(error)))
     except OSError as error:
-        if error.errno not in files.DISK_FULL:
+        if error.errno in files.DISK_FULL:
+            _leave(_fail(_disk_full(error)), quietly=True)
+        if error.errno not in _GONE or not _is_ours(error.filename):
             raise
-        _leave(_fail(_disk_full(error)))
+        _leave(_fail(_gone(error)), quietly=True)
     except preemption.Preempted as stopped:
         if processes.is_first():
             print(preemption.message(stopped), file=sys.stderr)
@@ -78,9 +84,12 @@ def entry_point() -> None:
         _leave(130)
 
 
-def _leave(status: int) -> NoReturn:
-    """Ends the process, of several without waiting for the others, which JAX ends then."""
-    if processes.count() > 1:
+def _leave(status: int, quietly: bool = False) -> NoReturn:
+    """Ends the process, of several without waiting for the others, which JAX ends then.
+
+    Quietly also without the last words of Orbax, whose threads would still try to write.
+    """
+    if quietly or processes.count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -142,6 +151,21 @@ def _disk_full(error: OSError) -> str:
     return (
         f"the disk is full{where} ({reason}: {error.strerror}); nothing half-written was kept. "
         "Free some space and give the same command again: it resumes."
+    )
+
+
+def _is_ours(path: object) -> bool:
+    folders = [files.cache_folder("."), *([Path(_WORKDIR.value)] if _WORKDIR.value else [])]
+    return isinstance(path, str) and any(
+        Path(path).absolute().is_relative_to(folder.expanduser().absolute()) for folder in folders
+    )
+
+
+def _gone(error: OSError) -> str:
+    return (
+        f"{error.filename} cannot be read or written any more ({error.strerror}): a folder that "
+        "the run works in has vanished or has become read-only. Nothing half-written was kept. "
+        "When the folder is back, the same command goes on from the last checkpoint."
     )
 
 

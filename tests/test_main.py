@@ -203,6 +203,40 @@ def test_a_full_disk(program, folder_flags, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+MISCHIEF = """
+import subprocess, sys, time
+from pathlib import Path
+
+run, deed, *command = sys.argv[1:]
+process = subprocess.Popen(command)
+while process.poll() is None:
+    metrics = Path(run, "metrics.jsonl")
+    if metrics.exists() and metrics.read_text().count("\\n") > 2:
+        subprocess.run(["sh", "-c", deed], cwd=run)
+        break
+    time.sleep(0.01)
+sys.exit(process.wait())
+"""
+
+
+@pytest.mark.parametrize(
+    ("deed", "words"),
+    [
+        ('mv "$PWD" "$PWD-elsewhere"', ("vanished", "same command")),
+        ("chmod -R a-w checkpoints", ("checkpoints", "read-only", "same command")),
+        ("rm -r checkpoints", ("checkpoints", "vanished", "same command")),
+    ],
+)
+def test_a_workdir_lost_while_it_trains(program, folder_flags, tmp_path, deed, words):
+    if "chmod" in deed and os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    run = tmp_path / "run"
+    flags = (*folder_flags, "--config.recipe=ft", "--config.ft.epochs=1000")
+    prefix = (sys.executable, "-c", MISCHIEF, str(run), deed)
+    result = program(*flags, prefix=prefix)
+    refuse(result, tmp_path / "nothing", *words)  # what was being written cannot be removed
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [

@@ -35,7 +35,7 @@ class StageCheckpoints:
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._disk_was_full = False
+        self._failed = False
         self._summing: threading.Thread | None = None
         self._checkpointer = self._open()
 
@@ -132,9 +132,10 @@ class StageCheckpoints:
         """Starts saving, once an earlier save is done, with a number above all earlier ones'.
 
         Raises:
-          OSError: The disk is full, also where an earlier save found it so.
+          OSError: The disk is full, or the folder is gone or cannot be written; also where an
+            earlier save found it so.
         """
-        with self._full_disk():
+        with self._os_errors():
             # Without force, Orbax skips a checkpoint while the one before is being written.
             saving = self._checkpointer.save_async(number, tree, force=True, custom_metadata=values)
         self._join()
@@ -144,36 +145,37 @@ class StageCheckpoints:
 
     def wait(self) -> None:
         """Returns when everything saved is on the disk."""
-        with self._full_disk():
+        with self._os_errors():
             self._checkpointer.wait()
         self._join()
 
     def close(self) -> None:
         """Waits and frees the threads."""
-        with self._full_disk():
+        with self._os_errors():
             self._checkpointer.close()
         self._join()
         self._remove_unfinished()
 
     @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
-        """Turns what Orbax and TensorStore raise on a full disk into an OSError."""
+    def _os_errors(self) -> Iterator[None]:
+        """Turns what Orbax and TensorStore raise, as on a full disk, into an OSError."""
         try:
             yield
         except Exception as error:
             number = _os_error_number(error)
-            if number not in files.DISK_FULL:
+            if not number:
                 raise
-            self._disk_was_full = True
+            self._failed = True
             self._remove_unfinished()
             raise OSError(number, os.strerror(number), str(self._directory)) from error
 
     def _remove_unfinished(self) -> None:
         """What a full disk left; again after closing, when Orbax starts no more threads."""
-        if self._disk_was_full:
+        if self._failed:
             for thread in threading.enumerate():
                 if thread.name == "serialize_shardings":  # Orbax forgets it after an error
-                    thread.join(timeout=60)
+                    with contextlib.suppress(Exception):  # it raises what the thread raised
+                        thread.join(timeout=60)
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(unfinished, ignore_errors=True)
 

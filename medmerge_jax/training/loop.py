@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -119,6 +119,7 @@ def train_stage(
         stage.weight_decay,
         stage.augmentation,
     )
+    directory.check_there()
     with (
         preemption.deferred(),
         contextlib.closing(
@@ -146,9 +147,10 @@ def train_stage(
             bar.skip((progress.epoch * train.steps_per_epoch + progress.step) * train.batch_size)
             try:
                 while progress.epoch < stage.epochs:
-                    record = _train_epoch(
-                        stage, task, progress, frozen, train, rates, weights, seed, bar
-                    )
+                    with _memory(f"stage {stage.name}", train.batch_size):
+                        record = _train_epoch(
+                            stage, task, progress, frozen, train, rates, weights, seed, bar
+                        )
                     metrics = _validate(stage, network, progress, frozen, validation, multilabel)
                     # Before the checkpoint: what is logged too much is dropped on resuming.
                     directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}})
@@ -173,12 +175,13 @@ def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
     """Outputs (num_examples, ...) float32 in evaluation mode, fetched once at the end."""
     outputs: list[tuple[jax.Array, int]] = []
     variables = replicate(variables, network.mesh)
-    for batch, valid in batches.ordered():
-        preemption.check()
-        outputs.append((predict_step(network, variables, batch["inputs"]), valid))
-        if len(outputs) > _STEPS_IN_FLIGHT:  # or a fast disk would fill the device with images
-            outputs[-1 - _STEPS_IN_FLIGHT][0].block_until_ready()
-    return np.concatenate([fetch(output)[:valid] for output, valid in outputs])
+    with _memory("evaluation", batches.batch_size):
+        for batch, valid in batches.ordered():
+            preemption.check()
+            outputs.append((predict_step(network, variables, batch["inputs"]), valid))
+            if len(outputs) > _STEPS_IN_FLIGHT:  # or a fast disk would fill the device with images
+                outputs[-1 - _STEPS_IN_FLIGHT][0].block_until_ready()
+        return np.concatenate([fetch(output)[:valid] for output, valid in outputs])
 
 
 def evaluate(
@@ -324,6 +327,26 @@ def _validate(
     except FloatingPointError as error:
         what = f"validation after epoch {progress.epoch + 1}: {error}"
         raise _diverged(progress, what) from error
+
+
+@contextlib.contextmanager
+def _memory(where: str, batch_size: int) -> Iterator[None]:
+    """Says which batch size to try when the memory does not suffice."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        # A CPU calls it INTERNAL, a GPU RESOURCE_EXHAUSTED or CUDA_ERROR_OUT_OF_MEMORY.
+        text = str(error).lower().replace("_", " ")
+        full = "out of memory" in text or "resource exhausted" in text
+        if not full and not isinstance(error, MemoryError):
+            raise
+        found = next(iter(str(error).splitlines()), "") or type(error).__name__
+        smaller = f"batch_size = {batch_size // 2}" if batch_size > 1 else "a smaller image_size"
+        raise UserError(
+            f"{where}: out of memory with batch_size = {batch_size} ({found}). Try {smaller}, or "
+            "twice the accumulate, which takes the same batch in parts (batch norms then see the "
+            "parts), in a new --workdir. Checkpoints of finished epochs are kept in this one."
+        ) from error
 
 
 def _diverged(progress: _Progress, what: str) -> UserError:

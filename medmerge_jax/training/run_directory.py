@@ -15,12 +15,15 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from medmerge_jax import files, processes
 from medmerge_jax.errors import UserError
 
 Record = dict[str, Any]
+
+_HELD: dict[Path, IO[str]] = {}
+"""Lock files of the directories that this process works in."""
 
 _WRITTEN = (
     "config.json",
@@ -83,20 +86,37 @@ class RunDirectory:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {platform.node()}")
             lock.flush()
+            _HELD[self.path] = lock
             try:
                 if (self.path / "config.json").exists():  # else it may be any folder of the user's
                     files.remove_leftovers(self.path, _WRITTEN)
                 yield
             finally:
+                del _HELD[self.path]
                 lock.truncate(0)
                 self.close()
                 self._remove_if_unused()
 
     def _remove_if_unused(self) -> None:
         """A start that failed before anything was written leaves no folder."""
-        if [path.name for path in self.path.iterdir()] == [".lock"]:
-            (self.path / ".lock").unlink()
-            self.path.rmdir()
+        with contextlib.suppress(OSError):  # it is gone, or cannot be written any more
+            if [path.name for path in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
+
+    def check_there(self) -> None:
+        """Raises a UserError if the locked directory has vanished: it would be made anew."""
+        for path, lock in _HELD.items():
+            try:
+                there = os.path.samestat(os.fstat(lock.fileno()), (path / ".lock").stat())
+            except OSError:
+                there = False
+            if not there:
+                raise UserError(
+                    f"workdir {path} has vanished while the run was at work in it. Put it back and "
+                    "give the same command again: it goes on from the last checkpoint in it; "
+                    "without it, it begins anew."
+                )
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Raises a UserError if the directory holds a run of another config, with the fields."""
@@ -188,6 +208,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `name` atomically."""
+        self.check_there()
         if processes.is_first():
             files.write_json(self.path / name, value)
 
@@ -232,6 +253,7 @@ class RunDirectory:
         Args:
           record: Has "stage" and "epoch" (from 1); the rest are numbers or None.
         """
+        self.check_there()
         if not processes.is_first():
             return
         with (self.path / "metrics.jsonl").open("a") as file:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,7 @@ def data(rng):
 def train(data, tmp_path):
     head = LinearHead(CLASSES).init(jax.random.key(0), jnp.zeros((1, FEATURES)))
 
-    def call(name="run", stage=STAGE, train=None, val=None):
+    def call(name="run", stage=STAGE, train=None, val=None, model=None):
         whole = ResidentBatches(*data, 8)
         batches = {"train": train or whole, "val": val or whole}
         directory = RunDirectory(tmp_path / name)
@@ -44,7 +45,7 @@ def train(data, tmp_path):
             return train_stage(
                 stage,
                 parameterization.fine_tune(head),
-                Network(LinearHead(CLASSES)),
+                Network(model or LinearHead(CLASSES)),
                 batches.__getitem__,
                 directory,
                 seed=0,
@@ -286,6 +287,47 @@ def test_no_weights_are_saved_that_are_not_finite(train, data, signals, monkeypa
     assert "the checkpoint after epoch 1 is kept" in str(error.value)
     restarted(signals)
     assert_same(train("cut"), train("whole"))
+
+
+class Greedy(nn.Module):
+    """Wants more memory than there are addresses."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        logits = nn.Dense(self.num_classes, name="head")(inputs)
+        wide = jnp.broadcast_to(inputs[:, :1, None], (len(inputs), 2**22, 2**22))
+        return logits + 1e-9 * (jax.lax.sort(wide, dimension=1)[:, :1, 0])
+
+
+def test_out_of_memory_says_which_batch_size_to_try(train, tmp_path):
+    with pytest.raises(UserError) as error:
+        train(model=Greedy(CLASSES))
+    message = str(error.value)
+    assert "stage lp: out of memory with batch_size = 8" in message
+    assert "Try batch_size = 4" in message
+    assert "accumulate" in message
+
+
+def test_a_workdir_that_vanished_is_not_made_anew(train, data, tmp_path):
+    """And a checkpoint that is being written neither hides that nor brings it back."""
+
+    class Vanishing(ResidentBatches):
+        def epoch(self, seed, epoch, start=0):
+            if epoch == 2:
+                (tmp_path / "run").rename(tmp_path / "elsewhere")
+            return super().epoch(seed, epoch, start)
+
+    whole = train("whole")
+    with (
+        pytest.raises(UserError, match="run has vanished"),
+        RunDirectory(tmp_path / "run").locked(),
+    ):
+        train(train=Vanishing(*data, 8))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert_same(train("elsewhere"), whole)
+    assert lines(tmp_path / "elsewhere") == lines(tmp_path / "whole")
 
 
 def lines(run):
