@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from medmerge_jax.data.rows import FileRows, file_rows
 from medmerge_jax.errors import UserError
 from medmerge_jax.training import mesh as mesh_lib
 
@@ -141,6 +142,9 @@ class ResidentBatches(_Common):
         accumulate: int = 1,
     ):
         super().__init__(labels, len(inputs), batch_size, mesh, accumulate)
+        if isinstance(inputs, np.memmap):  # or a CPU would read the file at every step
+            rows = file_rows(inputs)
+            inputs = rows.whole() if isinstance(rows, FileRows) else rows
         self._arrays = mesh_lib.replicate({"inputs": inputs, "labels": self.labels}, mesh)
 
     def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
@@ -185,7 +189,7 @@ class StreamedBatches(_Common):
         accumulate: int = 1,
     ):
         super().__init__(labels, len(inputs), batch_size, mesh, accumulate)
-        self._inputs = np.asarray(inputs)
+        self._inputs = file_rows(inputs)
         self._threads = threads or min(8, os.cpu_count() or 1)
         self._prefetch = prefetch
 
@@ -249,7 +253,7 @@ def make_batches(
     budget = _default_budget() if budget_bytes is None else budget_bytes
     if loader == "resident" or (loader == "auto" and inputs.nbytes <= budget):
         return ResidentBatches(inputs, labels, batch_size, mesh, accumulate)
-    return StreamedBatches(np.asarray(inputs), labels, batch_size, mesh=mesh, accumulate=accumulate)
+    return StreamedBatches(file_rows(inputs), labels, batch_size, mesh=mesh, accumulate=accumulate)
 
 
 def _default_budget() -> int:

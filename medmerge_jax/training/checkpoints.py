@@ -1,6 +1,7 @@
 """Checkpoints of a stage: Orbax, asynchronous and atomic, with checksums."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -35,6 +36,7 @@ class StageCheckpoints:
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
+        self._identity = directory.stat()
         self._failed = False
         self._summing: threading.Thread | None = None
         self._checkpointer = self._open()
@@ -162,12 +164,19 @@ class StageCheckpoints:
         try:
             yield
         except Exception as error:
-            number = _os_error_number(error)
+            number = _os_error_number(error) if self._is_there() else errno.ENOENT
             if not number:
                 raise
             self._failed = True
             self._remove_unfinished()
             raise OSError(number, os.strerror(number), str(self._directory)) from error
+
+    def _is_there(self) -> bool:
+        """Whether the folder is still the one that this began with."""
+        try:
+            return os.path.samestat(self._directory.stat(), self._identity)
+        except OSError:
+            return False
 
     def _remove_unfinished(self) -> None:
         """What a full disk left; again after closing, when Orbax starts no more threads."""
