@@ -46,6 +46,16 @@ def test_the_configs_that_come_with_the_project(path):
             ["one is zeros, which only medmerge can merge"],
         ),
         ({"select.metric": "macrof1"}, ["select.metric = 'macrof1'", "did you mean 'macro_f1'"]),
+        ({"compare.seeds": (0, [1])}, ["compare.seeds has [1]: wanted is int, not list"]),
+        ({"compare.seeds": (0, -1)}, ["compare.seeds = (0, -1)"]),
+        ({"compare.recipes": ("ft", 1)}, ["compare.recipes has 1: wanted is str"]),
+        ({"data.fractions": (0.8, "0.1", 0.1)}, ["data.fractions has '0.1': wanted is float"]),
+        ({"data.classes": (0, 1)}, ["data.classes has 0", "data.classes has 1"]),
+        ({"data.synthetic.counts": (1, 2)}, ["data.synthetic.counts = (1, 2)"]),
+        ({"lp.learning_rate": float("nan")}, ["lp.learning_rate = nan"]),
+        ({"weight_decay": float("inf")}, ["weight_decay = inf"]),
+        ({"seed": 2**40}, ["seed = 1099511627776"]),
+        ({"batch_size": 10**5000}, ["batch_size = an enormous number"]),
     ],
 )
 def test_values_that_cannot_be_used_are_all_named(changes, words):
@@ -97,3 +107,20 @@ def test_whole_numbers_and_lists_do_where_others_are_the_default():
     config.data.classes = ["a", "b"]
     config.ft = ml_collections.ConfigDict({**config.ft, "warmup_epochs": 1})
     check_config(config)
+
+
+def test_parents_are_texts_and_sources_are_configs():
+    config = default_config().unlock()
+    config.parents = ml_collections.ConfigDict({"b": 5, "c": ["imagenet"]})
+    config.sources = ml_collections.ConfigDict({"a": "runs/a"})
+    with pytest.raises(UserError) as error:
+        check_config(config)
+    for word in ("parents.b = 5: wanted is str", "parents.c = ", "sources.a = 'runs/a'"):
+        assert word in str(error.value)
+
+
+def test_a_config_that_is_its_own_source():
+    config = default_config().unlock()
+    config.sources = ml_collections.ConfigDict({"a": config})
+    with pytest.raises(UserError, match="sources inside sources"):
+        check_config(config)

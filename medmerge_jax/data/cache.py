@@ -123,7 +123,7 @@ def _key(split: Split, size: int, resize: str) -> str:
 def _open(array_path: Path, card_path: Path, shape: tuple[int, ...]) -> Pixels | None:
     """None unless the files are there, whole and of this shape."""
     try:
-        digest = json.loads(card_path.read_text())["sha256"]
+        digest = files.read_json(card_path)["sha256"]
         array = np.load(array_path, mmap_mode="r", allow_pickle=False)
         expected = array.offset + array.nbytes
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):

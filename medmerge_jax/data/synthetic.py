@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from medmerge_jax import files
 from medmerge_jax.errors import UserError
 
 _VERSION = 1
@@ -151,7 +152,7 @@ def _check(kind: str, counts: Mapping[str, int], size: int, appearance: int) -> 
 
 def _check_same(root: Path, marker: dict[str, object]) -> None:
     try:
-        found = json.loads((root / _MARKER).read_text())
+        found = files.read_json(root / _MARKER)
     except (OSError, ValueError):
         found = None
     if found != marker:

@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import warnings
 import zlib
 
 import numpy as np
@@ -304,3 +306,33 @@ def test_decompression_bomb_in_a_jpeg(tmp_path, size):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a\.jpg: too many pixels .*3600000000"):
         read_image(path, size)
+
+
+def test_more_pixels_than_a_photograph_has(tmp_path, monkeypatch):
+    """Pillow itself only warns, up to twice as many."""
+    path = save(tmp_path / "a.png", Image.new("RGB", (64, 64)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match=r"a\.png: .*64 × 64 pixels, too many pixels"):
+            read_image(path, 16)
+
+
+def test_a_program_in_the_clothes_of_an_image_is_not_run(tmp_path, monkeypatch):
+    def start(*arguments, **options):
+        raise AssertionError(f"started {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match=r"a\.jpg: is not an image that can be read .*%!PS"):
+        read_image(path, 16)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP"])
+def test_what_a_file_holds_counts_not_its_suffix(tmp_path, kind):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(path, kind)
+    red, green, blue = read_image(path, 16)[8, 8]
+    assert red > 250 > 5 > green
+    assert blue < 5

@@ -299,3 +299,30 @@ def test_not_a_table(make, tmp_path):
 def test_a_table_that_is_a_folder(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         image_table(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["../secret", "../secret.png", "a/../../secret.png", "/etc/passwd", "{root}/../secret.png",
+     "..\\secret.png", "..", "/", "images/../../secret.png", "a\0.png", "x" * 300],
+)  # fmt: skip
+def test_paths_that_leave_the_root_find_nothing(tmp_path, write_images, value):
+    root = tmp_path / "images"
+    write_images(root / "a.png", root / "sub/b.png", tmp_path / "secret.png")
+    value = value.replace("{root}", str(root))
+    (tmp_path / "a.csv").write_text(f"image,label\na,0\nb,1\n{value},1\n")
+    with pytest.raises(UserError, match=r"1 of 3 rows have no image file below .*line 4"):
+        image_table(tmp_path / "a.csv", root)
+
+
+def test_classes_of_any_number_of_digits(tmp_path, write_images):
+    """Python makes no number of more than 4300."""
+    names = ["10", "9", "1" * 5000, "2" * 5000]
+    write_images(*(tmp_path / "images" / f"{row}.png" for row in range(4)))
+    rows = [f"{row},{name}" for row, name in enumerate(names)]
+    (tmp_path / "a.csv").write_text("\n".join(["image,label", *rows]))
+    assert image_table(tmp_path / "a.csv", tmp_path / "images").classes == (
+        "9",
+        *names[:1],
+        *names[2:],
+    )

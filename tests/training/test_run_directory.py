@@ -92,3 +92,21 @@ def test_only_what_a_killed_run_left_is_removed(tmp_path):
     with RunDirectory(tmp_path).locked():
         assert all((tmp_path / name).exists() for name in users)
         assert not any((tmp_path / name).exists() for name in ours)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "1", "{}", '{"config": 1}', "[" * 10**5, '{"config": {}}', "NaN", "\0"]
+)
+def test_a_damaged_config_json(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        RunDirectory(tmp_path).check_config({"a": 1})
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "{", '{"epoch": "1"}', "[" * 10**5, "\udcff"])
+def test_a_damaged_line_of_the_metrics_is_named(tmp_path, line):
+    good = '{"stage": "ft", "epoch": 1}\n'
+    text = f"{good}{line}\n{good}"
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: "):
+        RunDirectory(tmp_path).rewind("ft", 0)

@@ -115,3 +115,27 @@ def test_fingerprint_is_of_names_shapes_and_values(variables, make_variables):
     assert model_fingerprint(make_variables("resnet20", seed=1)) != wanted
     assert model_fingerprint({"a": np.zeros(2)}) != model_fingerprint({"b": np.zeros(2)})
     assert model_fingerprint({"a": np.zeros(2)}) != model_fingerprint({"a": np.zeros((2, 1))})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"mean": [0.5, 0.5]}', "mean is .*a number for each colour"),
+        ('{"std": [0.5, 0, 0.5]}', "std is .*above 0"),
+        ('{"image_size": 1e9}', "image_size is .*pixels"),
+        ('{"image_size": 1000000000}', "image_size is .*pixels"),
+        ('{"classes": "abc"}', "classes is 'abc'; names"),
+        ('{"classes": [1]}', r"classes is \[1\]; names"),
+        ('{"architecture": ["resnet20"]}', "architecture is .*a name"),
+        ('{"multilabel": "no"}', "multilabel is 'no'; true or false"),
+        ('{"origin": []}', "origin is"),
+        ('{"loss": NaN}', "no JSON .*NaN"),
+        ('{"loss": 1e999}', "no JSON"),
+        ("[" * 100_000, "no JSON .*nested too deeply"),
+    ],
+)
+def test_cards_of_any_content(tmp_path, variables, text, words):
+    save_model(tmp_path, "resnet20", variables, {})
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(UserError, match=rf"model\.json: .*{words}"):
+        load_parent(tmp_path, "resnet20")

@@ -316,3 +316,11 @@ def test_names_do_not_leave_the_folder(name, tmp_path):
     copy.change(3, copy.image, "../secret")
     copy.save()
     copy.error("line 3: column .* holds '../secret'; a name without folders")
+
+
+@pytest.mark.parametrize("value", ["a\0b", "x" * 300, "..", "../a", "~"])
+def test_an_image_has_a_name_that_no_file_can_have(copy, value):
+    copy.change(5, copy.image, value)
+    copy.save()
+    with pytest.raises(UserError, match=r"line 5: |has no row for the image"):
+        copy.read()

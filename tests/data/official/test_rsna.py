@@ -235,3 +235,12 @@ def test_missing_tables(root, name):
     (root / name).unlink()
     with pytest.raises(UserError, match=name):
         read_rsna_pneumonia(root)
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/b", "..\\secret", ".."])
+def test_a_patient_outside_the_folder(root, name):
+    patient = next(iter(CHOSEN))
+    write_tables(root, *([line.replace(patient, name) for line in one] for one in tables()))
+    (root / "secret.dcm").write_bytes(b"secret")
+    with pytest.raises(UserError, match=r"line 4: the patientId is .*; a name without folders"):
+        read_rsna_pneumonia(root)
