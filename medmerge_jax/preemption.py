@@ -6,11 +6,12 @@ Schedulers send them some time before they kill. While a stage trains they are o
 """
 
 import contextlib
-import itertools
 import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
+
+from medmerge_jax import processes
 
 EXIT_STATUS = os.EX_TEMPFAIL
 """Of a program that was asked to stop (75): the same command goes on from there."""
@@ -27,8 +28,6 @@ class _Noted:
 
     name = ""
     depth = 0  # of `deferred`
-    several = False  # processes work together
-    polls = itertools.count()
 
 
 def install() -> None:
@@ -40,11 +39,7 @@ def install() -> None:
 def _handle(number: int, frame: FrameType | None) -> None:
     del frame
     _Noted.name = signal.Signals(number).name
-    if _Noted.several and number != signal.SIGTERM:
-        # The runtime of several processes has a handler of its own for SIGTERM, by which all
-        # agree on the step after which they stop.
-        os.kill(os.getpid(), signal.SIGTERM)
-    elif not _Noted.depth:
+    if not _Noted.depth:
         # An exception might come up in the middle of an import or of a library's callback, which
         # turn it into errors of their own, or crash.
         os.write(2, f"{message(_Noted.name)}\n".encode())  # it may have come in a print
@@ -59,15 +54,12 @@ def message(stopped: object) -> str:
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Within it the signals are noted, and raise Preempted by `check` only, or when it ends."""
-    import jax  # takes a second, in which the handlers are wanted already
-
-    _Noted.several = jax.process_count() > 1
     _Noted.depth += 1
     try:
         yield
     finally:
         _Noted.depth -= 1
-    if _Noted.name and not _Noted.several:
+    if _Noted.name and processes.count() == 1:
         raise Preempted(_Noted.name)
 
 
@@ -76,10 +68,8 @@ def check() -> None:
 
     Several processes must call it equally often: then it raises in all of them at the same call.
     """
-    if _Noted.several:
-        from jax.experimental import multihost_utils
-
-        if multihost_utils.reached_preemption_sync_point(next(_Noted.polls)):
-            raise Preempted(_Noted.name or "SIGTERM")
+    if processes.count() > 1:
+        if processes.all_stop(bool(_Noted.name)):
+            raise Preempted(_Noted.name or "another process's signal")
     elif _Noted.name:
         raise Preempted(_Noted.name)

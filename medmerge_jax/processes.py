@@ -18,6 +18,13 @@ HEARTBEAT_SECONDS = 20
 """After so long without a sign of life a process counts as lost."""
 
 _END_SECONDS = 30
+
+_ASKED_EVERY, _STOPPED_AFTER = 4, 8
+"""Calls of `all_stop`. A process is at most five ahead of another: it waits for the results of the
+step before the last four, which no process has without the others. So all hear of the call at
+which they stop before they come there."""
+
+_STOP = "medmerge_jax/stop"
 _WEEK = 7 * 24 * 3600 * 1000
 
 
@@ -29,6 +36,8 @@ class _Us:
     index = 0
     count = 1
     calls = itertools.count()
+    stop_calls = itertools.count()
+    stop_at: int | None = None
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -68,6 +77,8 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         }
     import jax
 
+    # Its handler of SIGTERM takes the place of ours, see `preemption` and `all_stop`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **options,
@@ -161,6 +172,26 @@ def wait_for_all() -> None:
     """Returns when all processes are here, however long that takes."""
     if _Us.count > 1:
         _client().wait_at_barrier(f"medmerge_jax/{next(_Us.calls)}", _WEEK)
+
+
+def all_stop(wanted: bool) -> bool:
+    """Whether all processes stop now, at the same call, because one of them wants it.
+
+    Args:
+      wanted: Whether this one does.
+    """
+    call = next(_Us.stop_calls)
+    if _Us.stop_at is None and call % _ASKED_EVERY == 0:
+        told = dict(_client().key_value_dir_get(_STOP))
+        if not is_first():
+            if wanted and not told:
+                _client().key_value_set(f"{_STOP}/wanted", "", allow_overwrite=True)
+            found = told.get(f"{_STOP}/at")
+            _Us.stop_at = None if found is None else int(found)
+        elif wanted or told:
+            _Us.stop_at = call + _STOPPED_AFTER
+            _client().key_value_set(f"{_STOP}/at", str(_Us.stop_at))
+    return _Us.stop_at is not None and call >= _Us.stop_at
 
 
 def _raise(error: Exception) -> None:
