@@ -32,6 +32,7 @@ GROUPS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is measured by Linux"

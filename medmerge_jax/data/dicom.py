@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import itertools
+import struct
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +21,7 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_RUN_LENGTHS = "1.2.840.10008.1.2.5"
 
 
 def read_dicom(path: Path) -> Image.Image:
@@ -157,16 +160,37 @@ def _check_compressed_size(dataset: "Dataset") -> None:
     """The compressed image has a header of its own, which pydicom believes."""
     from pydicom.encaps import get_frame
 
-    frame = io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if dataset.file_meta.TransferSyntaxUID == _RUN_LENGTHS:
+        _check_run_lengths(frame, dataset.Rows * dataset.Columns)
+        return
     with (
-        contextlib.suppress(UnidentifiedImageError),  # it is no JPEG, but RLE, or one for others
-        Image.open(frame, formats=("JPEG", "JPEG2000")) as image,
+        contextlib.suppress(UnidentifiedImageError),  # a JPEG that only other decoders know
+        Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image,
     ):
         if image.size != (dataset.Columns, dataset.Rows):
             raise UserError(
                 f"its compressed image has {image.height} × {image.width} pixels, the header says "
                 f"{dataset.Rows} × {dataset.Columns}; replace the file"
             )
+
+
+def _check_run_lengths(frame: bytes, pixels: int) -> None:
+    """What pydicom would not: it unpacks all runs that are there (DICOM PS3.5 annex G): 128 bytes of two."""
+    (count,) = struct.unpack("<L", frame[:4])
+    starts = struct.unpack("<15L", frame[4:64])[:count]
+    for start, end in itertools.pairwise((*starts, len(frame))):
+        position, unpacked = start, 0
+        while position < end and unpacked <= 2 * pixels:
+            code = frame[position]
+            if code > 128:
+                position, unpacked = position + 2, unpacked + 257 - code
+            elif code < 128:
+                position, unpacked = position + code + 2, unpacked + code + 1
+            else:  # means nothing
+                position += 1
+        if unpacked > 2 * pixels:
+            raise UserError(f"its runs unpack to more than the {pixels} pixels; replace the file")
 
 
 def _palette_colours(dataset: "Dataset", pixels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,10 @@
 """DICOM files written here with pydicom, read as a viewer shows them, or refused clearly."""
 
+import contextlib
 import io
+import struct
 import sys
+import tracemalloc
 import warnings
 import zlib
 
@@ -424,3 +427,35 @@ def test_without_pydicom_the_error_names_the_extra(save, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UserError, match=r"medmerge-jax\[dicom\]"):
         read_dicom(path)
+
+
+def test_bombs_of_runs_are_refused(save):
+    """A megabyte that pydicom would unpack to 64, of an image of 54 pixels."""
+    frame = struct.pack("<16L", 1, 64, *[0] * 14) + b"\x80\x81\x00" * 2**19
+    path = save(np.zeros((6, 9), np.uint8), PixelData=encapsulate([frame]), syntax=uid.RLELossless)
+    with pytest.raises(UserError, match=r"a\.dcm: its runs unpack to more than the 54 pixels"):
+        read_dicom(path)
+
+
+@pytest.mark.parametrize(("kind", "syntax"), [("JPEG", uid.JPEGBaseline8Bit),
+                                              ("JPEG2000", uid.JPEG2000Lossless)])  # fmt: skip
+def test_bombs_inside_are_refused_by_their_own_header(save, kind, syntax):
+    file = io.BytesIO()
+    Image.new("L", (900, 600)).save(file, kind)
+    data = encapsulate([file.getvalue()])
+    path = save(np.zeros((6, 9), np.uint8), PixelData=data, syntax=syntax)
+    with pytest.raises(
+        UserError, match=r"compressed image has 600 × 900 pixels, the header .*6 × 9"
+    ):
+        read_dicom(path)
+
+
+def test_elements_get_no_more_memory_than_the_file_has(save, tmp_path):
+    data = bytearray(save(np.zeros((6, 9), np.uint8)).read_bytes())
+    data += struct.pack("<HH2sHL", 0x7FE1, 0x1010, b"OB", 0, 2**32 - 2)
+    (tmp_path / "b.dcm").write_bytes(data)
+    tracemalloc.start()
+    with contextlib.suppress(UserError):
+        read_dicom(tmp_path / "b.dcm")
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
