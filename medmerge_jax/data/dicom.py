@@ -176,7 +176,7 @@ def _check_compressed_size(dataset: "Dataset") -> None:
 
 
 def _check_run_lengths(frame: bytes, pixels: int) -> None:
-    """What pydicom would not: it unpacks all runs that are there (DICOM PS3.5 annex G): 128 bytes of two."""
+    """Counts before pydicom unpacks all runs that there are: 128 bytes of two (PS3.5 annex G)."""
     (count,) = struct.unpack("<L", frame[:4])
     starts = struct.unpack("<15L", frame[4:64])[:count]
     for start, end in itertools.pairwise((*starts, len(frame))):
