@@ -6,13 +6,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from medmerge_jax import preemption
+from medmerge_jax import main, preemption
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -57,8 +58,8 @@ def launch():
         job.wait()
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 60
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -78,6 +79,16 @@ def test_the_head_has_a_command_and_configs_that_are_there(name):
     assert all(len(line) <= 100 for line in text.splitlines())
     for config in re.findall(r"configs/\w+\.py", text):
         assert (ROOT / config).is_file()
+
+
+def test_the_flags_are_those_of_the_program():
+    used = set()
+    for name in (*SCRIPTS, "kubernetes.yaml"):
+        text = (LAUNCH / name).read_text()
+        for line in re.findall(r"(?:medmerge_jax\.main|--coordinator|- --).*", text):
+            used |= set(re.findall(r"--([a-z_]+)(?=[ =])", line))
+    assert {"config", "workdir", "coordinator", "num_processes", "process_id"} <= used
+    assert used <= set(main.flags.FLAGS)
 
 
 # SLURM
@@ -179,6 +190,27 @@ def test_a_signal_reaches_all_processes(processes, number, launch, stand_in, log
     job.send_signal(number)
     assert job.wait(60) == preemption.EXIT_STATUS
     assert log().count("USR1" if number == signal.SIGUSR1 else "TERM") == processes
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_resume(launch, monkeypatch, tmp_path):
+    python = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{python}:{os.environ['PATH']}")
+    monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(tmp_path / "cache"))
+    workdir = tmp_path / "run"
+    command = [f"--config={ROOT / 'tests' / 'tiny_config.py'}", f"--workdir={workdir}"]
+    metrics = workdir / "metrics.jsonl"
+    job = launch("one_machine.sh", *command, "--config.ft.epochs=8", PROCESSES="2")
+    wait_for(lambda: job.poll() is not None or (metrics.exists() and metrics.read_text()), 300)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(120) == preemption.EXIT_STATUS
+    assert not (workdir / "results.json").exists()
+    job = launch("one_machine.sh", *command, "--config.ft.epochs=8", PROCESSES="2")
+    assert job.wait(300) == 0
+    assert (workdir / "results.json").exists()
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    expected = [("merge_lp", 1), ("merge_lp", 2), *(("ft", epoch) for epoch in range(1, 9))]
+    assert [(record["stage"], record["epoch"]) for record in records] == expected
 
 
 # Kubernetes
