@@ -101,21 +101,25 @@ def test_slurm_is_asked_for_a_signal_and_the_queue():
 
 
 @pytest.mark.parametrize(
-    "status, requeued",
+    "status, restarts, requeued",
     [
-        (0, False),
-        (1, False),
-        (2, False),  # the config is wrong
-        (preemption.EXIT_STATUS, True),
-        (128 + signal.SIGKILL, False),  # out of memory
-        (128 + signal.SIGUSR1, True),
-        (128 + signal.SIGTERM, True),
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),  # the config is wrong
+        (preemption.EXIT_STATUS, 99, True),
+        (128 + signal.SIGKILL, 0, False),  # out of memory
+        (128 + signal.SIGUSR1, 0, True),
+        (128 + signal.SIGTERM, 0, True),
+        (128 + signal.SIGABRT, 9, True),
+        (128 + signal.SIGABRT, 10, False),
     ],
 )
-def test_slurm_requeues_what_a_signal_stopped(status, requeued, launch, stand_in, log):
+def test_slurm_requeues_what_a_signal_stopped(status, restarts, requeued, launch, stand_in, log):
     stand_in("srun", f'printf "<%s>" "$@" >>"$LOG"; exit {status}')
     stand_in("scontrol", 'echo "scontrol $@" >>"$LOG"')
-    job = launch("slurm.sh", "--config", "a b.py", SLURM_JOB_ID="17")
+    job = launch(
+        "slurm.sh", "--config", "a b.py", SLURM_JOB_ID="17", SLURM_RESTART_COUNT=str(restarts)
+    )
     assert job.wait(60) == status
     assert "<python><-m><medmerge_jax.main><--config><a b.py>" in log()
     assert log().count("scontrol requeue 17\n") == requeued
