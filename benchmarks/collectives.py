@@ -1,0 +1,108 @@
+"""What several devices exchange in a training step, counted in the program that was compiled.
+
+python benchmarks/collectives.py resnet50 densenet121
+
+Eight devices are simulated on the CPU. What is exchanged does not depend on the size of images.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import argparse
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.training import parameterization
+from medmerge_jax.training.mesh import by_rows, data_mesh, on_all
+from medmerge_jax.training.step import Network, Task, init_state, train_step
+
+CLASSES, SIZE = 8, 64
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(.*")
+ARRAY = re.compile(r"(f|s|u|bf|pred)(\d*)\[([\d,]*)\]")
+
+
+def program(architecture: str, stage: str, batch_size: int = 64) -> str:
+    """The compiled step of a stage, as text."""
+    mesh, spec = data_mesh(), get_spec(architecture)
+    model = create_model(architecture, CLASSES)
+    images = jnp.zeros((1, SIZE, SIZE, 3))
+    parent = jax.jit(model.init)(jax.random.key(0), images)
+    if stage == "ft":
+        start = parameterization.fine_tune(parent)
+    else:
+        start = parameterization.merge_linear_probe([parent, parent], parent["params"]["head"])
+    task = Task(
+        Network(model, spec.mean, spec.std, mesh), start.assemble, True, False, weight_decay=1e-2
+    )
+    whole, rows = on_all(mesh), by_rows(mesh)
+    padded = -(-batch_size // mesh.size) * mesh.size
+
+    def placed(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+
+    state, frozen = jax.tree.map(placed, (init_state(task, start), start.frozen))
+    batch = {
+        "inputs": jax.ShapeDtypeStruct((padded, SIZE, SIZE, 3), np.uint8, sharding=rows),
+        "labels": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=whole),
+    }
+    scalar, weights = (
+        jax.ShapeDtypeStruct(s, np.float32, sharding=whole) for s in ((), (CLASSES,))
+    )
+    lowered = train_step.lower(task, state, frozen, batch, scalar, weights)
+    return lowered.compile().as_text()
+
+
+class Collective(NamedTuple):
+    """An operation in which all devices take part."""
+
+    kind: str
+    arrays: int
+    bytes: int
+    of_kernels: bool  # it exchanges matrices or kernels, not only one number a channel
+
+
+def collectives(text: str) -> list[Collective]:
+    """All that a program has."""
+    found = []
+    for types, kind in OPERATION.findall(text):
+        shapes = [[int(n) for n in dims.split(",") if n] for _, _, dims in ARRAY.findall(types)]
+        widths = [int(width or 8) // 8 for _, width, _ in ARRAY.findall(types)]
+        size = sum(math.prod(shape) * width for shape, width in zip(shapes, widths, strict=True))
+        found.append(Collective(kind, len(shapes), size, max(map(len, shapes)) > 1))
+    return found
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("architectures", nargs="+")
+    parser.add_argument("--batch_size", type=int, default=64)
+    options = parser.parse_args()
+    print("| model | stage | of batch norms | MB | of gradients | arrays | MB | other |")
+    print("|---|---|---:|---:|---:|---:|---:|---|")
+    for architecture in options.architectures:
+        for stage in ("merge_lp", "ft"):
+            found = collectives(program(architecture, stage, options.batch_size))
+            reduced = [one for one in found if one.kind == "all-reduce"]
+            norms = [one for one in reduced if not one.of_kernels]
+            kernels = [one for one in reduced if one.of_kernels]
+            other = ", ".join(sorted(one.kind for one in found if one.kind != "all-reduce"))
+            sizes = [sum(one.bytes for one in part) / 1e6 for part in (norms, kernels)]
+            print(
+                f"| {architecture} | {stage} | {len(norms)} | {sizes[0]:.3f} | {len(kernels)} "
+                f"| {sum(one.arrays for one in kernels)} | {sizes[1]:.3f} | {other} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
