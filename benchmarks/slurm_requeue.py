@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from kill_and_resume import _content, _report
+from chaos import content, report
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
@@ -53,7 +53,7 @@ def main() -> None:
         _wait(job, None, restart + 1)
         print(f"{kind}: in the queue again after {time.monotonic() - begun:.1f} s", flush=True)
     print(f"restarts: {_end(job)}")
-    sys.exit(_report(_content(whole), _content(stopped)))
+    sys.exit(report(content(whole), content(stopped)))
 
 
 def _submit(workdir: Path, options: argparse.Namespace) -> str:
