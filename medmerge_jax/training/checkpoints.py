@@ -53,6 +53,16 @@ class StageCheckpoints:
             cleanup_tmp_directories=True,
         )
 
+    def __enter__(self) -> "StageCheckpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self.close()
+        except OSError:
+            if not isinstance(error, Exception):
+                raise  # or it would hide what came first, as that the workdir has vanished
+
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, and its values, or None if there is none.
 

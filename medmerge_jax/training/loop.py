@@ -122,9 +122,7 @@ def train_stage(
     directory.check_there()
     with (
         preemption.deferred(),
-        contextlib.closing(
-            StageCheckpoints(directory.path / "checkpoints" / stage.name)
-        ) as checkpoints,
+        StageCheckpoints(directory.path / "checkpoints" / stage.name) as checkpoints,
     ):
         start = _as_in_first(start)
         frozen = replicate(start.frozen, network.mesh)
