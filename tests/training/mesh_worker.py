@@ -1,10 +1,11 @@
 """Trains on the devices that the process has and saves what came out: see test_mesh.py.
 
-python mesh_worker.py OUTPUT [COORDINATOR NUM_PROCESSES PROCESS_ID] < JSON list of experiments
+python mesh_worker.py EXPERIMENTS.json OUTPUT.npz [COORDINATOR NUM_PROCESSES PROCESS_ID]
 """
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,11 @@ CLASSES = 3
 
 
 def main():
-    output, *cluster = sys.argv[1:]
+    experiments, output, *cluster = sys.argv[1:]
     if cluster:
         jax.distributed.initialize(cluster[0], int(cluster[1]), int(cluster[2]))
     found = {}
-    for number, options in enumerate(json.load(sys.stdin)):
+    for number, options in enumerate(json.loads(Path(experiments).read_text())):
         for name, value in run(**options).items():
             found[f"{number}/{name}"] = value
     np.savez(output, **found)
