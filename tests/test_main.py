@@ -188,8 +188,8 @@ def test_a_pickle_with_code(program, folder_flags, tmp_path):
 
 def test_a_loss_that_is_not_finite(program, folder_flags, tmp_path):
     result = program(
-        *folder_flags, "--config.recipe=ft", "--config.ft.learning_rate=1e30",
-        "--config.batch_size=4",
+        *folder_flags, "--config.recipe=ft", "--config.ft.learning_rate=2e9",
+        "--config.weight_decay=1e9", "--config.batch_size=4",
     )  # fmt: skip
     refuse(result, tmp_path / "run", "stage ft", "not finite", "learning_rate")
 
@@ -234,7 +234,10 @@ def test_a_workdir_lost_while_it_trains(program, folder_flags, tmp_path, deed, w
     flags = (*folder_flags, "--config.recipe=ft", "--config.ft.epochs=1000")
     prefix = (sys.executable, "-c", MISCHIEF, str(run), deed)
     result = program(*flags, prefix=prefix)
-    refuse(result, tmp_path / "nothing", *words)  # what was being written cannot be removed
+    assert result.returncode == 2, result.stderr
+    # A thread of Orbax may tell of the file that it was about to write, too.
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert all(word in result.stderr[result.stderr.index(error) :] for word in words)
 
 
 @pytest.mark.parametrize(

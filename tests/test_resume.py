@@ -17,7 +17,7 @@ TIMES = ("seconds", "wall_seconds", "images_per_second")
 MOMENTS = (  # the files at whose appearance the program is killed, each time they are new
     "data/.clinic_*",  # while images are drawn
     "sources/c/metrics.jsonl",
-    "sources/b/checkpoints/ft/1*",  # while or after the first epoch is written
+    "sources/b/checkpoints/ft/*",  # while or after the first epoch is written
     "lp-b/seed0/checkpoints/lp/*",
     "lp_bn_ft-b/seed0/checkpoints/lp_bn/*",
     "medmerge/seed0/checkpoints/merge_lp/*",
