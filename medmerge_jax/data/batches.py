@@ -1,5 +1,6 @@
 """Batches in an order that only the seed decides, from the device's memory or from the disk."""
 
+import abc
 import collections
 import itertools
 import os
@@ -69,7 +70,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(raw, kind="stable").astype(np.int32)
 
 
-class _Common:
+class _Common(abc.ABC):
     """Sizes, and the rows of each batch. Subclasses fetch the rows."""
 
     def __init__(
@@ -112,9 +113,9 @@ class _Common:
         last = self.num_examples - (steps - 1) * size
         return zip(self._stream(list(rows)), [size] * (steps - 1) + [last], strict=True)
 
+    @abc.abstractmethod
     def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         """The examples of each of `rows`, int32 (n,), in this order."""
-        raise NotImplementedError
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """With the first example up to a multiple of the devices."""
