@@ -17,7 +17,7 @@ import numpy as np
 from medmerge_jax import files, weights
 from medmerge_jax.data.images import SUFFIXES, read_image
 from medmerge_jax.errors import UserError
-from medmerge_jax.merging.trees import flatten
+from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models import get_spec, list_models
 from medmerge_jax.progress import say
 from medmerge_jax.recipes import mergers
@@ -152,7 +152,7 @@ def _report(
     architecture: str, names: Sequence[str], models: Sequence[tuple[Any, dict[str, Any]]]
 ) -> None:
     """What will be merged: `load_parent` has seen that all shapes are the architecture's."""
-    backbone = flatten(mergers.without_head(models[0][0]))
+    backbone = flatten(without_head(models[0][0]))
     numbers = sum(int(np.size(leaf)) for leaf in backbone.values())
     say(f"{architecture}: {len(backbone)} arrays, {numbers / 1e6:.1f} million numbers, of each:")
     for name, (variables, _) in zip(names, models, strict=True):

@@ -74,6 +74,18 @@ def nest_like(flat: Mapping[str, Any], like: Mapping[Any, Any]) -> dict[Any, Any
     return _nest_like(flat, like, "")
 
 
+def without_head(variables: Mapping[str, Mapping[Any, Any]]) -> dict[str, dict[Any, Any]]:
+    """The backbone: in each collection everything but the sub-tree "head".
+
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
+    """
+    return {
+        collection: {name: node for name, node in tree.items() if name != "head"}
+        for collection, tree in variables.items()
+    }
+
+
 def network_order(path: str) -> tuple[Any, ...]:
     """Sort key that puts convolutions in the order in which a network applies them.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from medmerge_jax.merging.correlation import Moments, init_moments, update_moments
 from medmerge_jax.merging.spaces import Space
-from medmerge_jax.merging.trees import SEPARATOR
+from medmerge_jax.merging.trees import SEPARATOR, without_head
 from medmerge_jax.models.registry import create_model
 
 Tree = Mapping[str, Any]
@@ -48,7 +48,7 @@ def collect_moments(
             "of each is wanted"
         )
     module = create_model(model, 0) if isinstance(model, str) else model.clone(num_classes=0)
-    backbones = [_without_head(parent) for parent in parents]
+    backbones = [without_head(parent) for parent in parents]
     batch_size = min(batch_size, len(images))
     modules = tuple(sorted({tap.module for space in spaces for tap in space.taps}))
     moments = {
@@ -103,10 +103,3 @@ def _update(
     if positions is not None:
         maps = [x[..., positions] for x in maps]
     return update_moments(moments, maps, tap=tap, valid=valid)
-
-
-def _without_head(variables: Tree) -> dict[str, Any]:
-    return {
-        collection: {name: node for name, node in tree.items() if name != "head"}
-        for collection, tree in variables.items()
-    }

@@ -13,6 +13,7 @@ from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.data.augment import POLICIES
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging import effective_coefficients
+from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.recipes import mergers
 from medmerge_jax.recipes.inputs import Parent
@@ -214,8 +215,8 @@ class Experiment:
         batches = self.inputs.batches[split]
         found = self.inputs.features.get((shared_as, split))
         if found is None:
-            backbone = {**variables, "params": parameterization.without_head(variables["params"])}
-            found = predict(self._network(self._model(num_classes=0)), backbone, batches)
+            backbone = self._network(self._model(num_classes=0))
+            found = predict(backbone, without_head(variables), batches)
             if shared_as:
                 self.inputs.features[shared_as, split] = found
         # A head on features takes no memory: there is nothing to accumulate.
@@ -233,8 +234,8 @@ class Experiment:
         return np.concatenate(found)[:count]
 
     def _with_new_head(self, variables: Tree) -> Tree:
-        backbone = parameterization.without_head(variables["params"])
-        return {**variables, "params": {**backbone, "head": self._new_head()}}
+        backbone = without_head(variables)
+        return {**backbone, "params": {**backbone["params"], "head": self._new_head()}}
 
     def _new_head(self) -> Tree:
         """The same for every recipe of one seed."""

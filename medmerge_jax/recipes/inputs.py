@@ -30,6 +30,7 @@ from medmerge_jax.data.audit import overlapping, short_text, without
 from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging import zeros_parent
+from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.progress import Bar, say
 from medmerge_jax.training.parameterization import Tree
@@ -230,11 +231,7 @@ def fill_zeros(parents: dict[str, Parent]) -> dict[str, Parent]:
     zeros = [name for name, (variables, _) in parents.items() if not variables]
     if not zeros:
         return parents
-    backbones = [
-        {**variables, "params": {k: v for k, v in variables["params"].items() if k != "head"}}
-        for variables, _ in parents.values()
-        if variables
-    ]
+    backbones = [without_head(variables) for variables, _ in parents.values() if variables]
     mean = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *backbones)
     return {
         name: (zeros_parent(mean), card) if name in zeros else (variables, card)

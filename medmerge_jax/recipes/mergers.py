@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax import merging
-from medmerge_jax.merging.trees import check_finite, check_parents, flatten
+from medmerge_jax.merging.trees import check_finite, check_parents, flatten, without_head
 from medmerge_jax.merging.zipit import ALPHA, BETA
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.norm import batch_statistics
@@ -134,14 +134,6 @@ def merger_options(method: str) -> dict[str, Any]:
     """The options of a method and their defaults; `inspect.Parameter.empty` where there is none."""
     parameters = inspect.signature(_MERGERS[method]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def without_head(variables: Tree) -> dict[Any, Any]:
-    """The backbone."""
-    return {
-        collection: {name: node for name, node in tree.items() if name != "head"}
-        for collection, tree in variables.items()
-    }
 
 
 def align(

@@ -15,13 +15,13 @@ and in whether batch norms use the statistics of the batch. Gradients are taken 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from medmerge_jax.merging import init_coefficients, is_conv_kernel, merge_kernels, merge_variables
-from medmerge_jax.merging.trees import flatten, unflatten
+from medmerge_jax.merging.trees import flatten, unflatten, without_head
 
 Tree = dict[str, Any]
 Assemble = Callable[[Tree, Tree], Tree]
@@ -95,7 +95,7 @@ def merge_linear_probe(
       constraint: "none" (the paper's), "clip" or "sigmoid".
       train_batch_norm: False freezes the averaged batch norms (the paper's ablation).
     """
-    backbones = [{**parent, "params": without_head(parent["params"])} for parent in parents]
+    backbones = [without_head(parent) for parent in parents]
     coefficients = init_coefficients(
         backbones[0]["params"],
         num_parents=len(parents),
@@ -136,11 +136,6 @@ class Blend:
         )
         rest = {"params": {**flatten(frozen["params"]), **flatten(kernels)}}
         return put_together(trainable, {"params": unflatten(rest["params"])})
-
-
-def without_head(params: Mapping[str, Any]) -> Tree:
-    """The backbone: every parameter but the head's."""
-    return {name: child for name, child in params.items() if name != "head"}
 
 
 def _is_merged(path: str, leaf: jax.Array) -> bool:

@@ -22,6 +22,7 @@ from medmerge_jax.merging.alignment import (
     weight_matching,
 )
 from medmerge_jax.merging.spaces import find_spaces
+from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import create_model, list_models
 
 # Compiling a large network takes seconds instead of half a minute, and running it once no longer.
@@ -80,11 +81,6 @@ def changed(variables, **leaves):
     """The same tree with other leaves; "__" in the keywords stands for "/"."""
     flat = flatten(variables)
     return unflatten(flat | {path.replace("__", "/"): leaf for path, leaf in leaves.items()})
-
-
-def without_head(variables):
-    flat = flatten(variables)
-    return unflatten({path: x for path, x in flat.items() if not path.startswith("params/head")})
 
 
 # The stages of resnet20 and where the first one's 16 channels begin in their streams.

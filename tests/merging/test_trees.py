@@ -4,6 +4,7 @@ import hypothesis.strategies as st
 import pytest
 
 from medmerge_jax.merging import flatten, nest_like, network_order, unflatten
+from medmerge_jax.merging.trees import without_head
 
 _names = st.text("abc019_.é", min_size=1, max_size=4)
 _trees = st.recursive(
@@ -23,6 +24,15 @@ def test_paths_and_order_of_any_mapping():
     tree = flax.core.freeze({"layer1": {"0": {"conv2": {"kernel": 1}}}, "bn1": {"scale": 2}})
     assert flatten(tree) == {"layer1/0/conv2/kernel": 1, "bn1/scale": 2}
     assert list(flatten({"b": 1, "a": {"d": 2, "c": 3}})) == ["b", "a/d", "a/c"]
+
+
+def test_the_backbone_is_all_but_the_head_of_every_collection():
+    tree = {"params": {"conv1": {"kernel": 1}, "head": {"kernel": 2}}, "batch_stats": {"head": 3}}
+    assert without_head(flax.core.freeze(tree)) == {
+        "params": {"conv1": {"kernel": 1}},
+        "batch_stats": {},
+    }
+    assert tree["params"]["head"] == {"kernel": 2}
 
 
 def test_empty_mappings_leave_no_trace():

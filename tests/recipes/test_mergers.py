@@ -10,7 +10,7 @@ from random_models import variables_of
 
 import medmerge_jax as mm
 from medmerge_jax import config, merging
-from medmerge_jax.merging.trees import flatten, unflatten
+from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.recipes import mergers
 
 
@@ -114,7 +114,7 @@ def test_fisher_weights_are_of_each_parents_own_classes(parents, images):
                     lambda sum_, g, p=p: sum_ + p * g**2 / 3, total, grads(variables["params"])
                 )
         fishers.append({"params": {k: v for k, v in total.items() if k != "head"}})
-    backbones = [mergers.without_head(variables) for variables in (parents[0], other)]
+    backbones = [without_head(variables) for variables in (parents[0], other)]
     assert_trees_close(found, merging.fisher_average(backbones, fishers), 1e-4)
     assert "head" not in found["params"]
 
@@ -199,7 +199,7 @@ BAD = {
         "the heads differ: parent 0 has 4 classes, parent 1 has 7 classes.*heads='drop'",
     ),
     "no head": (
-        mergers.without_head,
+        without_head,
         "parent 0 has 4 classes, parent 1 has no head",
     ),
     "NaN": (
@@ -269,4 +269,4 @@ def test_aligning_ignores_heads(parents):
     permuted = merging.permute_variables(a, order)
     other_head = {**permuted, "params": {**permuted["params"], "head": {"bias": np.zeros(9)}}}
     aligned = mergers.align("resnet20", a, other_head)
-    assert_trees_close(aligned, mergers.without_head(a), 0)
+    assert_trees_close(aligned, without_head(a), 0)

@@ -10,7 +10,7 @@ import pytest
 from medmerge_jax.data import ResidentBatches, StreamedBatches
 from medmerge_jax.data.augment import POLICIES, epoch_key
 from medmerge_jax.errors import UserError
-from medmerge_jax.merging.trees import flatten
+from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.training import loop, parameterization
 from medmerge_jax.training.loop import Stage, evaluate, predict, train_stage
@@ -272,9 +272,8 @@ def test_a_probe_on_features_is_the_probe_through_the_frozen_network(
     whole = train(STAGE, "whole", lambda split: pixels, parameterization.linear_probe(variables),
                   network)  # fmt: skip
 
-    params = parameterization.without_head(variables["params"])
     extractor = dataclasses.replace(network, model=create_model("resnet20", 0))
-    features = predict(extractor, {**variables, "params": params}, pixels)
+    features = predict(extractor, without_head(variables), pixels)
     head = parameterization.fine_tune({"params": {"head": variables["params"]["head"]}})
     cached = ResidentBatches(features, labels, 8)
     ours = train(STAGE, "cached", lambda split: cached, head)

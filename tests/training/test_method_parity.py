@@ -17,7 +17,7 @@ from torch_reference import cifar_resnet, relative_error, state
 
 from medmerge_jax.data import ResidentBatches
 from medmerge_jax.data.batches import epoch_order
-from medmerge_jax.merging.trees import flatten
+from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loop import Stage, train_stage
@@ -103,7 +103,7 @@ def test_merge_linear_probe(torch, dtype, parents, head, batches):
 
 def test_linear_probe_then_fine_tuning(torch, dtype, parents, head, batches):
     variables = flax_variables(parents[0], dtype)
-    backbone = {**variables, "params": parameterization.without_head(variables["params"])}
+    backbone = without_head(variables)
     extractor = network_of(create_model(NAME, 0, dtype))
     features = [
         {**batch, "inputs": predict_step(extractor, backbone, batch["inputs"])} for batch in batches

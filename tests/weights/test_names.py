@@ -5,13 +5,9 @@ import numpy as np
 import pytest
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import list_models
 from medmerge_jax.weights import variables_from_torch, variables_to_torch
-
-
-def without_head(variables):
-    params = {key: value for key, value in variables["params"].items() if key != "head"}
-    return {**variables, "params": params}
 
 
 @pytest.mark.parametrize("name", list_models())
