@@ -3,7 +3,6 @@
 import abc
 import collections
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from medmerge_jax.data.cores import usable_cores
 from medmerge_jax.data.rows import FileRows, file_rows
 from medmerge_jax.errors import UserError
 from medmerge_jax.training import mesh as mesh_lib
@@ -117,10 +117,10 @@ class _Common(abc.ABC):
     def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         """The examples of each of `rows`, int32 (n,), in this order."""
 
-    def _filled(self, rows: np.ndarray) -> np.ndarray:
-        """With the first example up to a multiple of the devices."""
-        size = mesh_lib.padded_size(len(rows), self._mesh)
-        return np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)])
+    def _own(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """This process's part of the rows, with the first example up to `size` of all."""
+        filled = np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)])
+        return filled[mesh_lib.own_rows(size, self._mesh)]
 
 
 class ResidentBatches(_Common):
@@ -154,9 +154,8 @@ class ResidentBatches(_Common):
             if self._mesh is None:
                 yield {**_take(self._arrays, indices), "indices": indices}
                 continue
-            filled = self._filled(step)
-            own = filled[mesh_lib.own_rows(len(filled), self._mesh)]
-            split = mesh_lib.split_rows(own, len(filled), self._mesh)
+            size = mesh_lib.padded_size(len(step), self._mesh)
+            split = mesh_lib.split_rows(self._own(step, size), size, self._mesh)
             yield {
                 "inputs": _take(self._arrays["inputs"], split),
                 "labels": _take(self._arrays["labels"], indices),
@@ -191,7 +190,7 @@ class StreamedBatches(_Common):
     ):
         super().__init__(labels, len(inputs), batch_size, mesh, accumulate)
         self._inputs = file_rows(inputs)
-        self._threads = threads or min(8, os.cpu_count() or 1)
+        self._threads = threads or min(8, usable_cores())
         self._prefetch = prefetch
 
     def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
@@ -199,8 +198,7 @@ class StreamedBatches(_Common):
 
         def read(step: int) -> dict[str, np.ndarray]:
             indices = rows[step]
-            filled = self._filled(indices)
-            own = filled[mesh_lib.own_rows(len(filled), self._mesh)]
+            own = self._own(indices, mesh_lib.padded_size(len(indices), self._mesh))
             return {
                 "inputs": self._inputs[own],
                 "labels": self.labels[indices],

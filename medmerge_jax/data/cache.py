@@ -21,6 +21,7 @@ import PIL
 
 from medmerge_jax import files
 from medmerge_jax.data import images
+from medmerge_jax.data.cores import usable_cores
 from medmerge_jax.data.dataset import Split
 from medmerge_jax.errors import UserError
 
@@ -89,7 +90,7 @@ def cached_pixels(
                 found = _open(array_path, card_path, shape)  # another process may have made it
                 if found is None:
                     with _part(array_path, shape, locked) as part:
-                        _fill(part, split, size, resize, workers or _cores(), progress)
+                        _fill(part, split, size, resize, workers or usable_cores(), progress)
                         # Before the array: killed between the two, the part is still there.
                         card = {"sha256": part.digest.hexdigest(), "shape": list(shape)}
                         files.write_json(card_path, card)
@@ -328,9 +329,3 @@ def _remove_leftovers(path: Path, kept: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

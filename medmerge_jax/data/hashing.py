@@ -11,7 +11,6 @@ with 2 % of their sides cut off 99.9 % are found, mirrored or turned ones never.
 import dataclasses
 import hashlib
 import itertools
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from scipy import fft
 
 from medmerge_jax import files
+from medmerge_jax.data.cores import usable_cores
 from medmerge_jax.data.dataset import DataSet
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
@@ -179,8 +179,7 @@ def hash_images(dataset: DataSet, pixels: Mapping[str, np.ndarray], resize: str)
         digests = b"".join(hashlib.sha256(row.tobytes()).digest()[:16] for row in rows)
         return perceptual_hashes(rows), np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         chunks = (
             pixels[name][start : start + _CHUNK]
             for name in SPLITS
