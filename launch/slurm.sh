@@ -24,8 +24,8 @@ srun --kill-on-bad-exit=0 --wait=60 python -m medmerge_jax.main "$@"
 status=$?
 
 # 75: stopped by a signal, and saved. 138, 143: by SIGUSR1 or SIGTERM before Python could listen.
-# 134: JAX ended a task that had lost another, as to a signal before the first step; or a fault that
-# would come again, so not for ever.
+# 134: JAX ended a task that had lost another, which may be due to a fault that would come again, so
+# not for ever.
 case $status in
     75 | 138 | 143) again=1 ;;
     134) again=$((${SLURM_RESTART_COUNT:-0} < 10)) ;;

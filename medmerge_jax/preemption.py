@@ -2,12 +2,18 @@
 
 Schedulers send them some time before they kill. While a stage trains they are only noted, and
 `check` raises at the next step. Elsewhere there is nothing to save: the process ends at once, with
-`EXIT_STATUS`, and leaves what it would leave if it were killed.
+`EXIT_STATUS`, and leaves what it would leave if it were killed. Of several processes all end then,
+whichever was asked. A thread sees to that, because a main thread that waits for another process, or
+for the compiler, does not come to handle signals.
 """
 
+import atexit
 import contextlib
 import os
+import select
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -18,6 +24,13 @@ EXIT_STATUS = os.EX_TEMPFAIL
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
+_PATIENCE = 15.0
+"""Seconds in which processes that start meet, and in which all hear that they are to end."""
+
+_ANOTHERS = "another process's signal"
+_STOP = 0
+"""No signal has this number."""
+
 
 class Preempted(BaseException):
     """A stage was asked to stop, and did. Like a KeyboardInterrupt, only `main` catches it."""
@@ -26,24 +39,62 @@ class Preempted(BaseException):
 class _Noted:
     """What happened in this process."""
 
-    name = ""
+    name = ""  # of the last signal
     depth = 0  # of `deferred`
+    obeyed = False  # Preempted was raised
+    ending = False
 
 
 def install() -> None:
-    """Handles the signals from now on; call it in the main thread."""
+    """Handles the signals from now on; call it in the main thread, before `processes.start`."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in SIGNALS:
-        signal.signal(number, _handle)
+        signal.signal(number, note)
+    thread = threading.Thread(target=_listen, args=(reading,), name="preemption", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        os.write(writing, bytes([_STOP]))
+        thread.join(_PATIENCE)
+
+    atexit.register(stop)  # after JAX's own, which waits for the other processes
 
 
-def _handle(number: int, frame: FrameType | None) -> None:
+def note(number: int, frame: FrameType | None = None) -> None:
+    """Handles a signal in the main thread."""
     del frame
+    while _Noted.ending:
+        time.sleep(1.0)  # or it would fail for want of another process, which has ended
     _Noted.name = signal.Signals(number).name
-    if not _Noted.depth:
-        # An exception might come up in the middle of an import or of a library's callback, which
-        # turn it into errors of their own, or crash.
-        os.write(2, f"{message(_Noted.name)}\n".encode())  # it may have come in a print
-        os._exit(EXIT_STATUS)
+
+
+def _listen(pipe: int) -> None:
+    """Ends the process as soon as a signal has come and no stage is to be saved."""
+    while True:
+        if select.select([pipe], [], [], 1.0)[0]:
+            number = os.read(pipe, 1)[0]
+            if number in SIGNALS:
+                _Noted.name = signal.Signals(number).name
+            elif number == _STOP:
+                return
+        if _Noted.obeyed:  # all processes end by themselves, whatever comes now
+            return
+        # After a stage that ended before it could stop, too.
+        if (_Noted.name and not _Noted.depth) or processes.another_ends():
+            _end(_Noted.name or _ANOTHERS)
+
+
+def _end(why: str) -> None:
+    processes.wait_for_start(_PATIENCE)
+    _Noted.ending = True
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+    if processes.is_first():
+        os.write(2, f"{message(why)}\n".encode())  # the main thread may be in a print
+    with contextlib.suppress(Exception):  # another process has ended all the same
+        processes.end_together(_PATIENCE)
+    os._exit(EXIT_STATUS)
 
 
 def message(stopped: object) -> str:
@@ -57,10 +108,10 @@ def deferred() -> Iterator[None]:
     _Noted.depth += 1
     try:
         yield
+        if processes.count() == 1:
+            check()
     finally:
         _Noted.depth -= 1
-    if _Noted.name and processes.count() == 1:
-        raise Preempted(_Noted.name)
 
 
 def check() -> None:
@@ -68,8 +119,7 @@ def check() -> None:
 
     Several processes must call it equally often: then it raises in all of them at the same call.
     """
-    if processes.count() > 1:
-        if processes.all_stop(bool(_Noted.name)):
-            raise Preempted(_Noted.name or "another process's signal")
-    elif _Noted.name:
-        raise Preempted(_Noted.name)
+    asked = bool(_Noted.name)
+    if processes.all_stop(asked) if processes.count() > 1 else asked:
+        _Noted.obeyed = True
+        raise Preempted(_Noted.name or _ANOTHERS)

@@ -9,6 +9,8 @@ import contextlib
 import itertools
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +26,7 @@ _ASKED_EVERY, _STOPPED_AFTER = 4, 8
 step before the last four, which no process has without the others. So all hear of the call at
 which they stop before they come there."""
 
-_STOP = "medmerge_jax/stop"
+_STOP, _END = "medmerge_jax/stop", "medmerge_jax/end"
 _WEEK = 7 * 24 * 3600 * 1000
 
 
@@ -38,6 +40,7 @@ class _Us:
     calls = itertools.count()
     stop_calls = itertools.count()
     stop_at: int | None = None
+    started = threading.Event()
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -51,6 +54,11 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     Raises:
       UserError: Some but not all are given, or numbers that cannot be, or nobody answers.
     """
+    _meet(coordinator, num_processes, process_id)
+    _Us.started.set()
+
+
+def _meet(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
     options: dict[str, Any] = {}
@@ -108,6 +116,11 @@ def _slurm_devices() -> list[int] | None:
     alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES")
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
     return list(range(int(gpus))) if alone and gpus.isdecimal() and int(gpus) else None
+
+
+def wait_for_start(seconds: float) -> None:
+    """Returns when `start` is done, which another thread calls, or after so many seconds."""
+    _Us.started.wait(seconds)
 
 
 def index() -> int:
@@ -192,6 +205,31 @@ def all_stop(wanted: bool) -> bool:
             _Us.stop_at = call + _STOPPED_AFTER
             _client().key_value_set(f"{_STOP}/at", str(_Us.stop_at))
     return _Us.stop_at is not None and call >= _Us.stop_at
+
+
+def end_together(seconds: float) -> None:
+    """Tells the others that this process ends, so that they can, before JAX aborts them.
+
+    Returns when all do the same, or after so many seconds.
+    """
+    if _Us.count == 1:
+        return
+    _client().key_value_set(f"{_END}/{_Us.index}", "", allow_overwrite=True)
+    deadline = time.monotonic() + seconds
+    while len(_client().key_value_dir_get(_END)) < _Us.count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if is_first():
+        time.sleep(1.0)  # the others ask it
+
+
+def another_ends() -> bool:
+    """Whether a process has called `end_together`."""
+    if _Us.count == 1:
+        return False
+    try:
+        return bool(_client().key_value_dir_get(_END))
+    except Exception:  # when JAX is shut down; of a first process that is lost JAX knows itself
+        return False
 
 
 def _raise(error: Exception) -> None:

@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
@@ -63,7 +61,8 @@ def signals(monkeypatch):
     """Handled as in the program; afterwards as before."""
     before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
     monkeypatch.setattr(preemption._Noted, "name", "")
-    preemption.install()
+    for number in preemption.SIGNALS:
+        signal.signal(number, preemption.note)
     yield monkeypatch
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -162,25 +161,6 @@ def test_stopped_again_and_again(train, data, tmp_path, signals, steps):
     assert steps == list(range(STAGE.epochs * STEPS))
     assert_same(resumed, whole)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
-
-
-OUTSIDE = """
-import os, signal
-from medmerge_jax import preemption
-
-preemption.install()
-try:
-    os.kill(os.getpid(), signal.SIGUSR1)
-finally:
-    print("an exception")
-"""
-
-
-def test_outside_of_a_stage_a_signal_ends_the_process_at_once():
-    result = subprocess.run([sys.executable, "-c", OUTSIDE], capture_output=True, text=True)
-    assert result.returncode == 75
-    assert result.stderr == "stopped by SIGUSR1; the same command goes on from here\n"
-    assert result.stdout == ""
 
 
 def test_a_signal_in_the_last_moment_of_a_stage(signals):
