@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medmerge_jax.data.dataset import DataSet, Split
+from medmerge_jax.data.dataset import DataSet
 from medmerge_jax.data.hashing import ImageHashes, find_overlap
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
@@ -158,19 +158,8 @@ def without(dataset: DataSet, rows: Mapping[str, np.ndarray]) -> DataSet:
                 f"the split {name!r}, and data.exclude_overlap leaves them out; give it other "
                 "images, or take other parents"
             )
-        splits[name] = _take(splits[name], np.flatnonzero(~leave))
+        splits[name] = splits[name].take(np.flatnonzero(~leave))
     return dataclasses.replace(dataset, splits=splits)
-
-
-def _take(split: Split, rows: np.ndarray) -> Split:
-    chosen = rows.tolist()
-    return Split(
-        tuple(split.ids[row] for row in chosen),
-        tuple(split.paths[row] for row in chosen),
-        split.labels[rows],
-        None if split.groups is None else tuple(split.groups[row] for row in chosen),
-        None if split.pixels is None else split.pixels[rows],
-    )
 
 
 def short_text(found: Mapping[str, Any]) -> list[str]:

@@ -38,6 +38,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: np.ndarray) -> "Split":
+        """Some of the examples; `rows`, int (m,), ascend."""
+        chosen = rows.tolist()
+        return Split(
+            tuple(self.ids[row] for row in chosen),
+            tuple(self.paths[row] for row in chosen),
+            self.labels[rows],
+            None if self.groups is None else tuple(self.groups[row] for row in chosen),
+            None if self.pixels is None else _rows(self.pixels, chosen),
+        )
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataSet:
@@ -180,16 +191,13 @@ def build(
     labels = labels.astype(np.float32 if multilabel else np.int32)
     group_array = np.asarray(groups) if groups is not None and split_by_group else None
     assignment = _complete_assignment(name, labels, group_array, assignment, fractions, seed)
-    splits = {}
-    for index, split in enumerate(SPLITS):
-        rows = np.flatnonzero(assignment == index).tolist()
-        splits[split] = Split(
-            tuple(ids[row] for row in rows),
-            tuple(paths[row] for row in rows),
-            labels[rows],
-            None if groups is None else tuple(groups[row] for row in rows),
-            None if pixels is None else _rows(pixels, rows),
-        )
+    images = Split(
+        tuple(ids), tuple(paths), labels, None if groups is None else tuple(groups), pixels
+    )
+    splits = {
+        split: images.take(np.flatnonzero(assignment == index))
+        for index, split in enumerate(SPLITS)
+    }
     return DataSet(name, tuple(classes), multilabel, splits)
 
 
