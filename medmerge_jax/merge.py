@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax import files, weights
 from medmerge_jax.data.images import SUFFIXES, read_image
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten, without_head
-from medmerge_jax.models import get_spec, list_models
+from medmerge_jax.models import create_model, get_spec, list_models
 from medmerge_jax.progress import say
 from medmerge_jax.recipes import mergers
+from medmerge_jax.training.step import Network
 
 _OPTIONS = ("weights", "t", "ancestor", "scale", "coefficients", "floor", "alpha", "beta", "seed")
 _FROM_ALL = ("image_size", "mean", "std", "classes", "multilabel")
@@ -179,7 +181,8 @@ def _images(
     say(f"{len(chosen)} of {len(paths)} images of {folder}, {size} px")
     with ThreadPoolExecutor() as pool:
         pixels = list(pool.map(lambda path: read_image(path, size), chosen))
-    return ((np.stack(pixels).astype(np.float32) / 255 - mean) / std).astype(np.float32)
+    network = Network(create_model(architecture, num_classes=0), tuple(mean), tuple(std))
+    return np.asarray(network.normalise(jnp.asarray(np.stack(pixels))))
 
 
 def _agreed(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:

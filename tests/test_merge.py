@@ -15,6 +15,7 @@ from medmerge_jax import weights
 from medmerge_jax.errors import UserError
 from medmerge_jax.merge import main
 from medmerge_jax.merging.trees import flatten
+from medmerge_jax.recipes import mergers
 
 
 @pytest.fixture
@@ -79,8 +80,9 @@ def test_a_file_and_its_card(models, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fisher", "activation_matching", "zipit"])
-def test_calibration_images(models, images, method):
-    out = models / "merged.safetensors"
+def test_calibration_images(models, images, method, monkeypatch):
+    out, merge, given = models / "merged.safetensors", mergers.merge, []
+    monkeypatch.setattr(mergers, "merge", lambda *a, **k: given.append(a[3]) or merge(*a, **k))
     main(
         f"--method {method} --out {out} --images {images} --num-images 5 --image-size 16 "
         f"--recalibrate {models}/a.safetensors {models}/b".split()
@@ -92,9 +94,9 @@ def test_calibration_images(models, images, method):
         [np.asarray(Image.open(paths[row]).resize((16, 16), Image.BILINEAR)) for row in rows]
     )
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    inputs = ((pixels.astype(np.float32) / 255 - mean) / std).astype(np.float32)
+    np.testing.assert_allclose(given[0], (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-6)
     wanted = mm.merge(
-        method, "resnet20", [variables_of(0), variables_of(1)], inputs, recalibrate=True
+        method, "resnet20", [variables_of(0), variables_of(1)], given[0], recalibrate=True
     )
     assert_same(mm.load_weights("resnet20", out), jax.device_get(wanted))
 

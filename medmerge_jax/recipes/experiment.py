@@ -224,7 +224,7 @@ class Experiment:
 
     def _calibration_images(self, count: int) -> np.ndarray:
         """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
-        network, found = self._network(None), []
+        network, found = self._network(self._model(num_classes=0)), []
         for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
             for part in batch if isinstance(batch, tuple) else (batch,):
                 images = mesh_lib.fetch(network.normalise(part["inputs"]))
