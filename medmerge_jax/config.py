@@ -1,12 +1,11 @@
 """The fields of an experiment, and the check that a config makes sense."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_collections
 
-from medmerge_jax.errors import UserError
+from medmerge_jax.errors import UserError, nearest
 
 RECIPES = (
     "ft",
@@ -310,13 +309,6 @@ def _official_problems(data: ml_collections.ConfigDict) -> Iterator[str]:
         layout(data.name, data.variant)
     except UserError as error:
         yield f"data.name = {data.name!r}, data.variant = {data.variant!r}: {error}"
-
-
-def nearest(value: Any, choices: Any) -> str:
-    """The sentence that says what is wanted instead of `value`."""
-    close = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}one of {', '.join(choices)} is wanted"
 
 
 def _get(config: ml_collections.ConfigDict, field: str) -> Any:

@@ -1,4 +1,8 @@
-"""The one error that a user of the program is meant to see."""
+"""The one error that a user of the program is meant to see, and words for it."""
+
+import difflib
+from collections.abc import Collection
+from typing import Any
 
 _LONGEST = 1000
 """Characters of a line."""
@@ -15,6 +19,13 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__("\n".join(map(_shortened, message.split("\n"))))
+
+
+def nearest(value: Any, choices: Collection[str]) -> str:
+    """The sentence that says what is wanted instead of `value`: "one of b, c is wanted"."""
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}one of {', '.join(choices)} is wanted"
 
 
 def _shortened(line: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from medmerge_jax.data.images import what_it_is
 from medmerge_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def read_dicom(path: Path) -> Image.Image:
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; a DICOM file is wanted") from error
     except pydicom.errors.InvalidDicomError as error:
-        raise UserError(f"{path}: {_what_it_is(path)}") from error
+        raise UserError(f"{path}: {what_it_is(path, 'a DICOM file')}") from error
     except Exception as error:  # pydicom lets through whatever a malformed element provokes.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be decoded ({reason}); replace the file") from error
@@ -88,14 +89,6 @@ def _refuse_deflated(file: BinaryIO) -> None:
     if header.get("TransferSyntaxUID") == _DEFLATED:
         raise UserError("is deflated as a whole, which is not read; save it uncompressed")
     file.seek(0)
-
-
-def _what_it_is(path: Path) -> str:
-    with path.open("rb") as file:
-        beginning = file.read(16)
-    if not beginning:
-        return "the file is empty (0 bytes); replace it"
-    return f"is not a DICOM file (it begins with {beginning!r}); replace the file"
 
 
 def _pixels(dataset: "Dataset") -> np.ndarray:

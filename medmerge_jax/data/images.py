@@ -134,7 +134,7 @@ def _read(path: Path, size: int | None) -> tuple[Image.Image, _Box]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{path}: too many pixels to be a photograph ({error})") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: {_what_it_is(path)}") from error
+        raise UserError(f"{path}: {what_it_is(path, 'an image that can be read')}") from error
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except _DAMAGE as error:
@@ -161,12 +161,13 @@ def _check_resize(resize: str) -> None:
         raise UserError(f"resize {resize!r}: {' or '.join(RESIZES)} is wanted")
 
 
-def _what_it_is(path: Path) -> str:
+def what_it_is(path: Path, wanted: str) -> str:
+    """What is wrong with a file that is not `wanted`, and what to do; the path goes before it."""
     with path.open("rb") as file:
         beginning = file.read(16)
     if not beginning:
         return "the file is empty (0 bytes); replace it"
-    return f"is not an image that can be read (it begins with {beginning!r}); replace the file"
+    return f"is not {wanted} (it begins with {beginning!r}); replace the file"
 
 
 def _upright(image: Image.Image, width: float, height: float) -> tuple[Image.Image, _Box]:

@@ -6,7 +6,6 @@ are trained, see the recipe `medmerge`.
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax import merging
+from medmerge_jax.errors import nearest
 from medmerge_jax.merging.trees import check_finite, check_parents, flatten, without_head
 from medmerge_jax.merging.zipit import ALPHA, BETA
 from medmerge_jax.models import create_model, get_spec
@@ -296,11 +296,7 @@ def _log_probs(architecture: str, num_classes: int, multilabel: bool) -> Callabl
 
 def _merger(method: str, options: Mapping[str, Any]) -> Callable[..., dict[Any, Any]]:
     if method not in _MERGERS:
-        near = difflib.get_close_matches(str(method), _MERGERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"there is no merger {method!r}; {hint}The mergers are {', '.join(_MERGERS)}"
-        )
+        raise ValueError(f"there is no merger {method!r}; {nearest(method, _MERGERS)}")
     known = merger_options(method)
     for name in options:
         if name not in known:

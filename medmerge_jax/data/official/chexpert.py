@@ -6,9 +6,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from medmerge_jax.data.official.files import image_file
-from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.records import Layout, Records, checked_variant
 from medmerge_jax.data.official.tables import Row, number, read_table, row_error
-from medmerge_jax.errors import UserError
 
 CLASSES = (
     "Enlarged Cardiomediastinum",
@@ -56,9 +55,7 @@ def read_chexpert(root: Path, variant: str = "") -> Records:
     Raises:
       UserError: Anything that is not as above, with file and line.
     """
-    root, variant = Path(root), variant or VARIANTS[0]
-    if variant not in VARIANTS:
-        raise UserError(f"chexpert: the variant {variant!r} is none of {', '.join(VARIANTS)}")
+    root, variant = Path(root), checked_variant("chexpert", variant, VARIANTS)
     ids: list[str] = []
     paths: list[Path] = []
     labels: list[list[float]] = []

@@ -1,7 +1,6 @@
 """From a published layout to a data set: its split, the papers' or the one in a table."""
 
 import collections
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,10 @@ from medmerge_jax.data.official import (
     medmnist,
     rsna_pneumonia,
 )
-from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.records import Layout, Records, checked_variant
 from medmerge_jax.data.official.tables import Row, read_table, row_error
 from medmerge_jax.data.splits import SPLIT_NAMES, SPLITS
-from medmerge_jax.errors import UserError
+from medmerge_jax.errors import UserError, nearest
 
 LAYOUTS: dict[str, Layout] = {
     one.name: one
@@ -110,12 +109,9 @@ def layout(name: str, variant: str = "") -> Layout:
       UserError: There is no such layout, or it has no such variant.
     """
     if name not in LAYOUTS:
-        raise UserError(f"the data set {name!r} is unknown; {_nearest(name, LAYOUTS)}")
+        raise UserError(f"the data set {name!r} is unknown; {nearest(name, LAYOUTS)}")
     found = LAYOUTS[name]
-    if variant and variant not in found.variants:
-        known = [one for one in found.variants if one]
-        wanted = _nearest(variant, known) if known else "it has none"
-        raise UserError(f"the data set {name} has no variant {variant!r}; {wanted}")
+    checked_variant(name, variant, found.variants)
     return found
 
 
@@ -133,12 +129,6 @@ def read(chosen: Layout, root: Path, variant: str = "") -> Records:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UserError(f"{error}.\n{chosen.instructions}") from error
         raise
-
-
-def _nearest(value: str, choices: Sequence[str] | dict[str, Layout]) -> str:
-    close = difflib.get_close_matches(value, choices, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}one of {', '.join(choices)} is wanted"
 
 
 def _published(records: Records) -> np.ndarray | None:

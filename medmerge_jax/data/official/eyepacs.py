@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from medmerge_jax.data.official.files import image_file
-from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.records import Layout, Records, checked_variant
 from medmerge_jax.data.official.tables import Row, by_id, number, read_table, row_error
-from medmerge_jax.errors import UserError
 
 CLASSES = ("0", "1", "2", "3", "4")
 """Grades of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
@@ -34,9 +33,7 @@ def read_eyepacs(root: Path, variant: str = "") -> Records:
     Raises:
       UserError: Anything that is not as above, with file and line.
     """
-    root, variant = Path(root), variant or VARIANTS[0]
-    if variant not in VARIANTS:
-        raise UserError(f"eyepacs: the variant {variant!r} is none of {', '.join(VARIANTS)}")
+    root, variant = Path(root), checked_variant("eyepacs", variant, VARIANTS)
     train = _Table(root / _TRAIN, root / "train")
     tables = {"train": train}
     if (root / _TEST).exists() or variant == "kaggle":

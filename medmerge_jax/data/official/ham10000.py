@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from medmerge_jax.data.official.isic import (
+    HAM10000_CITATION,
     find,
     image_files,
     lesion,
@@ -14,7 +15,7 @@ from medmerge_jax.data.official.isic import (
     read_one_hot,
     wanted,
 )
-from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.records import Layout, Records, checked_variant
 from medmerge_jax.data.official.tables import Row, by_id, read_table, row_error
 from medmerge_jax.errors import UserError
 
@@ -58,9 +59,7 @@ def read_ham10000(root: Path, variant: str = "") -> Records:
     Raises:
       UserError: Anything that is not as above, with file and line.
     """
-    root, variant = Path(root), variant or VARIANTS[0]
-    if variant not in VARIANTS:
-        raise UserError(f"ham10000: the variant {variant!r} is none of {', '.join(VARIANTS)}")
+    root, variant = Path(root), checked_variant("ham10000", variant, VARIANTS)
     parts = list(_parts(root, only_training=variant == "training"))
     _check_disjoint(parts)
     return Records(
@@ -179,17 +178,8 @@ LAYOUT = Layout(
         "kinds of skin lesions for training, with several images of some of the 7,470 lesions; "
         "193 for validation and 1,512 for testing. 'training' leaves the latter two out."
     ),
-    citation="""\
-@article{tschandl2018ham10000,
-  title = {The {HAM10000} dataset, a large collection of multi-source dermatoscopic images of
-           common pigmented skin lesions},
-  author = {Tschandl, Philipp and Rosendahl, Cliff and Kittler, Harald},
-  journal = {Scientific Data},
-  volume = {5},
-  pages = {180161},
-  year = {2018},
-  doi = {10.1038/sdata.2018.161},
-}
+    citation=HAM10000_CITATION
+    + """\
 @article{codella2019skin,
   title = {Skin Lesion Analysis Toward Melanoma Detection 2018: A Challenge Hosted by the
            International Skin Imaging Collaboration ({ISIC})},

@@ -7,6 +7,20 @@ from medmerge_jax.data.official.files import image_file, is_there
 from medmerge_jax.data.official.tables import Row, by_id, one_hot, read_table
 from medmerge_jax.errors import UserError
 
+HAM10000_CITATION = """\
+@article{tschandl2018ham10000,
+  title = {The {HAM10000} dataset, a large collection of multi-source dermatoscopic images of
+           common pigmented skin lesions},
+  author = {Tschandl, Philipp and Rosendahl, Cliff and Kittler, Harald},
+  journal = {Scientific Data},
+  volume = {5},
+  pages = {180161},
+  year = {2018},
+  doi = {10.1038/sdata.2018.161},
+}
+"""
+"""Of the images that ISIC 2019 has from it, too."""
+
 _SUFFIXES = (".jpg",)
 
 

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.isic import image_files, read_lesions, read_one_hot, wanted
+from medmerge_jax.data.official.isic import (
+    HAM10000_CITATION,
+    image_files,
+    read_lesions,
+    read_one_hot,
+    wanted,
+)
 from medmerge_jax.data.official.records import Layout, Records
 from medmerge_jax.data.official.tables import row_error
 
@@ -55,17 +61,8 @@ LAYOUT = Layout(
         "ISIC 2019 challenge: 25,331 dermoscopic images of eight kinds of skin lesions, from "
         "HAM10000, BCN_20000 and MSK. It contains the 10,015 images of HAM10000."
     ),
-    citation="""\
-@article{tschandl2018ham10000,
-  title = {The {HAM10000} dataset, a large collection of multi-source dermatoscopic images of
-           common pigmented skin lesions},
-  author = {Tschandl, Philipp and Rosendahl, Cliff and Kittler, Harald},
-  journal = {Scientific Data},
-  volume = {5},
-  pages = {180161},
-  year = {2018},
-  doi = {10.1038/sdata.2018.161},
-}
+    citation=HAM10000_CITATION
+    + """\
 @inproceedings{codella2018skin,
   title = {Skin Lesion Analysis Toward Melanoma Detection: A Challenge at the 2017 International
            Symposium on Biomedical Imaging ({ISBI}), Hosted by the International Skin Imaging

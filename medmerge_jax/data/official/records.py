@@ -1,10 +1,12 @@
 """What every published layout is read into, and what is known about it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from medmerge_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,3 +63,16 @@ class Layout:
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     channels: int = 3
     multilabel: Callable[[str], bool] = lambda variant: False
+
+
+def checked_variant(name: str, variant: str, known: Sequence[str]) -> str:
+    """The variant, or the first that is known if it is empty.
+
+    Raises:
+      UserError: The data set `name` has no such variant.
+    """
+    if variant and variant not in known:
+        others = [one for one in known if one]
+        wanted = nearest(variant, others) if others else "it has none"
+        raise UserError(f"the data set {name} has no variant {variant!r}; {wanted}")
+    return variant or known[0]

@@ -190,5 +190,5 @@ def test_missing_tables(root, name):
 
 
 def test_unknown_variants(root):
-    with pytest.raises(UserError, match="'twos' is none of zeros, ones, ignore"):
+    with pytest.raises(UserError, match="'twos'; one of zeros, ones, ignore is wanted"):
         read_chexpert(root, "twos")
