@@ -2,11 +2,11 @@
 
     python benchmarks/chaos.py --workdir runs/chaos --kills 50
 
-SIGKILL, SIGTERM and SIGUSR1 come at random moments of every stage: while parents are trained, in a
-linear probe, a probe with batch norms, a merge linear probe and a fine-tuning, and between them.
-Each time the same command is given again; when a run is through, the next begins, until there were
-as many kills as wanted. Of every run all weights, predictions, coefficients and metrics are
-compared with those of the uninterrupted run, bit for bit; only times may differ.
+SIGKILL, SIGTERM and SIGUSR1 come in every stage, between its end and the results, and while the
+program starts. Each time the same command is given again; when a run is through, the next begins,
+until there were as many kills as wanted. Of every run all weights, predictions, coefficients,
+figures and metrics are compared with those of the uninterrupted run, bit for bit; only times may
+differ. Of several processes SIGKILL hits one, the other signals all.
 """
 
 import argparse
@@ -23,18 +23,24 @@ from typing import Any
 
 import numpy as np
 
-# The folder that appears when a stage begins.
-STAGES = {
+MOMENTS = {  # what appears when they begin
+    "images are drawn": "data/.*",
     "source c": "sources/c/checkpoints/ft",
     "source b": "sources/b/checkpoints/ft",
     "lp": "lp*/seed*/checkpoints/lp",
     "lp_bn": "*/seed*/checkpoints/lp_bn",
-    "merge_lp": "*/seed*/checkpoints/merge_lp",
-    "ft": "*/seed*/checkpoints/ft",
+    "merge_lp": "**/checkpoints/merge_lp",
+    "ft": "**/checkpoints/ft",
+    "results": "**/predictions.npz",
+    "report": "**/results.json",
 }
+BRIEF = ("images are drawn", "results", "report")
+START = "its start"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
-STATUSES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGUSR1: 75}
 TIMES = ("seconds", "wall_seconds", "images_per_second")
+
+Kill = tuple[str, str]
+"""The moment that had begun last, and the signal."""
 
 
 def main() -> None:
@@ -49,29 +55,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", help="as --config.ft.epochs=2")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
+    chaos = Chaos(options)
     started = time.monotonic()
     whole = options.workdir / "whole"
-    if not (whole / "results.json").exists() and _Job(options, whole).wait() != {0}:
+    if not (whole / "results.json").exists() and Job(options, whole).wait() != {0}:
         raise SystemExit(f"the uninterrupted run failed, see {whole.with_suffix('.log')}")
     print(f"uninterrupted: {time.monotonic() - started:.0f} s", flush=True)
     wanted = content(whole)
-    kills: list[tuple[str, str]] = []
+    kills: list[Kill] = []
     same = runs = 0
     while len(kills) < options.kills:
         workdir = options.workdir / f"run{runs}"
-        done = _run(options, rng, workdir, min(options.per_run, options.kills - len(kills)))
+        done = chaos.run(workdir, min(options.per_run, options.kills - len(kills)))
         kills += done
         runs += 1
         print(f"run {runs}: {len(done)} kills", flush=True)
         same += len(done) if report(wanted, content(workdir)) == 0 else 0
-    for (stage, name), count in sorted(collections.Counter(kills).items()):
-        print(f"{stage:9} {name:8} {count}")
+    print(table(kills))
     print(f"{same} of {len(kills)} kills ended in the bits of the uninterrupted run")
-    sys.exit(0 if wanted and same == len(kills) else 1)
+    sys.exit(0 if same == len(kills) else 1)
 
 
-class _Job:
+class Job:
     """The program, in one process or in several that work together."""
 
     def __init__(self, options: argparse.Namespace, workdir: Path):
@@ -92,6 +97,7 @@ class _Job:
             ]
 
     def runs(self) -> bool:
+        """Whether any of its processes does."""
         return any(process.poll() is None for process in self.processes)
 
     def send(self, number: int) -> None:
@@ -104,58 +110,113 @@ class _Job:
         return {process.wait(timeout) for process in self.processes}
 
 
-def _run(
-    options: argparse.Namespace, rng: random.Random, workdir: Path, kills: int
-) -> list[tuple[str, str]]:
-    """One run to its end, killed so often or less. Between two kills it begins a stage or two."""
-    done: list[tuple[str, str]] = []
-    while len(done) < kills:
-        number = rng.choice(SIGNALS)
-        before = _begun(workdir)
-        job = _Job(options, workdir)
-        early = rng.random() < 0.1  # while it starts, decodes and compiles
-        stages = rng.randrange(1, 3)
-        while job.runs() and not early:
-            if len(_begun(workdir).keys() - before.keys()) >= stages:
+class Chaos:
+    """Kills runs at moments that are drawn."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.rng = random.Random(options.seed)
+        self._signals: list[signal.Signals] = []
+
+    def run(self, workdir: Path, kills: int) -> list[Kill]:
+        """One run to its end, killed so often, or less if it ends before."""
+        done: list[Kill] = []
+        while len(done) < kills:
+            before = begun(workdir)
+            job = Job(self.options, workdir)
+            early = self.rng.random() < 0.1
+            if early:  # while it starts, reads and compiles
+                time.sleep(self.rng.uniform(0, 2 * self.options.longest))
+            elif moment := self._wait_for_moment(job, workdir, before, {kill[0] for kill in done}):
+                brief = moment in BRIEF
+                time.sleep(0 if brief else self.rng.uniform(0, self.options.longest))
+            if not job.runs():
+                job.wait()
                 break
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 2 * options.longest if early else options.longest))
-        if not job.runs():
-            job.wait()
-            break
-        begun = _begun(workdir)
-        job.send(number)
-        statuses = job.wait(timeout=120)
-        # Whoever is stopped in the last moment may have ended by itself.
-        if statuses - {STATUSES[number], 0} and options.processes == 1:
-            raise SystemExit(f"{number!r} led to {statuses}, see {job.log}")
-        newest = [stage for folder, stage in begun.items() if folder not in before]
-        done.append((newest[-1] if newest else "its start", signal.Signals(number).name))
-        print(f"{len(done)}: {done[-1][1]} in {done[-1][0]}, status {statuses}", flush=True)
-    if (statuses := _Job(options, workdir).wait()) != {0}:
-        raise SystemExit(f"the run ended with {statuses}, see {workdir.with_suffix('.log')}")
-    return done
+            new = [name for path, name in begun(workdir).items() if path not in before]
+            number = self._signal()
+            job.send(number)
+            statuses = job.wait(timeout=120)
+            self._check(number, statuses, early, job.log)
+            done.append((new[-1] if new else START, number.name))
+            print(f"{len(done)}: {done[-1][1]} in {done[-1][0]}, status {statuses}", flush=True)
+        if (statuses := Job(self.options, workdir).wait()) != {0}:
+            raise SystemExit(f"the run ended with {statuses}, see {workdir.with_suffix('.log')}")
+        return done
+
+    def _wait_for_moment(
+        self, job: Job, workdir: Path, seen: dict[Path, str], killed: set[str]
+    ) -> str:
+        """Returns when one begins that this run has not been killed in, or at one of the others."""
+        seen = dict(seen)
+        while job.runs():
+            for path, name in begun(workdir).items():
+                if path not in seen:
+                    seen[path] = name
+                    if name not in killed or self.rng.random() < 0.3:
+                        return name
+            time.sleep(0.002)
+        return ""
+
+    def _signal(self) -> signal.Signals:
+        """All equally often."""
+        if not self._signals:
+            self._signals = self.rng.sample(SIGNALS, len(SIGNALS))
+        return self._signals.pop()
+
+    def _check(self, number: signal.Signals, statuses: set[int], early: bool, log: Path) -> None:
+        """Whoever is stopped in the last moment may have ended by itself."""
+        wanted = {-number, 0} if number == signal.SIGKILL else {75, 0}
+        if number == signal.SIGKILL and self.options.processes > 1:
+            wanted |= {-signal.SIGABRT}  # the others, by JAX
+        if early:
+            wanted |= {-number}  # before Python could listen
+        if not statuses <= wanted:
+            raise SystemExit(f"{number.name} led to {statuses}, see {log}")
 
 
-def _begun(workdir: Path) -> dict[Path, str]:
-    """Checkpoint folders of stages that have begun, oldest first, and their stages."""
-    found = {path: name for name, pattern in STAGES.items() for path in workdir.glob(pattern)}
-    return dict(sorted(found.items(), key=lambda one: one[0].stat().st_ctime_ns))
+def begun(workdir: Path) -> dict[Path, str]:
+    """What is there of the moments, oldest first, and their names."""
+    found: dict[Path, tuple[int, str]] = {}
+    for name, pattern in MOMENTS.items():
+        for path in workdir.glob(pattern):
+            try:
+                found.setdefault(path, (path.stat().st_ctime_ns, name))
+            except FileNotFoundError:  # the place where images were being drawn
+                continue
+    return {path: name for path, (_, name) in sorted(found.items(), key=lambda one: one[1])}
+
+
+def table(kills: list[Kill]) -> str:
+    """Kills by moment and signal, in Markdown."""
+    counts = collections.Counter(kills)
+    names = [number.name for number in SIGNALS]
+    lines = [f"| killed in | {' | '.join(names)} | together |", "|---|" + "--:|" * (len(names) + 1)]
+    for moment in (START, *MOMENTS):
+        row = [counts[moment, name] for name in names]
+        lines.append(f"| {moment} | {' | '.join(map(str, row))} | {sum(row)} |")
+    row = [sum(name == kill[1] for kill in kills) for name in names]
+    return "\n".join([*lines, f"| together | {' | '.join(map(str, row))} | {len(kills)} |"])
 
 
 def content(workdir: Path) -> dict[str, Any]:
-    """All that a run computed, by file, without times."""
+    """All that a run computed, by file, without times; of other files that they are there."""
     found: dict[str, Any] = {}
     for path in sorted(workdir.rglob("*")):
-        name = str(path.relative_to(workdir))
-        if path.name == "model.safetensors":
+        name = path.relative_to(workdir).as_posix()
+        folders = name.split("/")[:-1]
+        hidden = path.name.startswith(".")  # nothing half-written is to be left
+        if not hidden and (path.is_dir() or {"data", "checkpoints", "events"} & {*folders}):
+            continue
+        found[name] = None
+        if path.suffix in (".safetensors", ".png"):
             found[name] = path.read_bytes()
-        elif path.name in ("predictions.npz", "coefficients.npz"):
+        elif path.suffix == ".npz":
             with np.load(path) as arrays:
                 found[name] = {key: arrays[key].tobytes() for key in arrays.files}
-        elif path.name == "results.json":
+        elif path.suffix == ".json" and not hidden:
             found[name] = _without_times(json.loads(path.read_text()), str(workdir))
-        elif path.name == "metrics.jsonl":
+        elif path.suffix == ".jsonl":
             lines = path.read_text().splitlines()
             found[name] = [_without_times(json.loads(line), str(workdir)) for line in lines]
     return found
@@ -164,10 +225,11 @@ def content(workdir: Path) -> dict[str, Any]:
 def report(wanted: dict[str, Any], found: dict[str, Any]) -> int:
     """Prints what was compared and what differs; 1 if anything does, or if there is nothing."""
     differing = [name for name in wanted | found if wanted.get(name) != found.get(name)]
-    kinds = collections.Counter(Path(name).name for name in wanted)
+    differing += sorted(wanted.keys() ^ found.keys())
+    kinds = collections.Counter(Path(name).name for name in wanted if wanted[name] is not None)
     print("compared:", ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
     print(f"differing: {differing or 'nothing'}", flush=True)
-    return 1 if differing or not wanted else 0
+    return 1 if differing or not kinds else 0
 
 
 def _without_times(value: Any, workdir: str) -> Any:
