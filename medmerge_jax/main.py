@@ -7,6 +7,7 @@ resumes what was interrupted and prints the results of what is finished.
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -23,6 +24,9 @@ _GONE = (
     errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
     errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
 )  # fmt: skip
+_PIPE_CLOSED = 128 + signal.SIGPIPE
+"""The status of other tools whose output nobody reads any more, as in `... | head -1`."""
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if it is not there.")
 _COORDINATOR = flags.DEFINE_string(
@@ -61,14 +65,20 @@ def entry_point() -> None:
     """Exit status 2 and one message for what the user can mend; a traceback for a bug.
 
     Status 75 after SIGTERM or SIGUSR1, and 130 after Ctrl-C: the same command goes on from there.
+    A closed pipe ends it without a word, with status 141.
     """
     preemption.install()
     try:
-        app.run(main, flags_parser=_parse_flags)
+        try:
+            app.run(main, flags_parser=_parse_flags)
+        finally:
+            sys.stdout.flush()  # here, where a pipe without a reader is no fault of the program
     except processes.StoppedElsewhereError:
         _leave(2)
     except UserError as error:
         _leave(_fail(str(error)))
+    except BrokenPipeError:
+        os._exit(_PIPE_CLOSED)  # without a last flush into it
     except OSError as error:
         if error.errno in files.DISK_FULL:
             _leave(_fail(_disk_full(error)), quietly=True)
@@ -105,7 +115,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
                 "get_config() of the config file must return a config with the fields of "
                 "medmerge_jax.config.default_config()"
             )
-    except UserError:
+    except (UserError, BrokenPipeError):
         raise
     except Exception as error:  # a config file is a program: it may raise anything
         raise UserError(_explain(error)) from error

@@ -301,6 +301,20 @@ def test_everything_missing_is_named_at_once(program, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_reader_that_leaves(program, tmp_path, finished):
+    """As `... --help | head -1` and `... | head -1` do."""
+    if finished:
+        assert program().returncode == 0
+    closed = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+    closed += "os.execv(sys.argv[1], sys.argv[1:])"
+    flags = () if finished else ("--help",)
+    result = program(*flags, prefix=(sys.executable, "-c", closed))
+    assert (result.returncode, result.stdout) == (141, "")
+    assert "error" not in result.stderr
+    assert "Broken" not in result.stderr
+
+
 def test_a_workdir_in_use(program, folder_flags, tmp_path):
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as lock:
