@@ -13,6 +13,9 @@ The paper (arXiv 2403.11646) does not say how its parent was trained, and gives 
 what it is good for is in `configs/isic2019.py`. Here: all weights, 20 epochs, AdamW at 1e-4 with
 cosine decay and one epoch of warm-up, the best epoch by macro F1.
 
+All of these images are in ISIC 2019 too. This run leaves their hashes, by which the data audit of
+`configs/isic2019.py` finds them, and `data.exclude_overlap` leaves them out there.
+
 Variant: `configs/ham10000.py:resnet50 --workdir runs/ham10000_resnet50`.
 """
 

@@ -23,7 +23,8 @@ Two traps of this pair, which the published numbers may owe something to:
 - There are several images of many lesions. Here no lesion is in two splits;
   --config.data.split_by=image splits as the paper does.
 - ISIC 2019 contains all 10,015 images of HAM10000: a parent trained on that has seen part of any
-  test split of this.
+  test split of this. If b is a run directory, the audit before training says which part;
+  --config.data.exclude_overlap=True leaves these images out of the validation and test splits.
 
 Variants: `configs/isic2019.py:compare` runs the baselines beside it, on three seeds;
 `configs/isic2019.py:resnet50` and `configs/isic2019.py:resnet50,compare` the other backbone,

@@ -5,7 +5,7 @@
 Makes three sets of images: pigmented lesions, fundus photographs of one clinic, and a small
 target, fundus photographs of another clinic. Trains parent c on the lesions from scratch and
 parent b on the first clinic starting from c, as the paper's parents b start from ImageNet.
-Then runs every recipe from the same parents, splits and seeds and prints the table.
+Then runs five recipes from the same parents, splits and seeds and prints the table.
 
 Learning rates and batch size were chosen by the macro F1 of the validation split. The images
 are drawn, so the figures say that the program works, not that the method does.
