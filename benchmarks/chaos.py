@@ -11,6 +11,7 @@ differ. Of several processes SIGKILL hits one, the other signals all.
 
 import argparse
 import collections
+import contextlib
 import json
 import random
 import signal
@@ -28,11 +29,11 @@ MOMENTS = {  # what appears when they begin
     "source c": "sources/c/checkpoints/ft",
     "source b": "sources/b/checkpoints/ft",
     "lp": "lp*/seed*/checkpoints/lp",
-    "lp_bn": "*/seed*/checkpoints/lp_bn",
-    "merge_lp": "**/checkpoints/merge_lp",
-    "ft": "**/checkpoints/ft",
-    "results": "**/predictions.npz",
-    "report": "**/results.json",
+    "lp_bn": "*/*/checkpoints/lp_bn",
+    "merge_lp": "*/*/checkpoints/merge_lp",
+    "ft": "*/*/checkpoints/ft",
+    "results": "*/*/predictions.npz",
+    "report": "*/*/results.json",
 }
 BRIEF = ("images are drawn", "results", "report")
 START = "its start"
@@ -179,11 +180,9 @@ def begun(workdir: Path) -> dict[Path, str]:
     """What is there of the moments, oldest first, and their names."""
     found: dict[Path, tuple[int, str]] = {}
     for name, pattern in MOMENTS.items():
-        for path in workdir.glob(pattern):
-            try:
+        with contextlib.suppress(FileNotFoundError):  # the place where images were being drawn
+            for path in workdir.glob(pattern):
                 found.setdefault(path, (path.stat().st_ctime_ns, name))
-            except FileNotFoundError:  # the place where images were being drawn
-                continue
     return {path: name for path, (_, name) in sorted(found.items(), key=lambda one: one[1])}
 
 
