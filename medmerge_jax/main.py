@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from medmerge_jax import files, preemption, processes
+from medmerge_jax import files, memory, preemption, processes
 from medmerge_jax.errors import UserError
 
 _USAGE = "python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart"
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     if config is None or workdir is None:
         missing = "--config FILE" if config is None else "--workdir FOLDER"
         raise UserError(f"{missing} is missing, as in: {_USAGE}")
+    memory.keep_freed_memory()
     import jax
 
     if not flags.FLAGS["verbosity"].present:

@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medmerge_jax.models.layers import Conv, max_pool
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 9, 6, 2), (2, 1, 5, 1), (1, 112, 112, 4)])
+def test_max_pool_and_its_gradient_are_those_of_pytorch_also_where_values_are_equal(shape):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x = rng.integers(-2, 3, shape).astype(np.float32)  # nearly every window has its maximum twice
+    theirs = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    wanted = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
+    cotangent = rng.normal(size=wanted.shape).astype(np.float32)
+    wanted.backward(torch.tensor(cotangent))
+
+    found, pull_back = jax.vjp(max_pool, x)
+    (gradient,) = pull_back(jnp.asarray(cotangent.transpose(0, 2, 3, 1)))
+
+    np.testing.assert_array_equal(found, wanted.detach().numpy().transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(gradient, theirs.grad.numpy().transpose(0, 2, 3, 1), atol=1e-6)
+
+
+def test_what_is_not_a_number_is_seen_by_all_windows_that_have_it():
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype(np.float32)
+    x[0, 3, 3] = np.nan  # in four windows
+    x[0, 0, 0] = -np.inf
+    wanted = torch.nn.functional.max_pool2d(torch.tensor(x.transpose(0, 3, 1, 2)), 3, 2, 1)
+    found = np.asarray(max_pool(jnp.asarray(x)))
+    np.testing.assert_array_equal(found, wanted.numpy().transpose(0, 2, 3, 1))
+    assert np.isnan(found).sum() == 4
+
+
+@pytest.mark.parametrize(("stride", "side"), [(1, 6), (2, 6), (2, 7)])
+def test_a_convolution_of_size_one_is_a_convolution(stride, side):
+    x = np.random.default_rng(0).normal(size=(2, side, side, 5)).astype(np.float32)
+    conv = Conv(4, 1, stride)
+    variables = conv.init(jax.random.key(0), x)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    kernel = variables["params"]["kernel"]
+    strides = (stride, stride)
+    wanted = jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=numbers)
+    np.testing.assert_allclose(conv.apply(variables, x), wanted, atol=1e-6)
