@@ -11,9 +11,25 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory):
+    """A folder of compiled programs for all tests of this worker, most of which want the same.
+
+    Not one for all workers: JAX may read there what another process has not yet written to the end.
+    """
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def memory():
-    """Gives back what a module compiled: together, the large models' programs fill gigabytes."""
+def memory(compiled_programs):
+    """Gives back what a module compiled: together, the large models' programs fill gigabytes.
+
+    They stay on the disk. Set here and not in the environment, which processes of tests inherit.
+    """
+    if "jax" in sys.modules:
+        config = sys.modules["jax"].config
+        config.update("jax_compilation_cache_dir", str(compiled_programs))
+        config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
