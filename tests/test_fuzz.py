@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 WORKER = Path(__file__).parent / "fuzz_worker.py"
-COUNT = int(os.environ.get("MEDMERGE_JAX_FUZZ", "4000"))
+COUNT = int(os.environ.get("MEDMERGE_JAX_FUZZ", "2000"))
 SEED = os.environ.get("MEDMERGE_JAX_FUZZ_SEED", "0")
 
 # Each group runs in a process of its own, which takes some seconds to start.

@@ -13,6 +13,9 @@ from medmerge_jax import config, merging
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.recipes import mergers
 
+# For what is compiled to run a few times.
+QUICK = {"xla_backend_optimization_level": 0}
+
 
 @pytest.fixture(scope="module")
 def parents():
@@ -102,17 +105,19 @@ def test_fisher_weights_are_of_each_parents_own_classes(parents, images):
     for variables, classes in ((parents[0], 4), (other, 3)):
         model = mm.create_model("resnet20", num_classes=classes)
         total = jax.tree.map(np.zeros_like, variables["params"])
+
+        def log_p(params, image, model=model, variables=variables):
+            values = {**variables, "params": params}
+            return jax.nn.log_softmax(model.apply(values, image[None], train=False))[0]
+
+        jacobian = jax.jit(jax.jacrev(log_p), compiler_options=QUICK)
         for image in images[:3]:
-
-            def log_p(params, model=model, variables=variables, image=image):
-                values = {**variables, "params": params}
-                return jax.nn.log_softmax(model.apply(values, image[None], train=False))[0]
-
-            for c, p in enumerate(np.exp(log_p(variables["params"]))):
-                grads = jax.grad(lambda params, c=c, log_p=log_p: log_p(params)[c])
-                total = jax.tree.map(
-                    lambda sum_, g, p=p: sum_ + p * g**2 / 3, total, grads(variables["params"])
-                )
+            p = np.exp(log_p(variables["params"], image))
+            total = jax.tree.map(
+                lambda sum_, grads, p=p: sum_ + np.tensordot(p, np.square(grads), 1) / 3,
+                total,
+                jacobian(variables["params"], image),
+            )
         fishers.append({"params": {k: v for k, v in total.items() if k != "head"}})
     backbones = [without_head(variables) for variables in (parents[0], other)]
     assert_trees_close(found, merging.fisher_average(backbones, fishers), 1e-4)
@@ -126,15 +131,19 @@ def test_fisher_of_a_parent_with_several_labels(parents, images):
     wrong = mm.merge("fisher", "resnet20", parents, images[:2])
     model = mm.create_model("resnet20", num_classes=4)
     total = jax.tree.map(np.zeros_like, b["params"])
+
+    def logits(params, image):
+        return model.apply({**b, "params": params}, image[None], train=False)[0]
+
+    jacobian = jax.jit(jax.jacrev(logits), compiler_options=QUICK)
     for image in images[:2]:
-
-        def logits(params, image=image):
-            return model.apply({**b, "params": params}, image[None], train=False)[0]
-
-        for label, p in enumerate(jax.nn.sigmoid(logits(b["params"]))):
-            grads = jax.grad(lambda params, c=label, logits=logits: logits(params)[c])(b["params"])
-            # p (1 - p)² + (1 - p) p² = p (1 - p)
-            total = jax.tree.map(lambda t, g, p=p: t + p * (1 - p) * g**2 / 2, total, grads)
+        p = np.asarray(jax.nn.sigmoid(logits(b["params"], image)))
+        # p (1 - p)² + (1 - p) p² = p (1 - p)
+        total = jax.tree.map(
+            lambda t, grads, p=p: t + np.tensordot(p * (1 - p), np.square(grads), 1) / 2,
+            total,
+            jacobian(b["params"], image),
+        )
     first = mm.merge("fisher", "resnet20", [a], images[:2])
     assert_trees_close(first, a, 5e-7)
     bias = "params/head/bias"
