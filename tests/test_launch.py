@@ -197,24 +197,22 @@ def test_a_signal_reaches_all_processes(processes, number, launch, stand_in, log
 
 
 @pytest.mark.slow
-def test_two_processes_stop_and_resume(launch, monkeypatch, tmp_path):
+def test_two_processes_stop(launch, compiled_programs, monkeypatch, tmp_path):
+    """And save; how they resume is in test_chaos.py."""
     python = Path(sys.executable).parent
     monkeypatch.setenv("PATH", f"{python}:{os.environ['PATH']}")
-    monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(compiled_programs))
     workdir = tmp_path / "run"
     command = [f"--config={ROOT / 'tests' / 'tiny_config.py'}", f"--workdir={workdir}"]
+    more = ["--config.recipe=ft", "--config.ft.epochs=500"]
     metrics = workdir / "metrics.jsonl"
-    job = launch("one_machine.sh", *command, "--config.ft.epochs=8", PROCESSES="2")
+    job = launch("one_machine.sh", *command, *more, PROCESSES="2")
     wait_for(lambda: job.poll() is not None or (metrics.exists() and metrics.read_text()), 300)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(120) == preemption.EXIT_STATUS
     assert not (workdir / "results.json").exists()
-    job = launch("one_machine.sh", *command, "--config.ft.epochs=8", PROCESSES="2")
-    assert job.wait(300) == 0
-    assert (workdir / "results.json").exists()
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    expected = [("merge_lp", 1), ("merge_lp", 2), *(("ft", epoch) for epoch in range(1, 9))]
-    assert [(record["stage"], record["epoch"]) for record in records] == expected
+    saved = [path for path in (workdir / "checkpoints" / "ft").iterdir() if path.name.isdecimal()]
+    assert saved
 
 
 # Kubernetes

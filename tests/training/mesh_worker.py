@@ -14,7 +14,8 @@ import numpy as np
 from medmerge_jax.data import ResidentBatches, StreamedBatches
 from medmerge_jax.data.augment import POLICIES, epoch_key
 from medmerge_jax.merging.trees import flatten
-from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models import get_spec
+from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loop import predict
 from medmerge_jax.training.mesh import data_mesh, fetch, replicate
@@ -34,13 +35,22 @@ def main():
     np.savez(output, **found)
 
 
-def run(stage, batch_size, steps=50, accumulate=1, stream=False, policy="", multilabel=False):
+def run(
+    stage,
+    batch_size,
+    depth=3,
+    steps=50,
+    accumulate=1,
+    stream=False,
+    policy="",
+    multilabel=False,
+):
     """Losses, first gradients, last batch statistics, logits and batches of one experiment."""
     mesh = data_mesh()
     spec = get_spec("resnet20")
     dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
-    network = Network(create_model("resnet20", CLASSES, dtype), spec.mean, spec.std, mesh)
-    start = start_of(stage)
+    network = Network(CifarResNet(depth, CLASSES, dtype), spec.mean, spec.std, mesh)
+    start = start_of(stage, depth)
     if dtype == jnp.float64:
         start = jax.tree.map(lambda x: np.asarray(x, dtype) if hasattr(x, "dtype") else x, start)
     task = Task(
@@ -79,16 +89,13 @@ def run(stage, batch_size, steps=50, accumulate=1, stream=False, policy="", mult
     }
 
 
-def start_of(stage):
-    parents = [parent(seed) for seed in range(2)]
+def start_of(stage, depth):
+    model = CifarResNet(depth, CLASSES)
+    init = jax.jit(model.init)
+    parents = [init(jax.random.key(seed), jnp.zeros((1, 16, 16, 3))) for seed in range(2)]
     if stage == "merge_lp":
         return parameterization.merge_linear_probe(parents, parents[0]["params"]["head"])
     return parameterization.fine_tune(parents[0])
-
-
-def parent(seed):
-    model = create_model("resnet20", CLASSES)
-    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
 
 
 def drawn(rng, count, multilabel):

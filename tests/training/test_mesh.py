@@ -23,12 +23,14 @@ from medmerge_jax.training.mesh import data_mesh, own_rows, padded_size
 WORKER = Path(__file__).parent / "mesh_worker.py"
 COLLECTIVES = Path(__file__).parents[2] / "benchmarks" / "collectives.py"
 TINY = Path(__file__).parents[1] / "tiny_config.py"
-# All layouts and 50 steps take half an hour on two cores: MEDMERGE_JAX_MESH=full. CI has a share.
+# All layouts, ResNet-20 and 50 steps take half an hour on two cores: MEDMERGE_JAX_MESH=full, and -s
+# shows the largest differences. CI has a share, with a network of 8 layers.
 FULL = os.environ.get("MEDMERGE_JAX_MESH") == "full"
 # 13 is no multiple of the devices.
 LONG = [
-    {"stage": stage, "batch_size": 13, **({} if FULL else {"steps": 6})}
+    {"stage": stage, "batch_size": batch_size}
     for stage in ("merge_lp", "ft")
+    for batch_size in (13, 16)
 ]
 SHORT = [
     {"stage": "ft", "batch_size": 16, "steps": 5},
@@ -37,7 +39,9 @@ SHORT = [
     {"stage": "merge_lp", "batch_size": 13, "steps": 3, "stream": True, "multilabel": True},
     {"stage": "merge_lp", "batch_size": 16, "steps": 3, "policy": "medium"},
 ]
-SOME = SHORT if FULL else [SHORT[1], SHORT[4]]
+if not FULL:
+    LONG = [{**LONG[0], "steps": 6, "depth": 1}, {**LONG[2], "steps": 6, "depth": 1}]
+    SHORT = [{**SHORT[number], "depth": 1} for number in (1, 4)]
 
 
 def environment(devices, **more):
@@ -93,7 +97,7 @@ def gathered(found, prefix):
     "experiments, layouts",
     [
         pytest.param(LONG, [(1, 8), (2, 4), (8, 1)] if FULL else [(2, 4)], id="many steps"),
-        pytest.param(SOME, [(1, 8), (2, 4)] if FULL else [(1, 8)], id="variants"),
+        pytest.param(SHORT, [(1, 8), (2, 4)] if FULL else [(1, 8)], id="variants"),
     ],
 )
 def test_every_layout_computes_what_one_device_does(tmp_path, experiments, layouts):
@@ -106,16 +110,18 @@ def test_every_layout_computes_what_one_device_does(tmp_path, experiments, layou
     (wanted,) = results.pop((1, 1))
     for layout, found in results.items():
         for one in found:
-            for number in range(len(experiments)):
-                assert_same(one, wanted, number, layout)
+            for number, options in enumerate(experiments):
+                differences = assert_same(one, wanted, number)
+                print(layout, options, differences)
 
 
-def assert_same(found, wanted, number, layout):
+def assert_same(found, wanted, number):
+    """Returns the largest relative differences of losses and of the first gradients' norm."""
     losses = [result[f"{number}/losses"] for result in (found, wanted)]
-    np.testing.assert_allclose(*losses, rtol=1e-4, err_msg=f"{layout}, experiment {number}")
+    np.testing.assert_allclose(*losses, rtol=1e-4)
     gradients = [gathered(result, f"{number}/gradients/") for result in (found, wanted)]
-    difference = np.linalg.norm(gradients[0] - gradients[1])
-    assert difference <= 1e-5 * np.linalg.norm(gradients[1]), (layout, number)
+    difference = np.linalg.norm(gradients[0] - gradients[1]) / np.linalg.norm(gradients[1])
+    assert difference <= 1e-5
     np.testing.assert_array_equal(found[f"{number}/rows"], wanted[f"{number}/rows"])
     statistics = [gathered(result, f"{number}/stats/") for result in (found, wanted)]
     np.testing.assert_allclose(*statistics, rtol=1e-3, atol=1e-3)
@@ -123,6 +129,8 @@ def assert_same(found, wanted, number, layout):
     np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3)
     # One program for all steps: what a step leaves lies where the next one wants it.
     np.testing.assert_array_equal(found[f"{number}/compiled"], wanted[f"{number}/compiled"])
+    worst = np.abs(losses[0] / losses[1] - 1).max()
+    return f"losses {worst:.1e}, gradients {difference:.1e}"
 
 
 def test_rows_are_padded_and_shared():
@@ -184,24 +192,22 @@ def assert_same_run(found, wanted):
     )
     logits = [np.load(workdir / "predictions.npz")["logits"] for workdir in (found, wanted)]
     np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3)
-    for name in ("results.json", "report.html", "model/model.safetensors", "coefficients.npz"):
+    for name in ("results.json", "report.html", "model/model.safetensors"):
         assert (found / name).exists()
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_devices_and_processes(tmp_path):
+def test_a_run_goes_on_with_other_devices_and_processes(tmp_path, compiled_programs):
     """Stopped on 8 devices, then in 2 processes of 1, it ends in 1 process with 2 devices."""
-    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(tmp_path / "cache")}
-    # The paper's rates: at those of the tiny config, rounding grows to a thousandth in six epochs.
-    rates = ("--config.lp.learning_rate=1e-4", "--config.ft.learning_rate=1e-5")
-    more = ("--config.ft.epochs=6", "--config.batch_size=7", *rates)
+    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
+    # The paper's rate: at that of the tiny config, rounding grows to a thousandth in six epochs.
+    more = ("--config.recipe=ft", "--config.ft.epochs=6", "--config.ft.learning_rate=1e-5")
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     (process,) = start(program(whole, *more), 1, 1, cluster_flags, log, **cache)
     assert process.wait(timeout=300) == 0, log.read_text()
-    stops = [((1, 8), "merge_lp", 1), ((2, 1), "ft", 2)]
-    for (processes, devices), stage, epoch in stops:
+    for (processes, devices), epoch in [((1, 8), 1), ((2, 1), 3)]:
         started = start(program(moved, *more), processes, devices, cluster_flags, log, **cache)
-        wait_for(moved, stage, epoch, started, log)
+        wait_for(moved, epoch, started, log)
         started[-1].send_signal(signal.SIGUSR1)
         statuses = [process.wait(timeout=300) for process in started]
         assert statuses == [75] * processes, log.read_text()[-3000:]
@@ -212,31 +218,36 @@ def test_a_run_goes_on_with_other_devices_and_processes(tmp_path):
     assert_same_run(moved, whole)
 
 
-def wait_for(workdir, stage, epoch, started, log):
-    """Until the epoch is in metrics.jsonl."""
+def wait_for(workdir, epoch, started, log):
+    """Until the epoch of fine-tuning is in metrics.jsonl."""
     path = workdir / "metrics.jsonl"
-    while not path.exists() or f'"stage": "{stage}", "epoch": {epoch},' not in path.read_text():
+    while not path.exists() or f'"stage": "ft", "epoch": {epoch},' not in path.read_text():
         assert all(process.poll() is None for process in started), log.read_text()[-3000:]
         time.sleep(0.01)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_within_a_minute(tmp_path, victim):
-    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(tmp_path / "cache")}
+def test_a_killed_process_ends_the_others_within_a_minute(tmp_path, compiled_programs, victim):
+    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
     started = start(
-        program(tmp_path / "run", "--config.ft.epochs=500"), 2, 1, cluster_flags, log, **cache
+        program(tmp_path / "run", "--config.recipe=ft", "--config.ft.epochs=500"),
+        2,
+        1,
+        cluster_flags,
+        log,
+        **cache,
     )
-    wait_for(tmp_path / "run", "ft", 1, started, log)
+    wait_for(tmp_path / "run", 1, started, log)
     started[victim].kill()
     assert started[victim].wait() == -signal.SIGKILL
     assert started[1 - victim].wait(timeout=60) not in (0, 75)
 
 
 @pytest.mark.slow
-def test_what_the_first_process_refuses_ends_the_others(tmp_path):
+def test_what_the_first_process_refuses_ends_the_others(tmp_path, compiled_programs):
     """Only the first looks into the run directory."""
-    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(tmp_path / "cache")}
+    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{")
     started = start(program(tmp_path / "run"), 2, 1, cluster_flags, log, **cache)
@@ -246,7 +257,7 @@ def test_what_the_first_process_refuses_ends_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_exchange_of_gradients_and_four_for_each_batch_norm():
+def test_one_exchange_of_gradients_and_three_for_each_batch_norm():
     """Counted in the program that the compiler made."""
     found = subprocess.run(
         [sys.executable, str(COLLECTIVES), "resnet20"], capture_output=True, text=True, check=True
@@ -254,6 +265,6 @@ def test_one_exchange_of_gradients_and_four_for_each_batch_norm():
     rows = [line.split("|")[1:-1] for line in found.stdout.splitlines()[2:]]
     assert [row[1].strip() for row in rows] == ["merge_lp", "ft"]
     for row in rows:
-        assert int(row[2]) == 4 * 19
+        assert int(row[2]) == 3 * 19
         assert int(row[4]) == 1
         assert row[7].strip() == ""
