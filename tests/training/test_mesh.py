@@ -198,24 +198,42 @@ def assert_same_run(found, wanted):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_and_processes(tmp_path, compiled_programs):
-    """Stopped on 8 devices, then in 2 processes of 1, it ends in 1 process with 2 devices."""
+    """Stopped on 8 devices, then in 2 processes of 1, it ends in 1 process with 2 devices.
+
+    The 2 processes find the newest checkpoint damaged, and both take the one before.
+    """
     log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
-    # The paper's rate: at that of the tiny config, rounding grows to a thousandth in six epochs.
-    more = ("--config.recipe=ft", "--config.ft.epochs=6", "--config.ft.learning_rate=1e-5")
+    # The paper's rate: at that of the tiny config, rounding grows to a thousandth in few epochs.
+    more = ("--config.recipe=ft", "--config.ft.epochs=8", "--config.ft.learning_rate=1e-5")
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     (process,) = start(program(whole, *more), 1, 1, cluster_flags, log, **cache)
     assert process.wait(timeout=300) == 0, log.read_text()
-    for (processes, devices), epoch in [((1, 8), 1), ((2, 1), 3)]:
+    for (processes, devices), epoch in [((1, 8), 2), ((2, 1), 4)]:
         started = start(program(moved, *more), processes, devices, cluster_flags, log, **cache)
         wait_for(moved, epoch, started, log)
         started[-1].send_signal(signal.SIGUSR1)
         statuses = [process.wait(timeout=300) for process in started]
         assert statuses == [75] * processes, log.read_text()[-3000:]
         assert not (moved / "results.json").exists()
+        if processes == 1:
+            damaged = damage_newest(moved / "checkpoints" / "ft")
     (process,) = start(program(moved, *more), 1, 2, cluster_flags, log, **cache)
     assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-    assert len(re.findall("resumed after", log.read_text())) >= 2
+    assert len(re.findall("resumed after", log.read_text())) == 2
+    assert len(re.findall(r"\d is damaged", log.read_text())) == 1
+    assert damaged.is_dir()
     assert_same_run(moved, whole)
+
+
+def damage_newest(folder):
+    """Flips a bit in the arrays; returns the name that such a checkpoint gets."""
+    newest = max((path for path in folder.iterdir() if path.is_dir()), key=lambda p: int(p.name))
+    files = (path for path in newest.rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    largest.write_bytes(content)
+    return newest.with_name(f"{newest.name}.damaged")
 
 
 def wait_for(workdir, epoch, started, log):
