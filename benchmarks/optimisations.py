@@ -1,0 +1,205 @@
+"""What each optimisation for the CPU is worth: the gradient with all of them, and without one.
+
+    taskset -c 0,1 python benchmarks/optimisations.py --models densenet121 resnet50 resnet18
+
+Each is undone by putting its simplest form in its place, compiled once, and all are run in turn,
+in blocks. All gradients are compared with the first before. Memory is a matter of the process:
+pairs of processes that differ in nothing else, one after another.
+
+Expected, before the first run: per batch norm, one pass over its input less; of max-pooling, no
+arrays of indices; of 1 x 1 kernels' gradients, no transposed copies, 2 x 4 bytes per activation.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import beside_pytorch
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from beside_pytorch import Side, interleave, median, ratio, spread
+
+import medmerge_jax as mm
+from medmerge_jax.merging import kernels
+from medmerge_jax.models import densenet, layers, norm, resnet
+from medmerge_jax.training.parameterization import (
+    Parameterization,
+    fine_tune,
+    merge_linear_probe,
+)
+
+ALL = "with all"
+MEMORY = "memory given back to the system"
+TOLERANCE = 1e-4
+"""Of the norm of all gradients, float32: no more than rounding and the kinks of ReLUs."""
+
+
+class ProductOfFourAxes(layers.Conv):
+    """Without the reshaping to matrices."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """As `Conv`."""
+        if self.size > 1:
+            return super().__call__(x)
+        kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
+        return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+
+
+def pool_by_window(x: jax.Array) -> jax.Array:
+    """Without the slices."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def blend_of_four_axes(leaves: Any, weights: jax.Array) -> jax.Array:
+    """Of two parents, with coefficients of the shape (1, 1, 1, c_out)."""
+    weights = weights[None, None, None]
+    return weights * leaves[0] + (1 - weights) * leaves[1]
+
+
+@contextlib.contextmanager
+def in_place_of(name: str, replacement: Any, *modules: Any) -> Iterator[None]:
+    """While something is compiled."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch.object(module, name, replacement))
+        yield
+
+
+WITHOUT: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
+    "batch norm's derivative by JAX": ("normalise_batch", norm.normalise_batch.fun, (norm,)),
+    "max-pooling by `reduce_window`": ("max_pool", pool_by_window, (resnet, densenet)),
+    "1 × 1 kernels as products of four axes": ("Conv", ProductOfFourAxes, (resnet, densenet)),
+}
+WITHOUT_BLEND = {
+    "coefficients broadcast from (1, 1, 1, c_out)": ("_blend", blend_of_four_axes, (kernels,)),
+}
+
+
+def main() -> None:
+    """Prints the tables, and writes them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["densenet121", "resnet50", "resnet18"])
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--blocks", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/optimisations.md"))
+    parser.add_argument("--alone", choices=("keep", "give_back"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone != "give_back":
+        beside_pytorch.prepare_process()
+    if options.alone:
+        _run_alone(options)
+        return
+    rows: list[dict[str, Any]] = []
+    raw = {}
+    for name in options.models:
+        variables = _parents(name, options)
+        head = variables[0]["params"]["head"]
+        for stage, start, without in (
+            ("fine-tune", fine_tune(variables[0]), WITHOUT),
+            ("merge linear probe", merge_linear_probe(variables, head), WITHOUT_BLEND),
+        ):
+            found = _compare(name, start, without, options)
+            if stage == "fine-tune":
+                found[MEMORY] = _pairs(name, options)
+            for label, costs in found.items():
+                # Memory is compared with processes of its own.
+                against = costs.pop("with") if label == MEMORY else found[ALL]["costs"]
+                walls = ratio(costs["costs"], against)
+                cpus = ratio(costs["costs"], against, "cpu")
+                rows.append(
+                    {
+                        "network": name,
+                        "gradient of": stage,
+                        "without": label if label != ALL else "–",
+                        "ms": f"{1e3 * median(costs['costs']):.0f}",
+                        "time beside all": spread(walls, digits=2),
+                        "CPU time beside all": spread(cpus, digits=2),
+                        "page faults": f"{median(costs['costs'], 'faults'):.0f}",
+                    }
+                )
+            raw[f"{name}, {stage}"] = {k: [vars(c) for c in v["costs"]] for k, v in found.items()}
+    beside_pytorch.write_table(options.output, [beside_pytorch.machine()], rows, raw)
+
+
+def _parents(name: str, options: argparse.Namespace) -> list[Any]:
+    model = mm.create_model(name, num_classes=5)
+    image = jnp.zeros((1, options.image_size, options.image_size, 3))
+    return [jax.jit(model.init)(jax.random.key(seed), image) for seed in range(2)]
+
+
+def _gradient(name: str, start: Parameterization, options: argparse.Namespace) -> Callable[[], Any]:
+    """Loss and gradient of what is trained, compiled."""
+    model = mm.create_model(name, num_classes=5)
+    shape = (options.batch_size, options.image_size, options.image_size, 3)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    labels = jnp.arange(options.batch_size) % 5
+
+    def loss(trainable: Any, frozen: Any, batch_stats: Any, images: jax.Array) -> Any:
+        variables = {"params": start.assemble(trainable, frozen), "batch_stats": batch_stats}
+        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(losses), updated
+
+    arguments = (start.trainable, start.frozen, start.batch_stats, images)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(step(*arguments))
+
+
+def _compare(
+    name: str, start: Parameterization, without: dict[str, Any], options: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    steps = {ALL: _gradient(name, start, options)}
+    for label, (attribute, replacement, modules) in without.items():
+        with in_place_of(attribute, replacement, *modules):
+            steps[label] = _gradient(name, start, options)
+    (_, _), wanted = steps[ALL]()
+    for label, step in steps.items():
+        (_, _), found = step()
+        error = optax.global_norm(jax.tree.map(jnp.subtract, found, wanted))
+        error = float(error / optax.global_norm(wanted))
+        print(f"{name}, {label}: relative difference of the gradients {error:.1e}", flush=True)
+        if not error <= TOLERANCE:
+            raise SystemExit(f"{name}, {label}: the gradients differ by {error:.1e}")
+    sides = [Side(label, step, lambda: None) for label, step in steps.items()]
+    costs = interleave(sides, options.blocks, 1)
+    return {label: {"costs": costs[label]} for label in steps}
+
+
+def _run_alone(options: argparse.Namespace) -> None:
+    """In a process of its own: writes what the steps took to --output."""
+    (name,) = options.models
+    step = _gradient(name, fine_tune(_parents(name, options)[0]), options)
+    costs = interleave([Side(name, step, lambda: None)], options.blocks, 1)[name]
+    np.save(options.output, [(cost.wall, cost.cpu, cost.faults) for cost in costs])
+
+
+def _pairs(name: str, options: argparse.Namespace, pairs: int = 3) -> dict[str, Any]:
+    costs: dict[str, list[beside_pytorch.Cost]] = {"keep": [], "give_back": []}
+    for _ in range(pairs):
+        for how, found in costs.items():
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "costs.npy")
+                command = [sys.executable, __file__, f"--alone={how}", f"--output={path}"]
+                command += ["--models", name, "--blocks", str(options.blocks)]
+                command += ["--batch-size", str(options.batch_size)]
+                command += ["--image-size", str(options.image_size)]
+                subprocess.run(command, check=True, env=os.environ)
+                middle = np.median(np.load(path), axis=0)
+            found.append(beside_pytorch.Cost(*middle.tolist()))
+    return {"costs": costs["give_back"], "with": costs["keep"]}
+
+
+if __name__ == "__main__":
+    main()
