@@ -376,10 +376,11 @@ def _train_epoch(
     in_flight: collections.deque[jax.Array] = collections.deque()
     batches = train.epoch(seed, epoch, first) if first < steps else ()
     started = time.perf_counter()
+    # All at once, so that no step waits for a transfer.
+    ours = replicate(list(rates[epoch * steps + first : (epoch + 1) * steps]), task.network.mesh)
     try:
-        for index, batch in enumerate(batches, first):
+        for rate, batch in zip(ours, batches, strict=True):
             preemption.check()
-            rate = rates[epoch * steps + index]
             now = (rate, class_weights, key)
             if isinstance(batch, tuple):
                 state, loss = accumulated_step(task, progress.state, frozen, batch, *now)
