@@ -19,6 +19,8 @@ import numpy as np
 
 from medmerge_jax.merging.trees import (
     SEPARATOR,
+    array_module,
+    as_jax,
     check_finite,
     check_parents,
     check_weights,
@@ -136,12 +138,12 @@ def task_arithmetic(ancestor: Tree, parents: Sequence[Tree], scale: Any) -> dict
     merged = {}
     for path in flats[0]:
         (*leaves, start), dtype = promote([flat[path] for flat in flats])
-        total = start
+        module, total = array_module([start, *leaves, *scales]), start
         for leaf, factor in zip(leaves, scales, strict=True):
-            total = total + jnp.asarray(factor, start.dtype) * (leaf - start)
+            total = total + module.asarray(factor, start.dtype) * (leaf - start)
         if _is_statistic(path) and path.endswith(f"{SEPARATOR}var"):
-            total = jnp.maximum(total, functools.reduce(jnp.minimum, leaves, start))
-        merged[path] = total.astype(dtype)
+            total = module.maximum(total, functools.reduce(module.minimum, leaves, start))
+        merged[path] = as_jax(total.astype(dtype))
     return nest_like(merged, ancestor)
 
 
@@ -258,6 +260,7 @@ def fisher_average(
         factors = [factor / norm for factor, norm in zip(factors, norms, strict=True)]
     total = functools.reduce(lambda a, b: a + b, coefficients)
     shares = [coefficient / total for coefficient in coefficients]
+    module = array_module([*factors, *flat_fishers[0].values()])
     merged = {}
     for path in flats[0]:
         leaves = [flat[path] for flat in flats]
@@ -265,10 +268,10 @@ def fisher_average(
             merged[path] = _weigh(leaves, shares)
             continue
         weights = [
-            factor * jnp.maximum(jnp.asarray(fisher[path], jnp.float32), floor)
+            factor * module.maximum(module.asarray(fisher[path], jnp.float32), floor)
             for factor, fisher in zip(factors, flat_fishers, strict=True)
         ]
-        total_weight = functools.reduce(jnp.add, weights)
+        total_weight = functools.reduce(module.add, weights)
         merged[path] = _weigh(leaves, [weight / total_weight for weight in weights])
     return nest_like(merged, parents[0])
 
@@ -326,31 +329,35 @@ def _classes_at_once(wanted: int | None, num_classes: int, flat: Mapping[str, An
 
 def _slerp(pair: Sequence[Any], t: Any) -> Array:
     (first, second), dtype = promote(pair)
-    norms = jnp.linalg.norm(first.ravel()) * jnp.linalg.norm(second.ravel())
-    cosine = jnp.sum(first * second) / jnp.where(norms > 0, norms, 1)
-    linear = (norms == 0) | (jnp.abs(cosine) > _PARALLEL)
-    angle = jnp.arccos(jnp.where(linear, 0, cosine))
-    sine = jnp.sin(angle)
-    weight_first = jnp.where(linear, 1 - t, jnp.sin((1 - t) * angle) / sine)
-    weight_second = jnp.where(linear, t, jnp.sin(t * angle) / sine)
-    return (weight_first * first + weight_second * second).astype(dtype)
+    module = array_module([first, second, t])
+    norms = module.linalg.norm(first.ravel()) * module.linalg.norm(second.ravel())
+    cosine = module.sum(first * second) / module.where(norms > 0, norms, 1)
+    linear = (norms == 0) | (abs(cosine) > _PARALLEL)
+    angle = module.arccos(module.where(linear, 0, cosine))
+    sine = module.sin(angle)
+    weight_first = module.where(linear, 1 - t, module.sin((1 - t) * angle) / sine)
+    weight_second = module.where(linear, t, module.sin(t * angle) / sine)
+    return as_jax((weight_first * first + weight_second * second).astype(dtype))
 
 
 def _weigh(leaves: Sequence[Any], weights: Sequence[Any]) -> Array:
     arrays, dtype = promote(leaves)
+    module = array_module([*arrays, *weights])
     terms = [
-        jnp.asarray(weight, array.dtype) * array
+        module.asarray(weight, array.dtype) * array
         for weight, array in zip(weights, arrays, strict=True)
     ]
-    return functools.reduce(jnp.add, terms).astype(dtype)
+    return as_jax(functools.reduce(module.add, terms).astype(dtype))
 
 
-def _norm(fisher: Mapping[str, Any], index: int) -> Array:
-    arrays = [jnp.asarray(leaf, jnp.float32) for leaf in fisher.values()]
+def _norm(fisher: Mapping[str, Any], index: int) -> Any:
+    module = array_module(fisher.values())
+    arrays = [module.asarray(leaf, jnp.float32) for leaf in fisher.values()]
     # Of a well-trained model all may be below 1e-19, the squares of which are zero in float32.
-    largest = functools.reduce(jnp.maximum, [jnp.max(array) for array in arrays])
-    squares = [jnp.sum(jnp.square(array / largest)) for array in arrays]
-    norm = largest * jnp.sqrt(functools.reduce(jnp.add, squares))
+    largest = functools.reduce(module.maximum, [module.max(array) for array in arrays])
+    unit = module.where(largest > 0, largest, 1)
+    squares = [module.sum(module.square(array / unit)) for array in arrays]
+    norm = largest * module.sqrt(functools.reduce(module.add, squares))
     if not isinstance(norm, jax.core.Tracer) and not norm > 0:
         raise ValueError(
             f"the Fisher information of parent {index} is zero everywhere and has no scale; "
@@ -390,7 +397,7 @@ def _check_fishers(fishers: Sequence[Mapping[str, Any]], parent: Mapping[str, An
                 )
         check_finite(fisher, f"the Fisher information of parent {index}")
         for path, leaf in fisher.items():
-            if not isinstance(leaf, jax.core.Tracer) and not (leaf >= 0).all():
+            if not isinstance(leaf, jax.core.Tracer) and not (np.asarray(leaf) >= 0).all():
                 raise ValueError(f"{path}: negative in the Fisher information of parent {index}")
 
 

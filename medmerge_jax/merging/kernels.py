@@ -24,6 +24,8 @@ import numpy as np
 
 from medmerge_jax.merging.trees import (
     SEPARATOR,
+    array_module,
+    as_jax,
     at_least_float32,
     check_parents,
     describe_shape,
@@ -270,20 +272,21 @@ def _constrain(raw: Any, num_parents: int, constraint: str) -> jax.Array:
 
 def _blend(leaves: Sequence[Any], weights: jax.Array) -> jax.Array:
     kernels, dtype = promote(leaves)
+    module = array_module([*kernels, weights])
+    weights = module.asarray(weights, kernels[0].dtype)
     if len(kernels) == 2:
         weights = weights[None]
-    weights = weights.astype(kernels[0].dtype)
 
-    def scaled(weight: jax.Array, kernel: jax.Array) -> jax.Array:
+    def scaled(weight: Any, kernel: Any) -> Any:
         # Broadcast by hand, also for jax.numpy_rank_promotion("raise"). Not by way of the shape
         # (1, 1, 1, c_out): of a 1 x 1 kernel, the gradient then is a sum over one axis of four,
         # a hundred times slower on a CPU than over three.
-        return jnp.broadcast_to(weight, kernel.shape) * kernel
+        return module.broadcast_to(weight, kernel.shape) * kernel
 
-    blended = scaled(1.0 - jnp.sum(weights, axis=0), kernels[-1])
+    blended = scaled(1.0 - module.sum(weights, axis=0), kernels[-1])
     for weight, kernel in zip(reversed(list(weights)), reversed(kernels[:-1]), strict=True):
         blended = scaled(weight, kernel) + blended
-    return blended.astype(dtype)
+    return as_jax(blended.astype(dtype))
 
 
 def _backbone(tree: Tree) -> dict[str, Any]:

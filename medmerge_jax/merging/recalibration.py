@@ -25,6 +25,8 @@ import numpy as np
 
 from medmerge_jax.merging.trees import (
     SEPARATOR,
+    array_module,
+    as_jax,
     at_least_float32,
     check_finite,
     check_parents,
@@ -159,8 +161,9 @@ def repair_scales(
     check_parents([scales, *ours], names=names)
     for path in scales:
         (merged, *leaves), dtype = promote([scales[path], *[parent[path] for parent in ours]])
-        length = sum(w * jnp.abs(leaf) for w, leaf in zip(weights, leaves, strict=True))
-        flat[path] = jnp.where(merged < 0, -length, length).astype(dtype)
+        module = array_module([merged, *leaves])
+        length = sum(w * module.abs(leaf) for w, leaf in zip(weights, leaves, strict=True))
+        flat[path] = as_jax(module.where(merged < 0, -length, length).astype(dtype))
     return nest_like(flat, variables)
 
 
