@@ -137,7 +137,7 @@ class Peak:
         )
 
 
-def _least(function: Callable[[], Any], repeats: int = 10) -> float:
+def _least(function: Callable[[], Any], repeats: int = 40) -> float:
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

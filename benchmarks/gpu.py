@@ -1,0 +1,67 @@
+"""Everything that is measured beside PyTorch on a GPU, one program after another.
+
+    python benchmarks/gpu.py                  # results in benchmarks/results, or in $OUT
+    python benchmarks/gpu.py --tiny           # the same programs in a few minutes, on anything
+
+Each program checks first that both sides compute the same, prints its tables and ends within ten
+minutes; one that fails or takes longer does not stop the others. With names, only these:
+`python benchmarks/gpu.py training_step whole_recipe`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LIMIT_SECONDS = 600
+MODELS = ("densenet121", "resnet50")
+TINY = {
+    "training_step": "--batch-sizes 2 --image-size 32 --blocks 2 --steps 1",
+    "whole_recipe": "--scale 0.01 --epochs 1 --image-size 32 --stored-size 48 --batch-size 8",
+}
+
+
+def main() -> None:
+    """Prints what the programs print; exit status 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("programs", nargs="*", choices=(*TINY, []), default=list(TINY))
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    output = Path(os.environ.get("OUT", HERE / "results"))
+    failed = [
+        f"{program} of {model}"
+        for program in options.programs
+        for model in options.models
+        if not succeeds(program, model, output, options.tiny)
+    ]
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def succeeds(program: str, model: str, output: Path, tiny: bool) -> bool:
+    """Runs one program."""
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [sys.executable, HERE / f"{program}.py"]
+        command += ["--output", output / f"{program}-{model}.md"]
+        if program == "whole_recipe":
+            command += ["--architecture", model, "--workdir", Path(workdir, "whole_recipe")]
+        else:
+            command += ["--models", model]
+        command += TINY[program].split() if tiny else []
+        started = time.monotonic()
+        print(f"# {program}, {model}", flush=True)
+        try:
+            status = subprocess.run(command, timeout=LIMIT_SECONDS).returncode
+        except subprocess.TimeoutExpired:
+            status = f"stopped after {LIMIT_SECONDS} s"
+    print(f"status {status}, {time.monotonic() - started:.0f} s\n", flush=True)
+    return status == 0
+
+
+if __name__ == "__main__":
+    main()
