@@ -44,7 +44,6 @@ def main(argv: list[str]) -> None:
     if config is None or workdir is None:
         missing = "--config FILE" if config is None else "--workdir FOLDER"
         raise UserError(f"{missing} is missing, as in: {_USAGE}")
-    memory.keep_freed_memory()
     import jax
 
     if not flags.FLAGS["verbosity"].present:
@@ -53,6 +52,8 @@ def main(argv: list[str]) -> None:
 
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
+    # Also what compiles in less than a second, of which there is much: a hundred small programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     from medmerge_jax.analysis import results_text
     from medmerge_jax.recipes.run import run
 
@@ -68,6 +69,7 @@ def entry_point() -> None:
     Status 75 after SIGTERM or SIGUSR1, and 130 after Ctrl-C: the same command goes on from there.
     A closed pipe ends it without a word, with status 141.
     """
+    memory.keep_freed_memory()
     preemption.install()
     try:
         try:

@@ -357,3 +357,14 @@ def test_a_whole_run_and_what_it_leaves(program, folder_flags, tmp_path):
         accuracy = np.mean(predictions["logits"].argmax(1) == predictions["labels"])
     assert results["test"]["accuracy"] == pytest.approx(accuracy)
     assert variables["params"]["head"]["kernel"].shape == (64, 2)
+
+
+def test_a_second_run_of_the_same_command_compiles_nothing(program, folder_flags, tmp_path):
+    kept = []
+    for name in ("first", "second"):
+        result = program(*folder_flags, workdir=tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        files = (tmp_path / "cache" / "xla").iterdir()
+        kept.append({path.name: path.stat().st_mtime_ns for path in files})
+    assert len(kept[0]) > 10
+    assert kept[1] == kept[0]  # what is compiled is kept

@@ -21,7 +21,6 @@ from medmerge_jax.training.step import Network
 
 CLASSES, SIZE = 3, 8
 COMPILED = "/jax/core/compile/backend_compile_duration"
-HIT, MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 STAGES = {
     "fine-tuning": {},
     "merge linear probe": {},
