@@ -19,7 +19,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.progress import Bar, say
 from medmerge_jax.training.checkpoints import StageCheckpoints
-from medmerge_jax.training.mesh import as_in_first, fetch, on_one, replicate
+from medmerge_jax.training.mesh import as_in_first, fetch, on_one, replicate, replicate_key
 from medmerge_jax.training.metrics import classification_metrics, higher_is_better
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.run_directory import RunDirectory
@@ -372,7 +372,9 @@ def _train_epoch(
     if first == 0:
         zero = replicate(jnp.zeros((), jnp.float32), task.network.mesh)
         progress.state = progress.state._replace(loss_sum=zero)
-    key = None if stage.augmentation is None else epoch_key(seed, epoch)
+    key = None
+    if stage.augmentation is not None:
+        key = replicate_key(epoch_key(seed, epoch), task.network.mesh)
     in_flight: collections.deque[jax.Array] = collections.deque()
     batches = train.epoch(seed, epoch, first) if first < steps else ()
     started = time.perf_counter()

@@ -71,6 +71,14 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(put, tree)
 
 
+def replicate_key(key: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """`replicate` of a random key, which is no array to numpy."""
+    if mesh is None:
+        return key
+    data = replicate(np.asarray(jax.random.key_data(key)), mesh)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+
+
 def split_rows(tree: Any, size: int, mesh: Mesh | None) -> Any:
     """Arrays of `size` rows over all devices, from the rows `own_rows(size, mesh)` in each process.
 
