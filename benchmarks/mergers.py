@@ -8,7 +8,8 @@ takes more than the second is compilation and what else is done once, and the co
 are counted by JAX. Memory is what the process's peak grows by beyond what it held before, the two
 networks: the merged network, and what it takes to compute it, in the first run.
 
-Checked: one parent given twice merges to itself, except that running statistics may round.
+Checked: what comes out is finite, and one parent given twice merges to itself. Not so where units
+are matched by their activations: some never are active, and are alike.
 
 Expected: an average reads two networks and writes one, 3 x 94 MiB for ResNet-50, so some 30 ms, in
 numpy with a few copies. Images cost a forward pass for each parent, 32 x 2 x 8 GFLOP, some 3 s.
@@ -159,13 +160,15 @@ def _variables(shapes: Any, seed: int) -> Any:
 
 
 def _check(merger: str, found: Any, wanted: Any, chosen: dict[str, Any]) -> None:
-    """Raises unless one network merged with itself is that network."""
+    """Raises unless it is finite, and one network merged with itself is that network."""
     import jax
 
-    if "ancestor" in chosen:
-        return  # of the scale 1/2 for each parent it is the mean, but up to cancellation
+    exact = merger not in ("activation_matching", "zipit") and "ancestor" not in chosen
     for ours, theirs in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=merger)
+        if exact:
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=merger)
+        if not np.isfinite(ours).all():
+            raise SystemExit(f"{merger}: the merged network is not finite")
 
 
 def _forget_peak() -> None:
