@@ -44,3 +44,30 @@ def test_a_convolution_of_size_one_is_a_convolution(stride, side):
     strides = (stride, stride)
     wanted = jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=numbers)
     np.testing.assert_allclose(conv.apply(variables, x), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 2), (1, 1), (2, 5), (4, 1)])
+def test_a_convolution_of_a_map_smaller_than_its_kernel_is_a_convolution(stride, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *shape, 5)).astype(np.float32)
+    conv = Conv(4, 3, stride)
+    variables = conv.init(jax.random.key(0), x)
+
+    def plain(kernel, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=numbers
+        )
+
+    def ours(kernel, x):
+        return conv.apply({"params": {"kernel": kernel}}, x)
+
+    inputs = (variables["params"]["kernel"], x)
+    wanted, pull_back_wanted = jax.vjp(plain, *inputs)
+    found, pull_back = jax.vjp(ours, *inputs)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    cotangent = rng.normal(size=wanted.shape).astype(np.float32)
+    pairs = zip(pull_back(cotangent), pull_back_wanted(cotangent), strict=True)
+    for gradient, wanted_gradient in pairs:
+        np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-5)
