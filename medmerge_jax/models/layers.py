@@ -55,7 +55,7 @@ class Conv(nn.Module):
         lacking = [max(self.size - length, 0) for length in x.shape[1:3]]
         if any(lacking):
             # Of a map smaller than the kernel, XLA computes every number by itself on a CPU, thirty
-            # times as slowly. The barrier keeps it from undoing this.
+            # times as slowly. The barriers keep it from undoing this, also in the gradient.
             x = lax.optimization_barrier(
                 jnp.pad(x, [(0, 0), (0, lacking[0]), (0, lacking[1]), (0, 0)])
             )
@@ -66,7 +66,7 @@ class Conv(nn.Module):
             padding=[(self.size // 2, self.size // 2)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y[:, :height, :width] if any(lacking) else y
+        return lax.optimization_barrier(y)[:, :height, :width] if any(lacking) else y
 
 
 def max_pool(x: Array) -> Array:
