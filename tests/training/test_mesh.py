@@ -84,7 +84,7 @@ def trained(folder, layout, experiments):
         folder / "log",
     )
     for process in started:
-        assert process.wait(timeout=900) == 0, (folder / "log").read_text()[-3000:]
+        assert process.wait(timeout=1800) == 0, (folder / "log").read_text()[-3000:]
     return [dict(np.load(folder / f"{index}.npz")) for index in {0, processes - 1}]
 
 
