@@ -45,6 +45,8 @@ def log(tmp_path):
 def launch():
     """Starts a script as the leader of a process group, of which the test leaves nothing."""
     jobs = []
+    # Tests in the background of a shell ignore it, and so would what they start.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(script, *arguments, **environment):
         command, environment = [LAUNCH / script, *arguments], {**os.environ, **environment}
@@ -52,6 +54,7 @@ def launch():
         return jobs[-1]
 
     yield start
+    signal.signal(signal.SIGINT, heeded)
     for job in jobs:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
