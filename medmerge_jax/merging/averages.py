@@ -352,7 +352,8 @@ def _weigh(leaves: Sequence[Any], weights: Sequence[Any]) -> Array:
 
 def _norm(fisher: Mapping[str, Any], index: int) -> Any:
     module = array_module(fisher.values())
-    arrays = [module.asarray(leaf, jnp.float32) for leaf in fisher.values()]
+    # In one order for all trees: those of a file and those that JAX returned differ in theirs.
+    arrays = [module.asarray(fisher[path], jnp.float32) for path in sorted(fisher)]
     # Of a well-trained model all may be below 1e-19, the squares of which are zero in float32.
     largest = functools.reduce(module.maximum, [module.max(array) for array in arrays])
     unit = module.where(largest > 0, largest, 1)

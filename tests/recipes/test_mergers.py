@@ -80,6 +80,22 @@ def test_a_permuted_copy_is_the_same_network(method, images):
     assert difference < 1e-5
 
 
+@pytest.mark.parametrize("method", config.MERGERS)
+def test_the_order_and_kind_of_arrays_do_not_matter(method, parents, images):
+    """A model read from a file has its tensors in another order than one that JAX returned."""
+    if method == "task_arithmetic":  # a scale that does not make the ancestor vanish
+        options = {"ancestor": variables_of(9), "scale": 0.4}
+    else:
+        options = options_of(method, 2)
+    found = []
+    for kind in (jnp.asarray, np.asarray):
+        flats = [flatten(parent) for parent in parents]
+        paths = sorted(flats[0], reverse=kind is np.asarray)
+        trees = [unflatten({path: kind(flat[path]) for path in paths}) for flat in flats]
+        found.append(mm.merge(method, "resnet20", trees, images[:4], recalibrate=True, **options))
+    assert_trees_close(*found, 0)
+
+
 def test_methods_are_the_functions(parents, images):
     a, b = parents
     found = mm.merge("weighted", "resnet20", parents, weights=[0.25, 0.75])
