@@ -161,7 +161,7 @@ def accumulated_step(
     """
     total = _total_weight(task.multilabel, tuple(part["labels"] for part in batch), class_weights)
     sums, batch_stats = _zeros(task, state.trainable), state.batch_stats
-    for part in batch:  # not in a loop of the compiler: see DESIGN, convolutions lose their threads
+    for part in batch:  # in a loop of the compiler, convolutions lose their threads
         sums, batch_stats = _add_part(
             task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, key
         )
