@@ -290,6 +290,8 @@ def test_out_of_memory_says_which_batch_size_to_try(train, tmp_path):
     assert "accumulate" in message
 
 
+# Orbax closes its event loop before TensorStore has told it how all the writes ended.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_workdir_that_vanished_is_not_made_anew(train, data, tmp_path):
     """And a checkpoint that is being written neither hides that nor brings it back."""
 
