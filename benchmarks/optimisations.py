@@ -9,6 +9,7 @@ processes that differ in nothing else, one after another.
 
 Expected, before the first run: per batch norm, one pass over its input less; of max-pooling, no
 arrays of indices; of 1 x 1 kernels' gradients, no transposed copies, 2 x 4 bytes per activation.
+Of small maps, no transposed kernels, 2 x 4 bytes per number, and no transposed activations.
 """
 
 import argparse
@@ -82,6 +83,7 @@ WITHOUT: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
     "batch norm's derivative by JAX": ("normalise_batch", norm.normalise_batch.fun, (norm,)),
     "max-pooling by `reduce_window`": ("max_pool", pool_by_window, (resnet, densenet)),
     "1 × 1 kernels as products of four axes": ("Conv", ProductOfFourAxes, (resnet, densenet)),
+    "small maps convolved": ("_product_of_patches", layers._convolution, (layers,)),
 }
 WITHOUT_BLEND = {
     "coefficients broadcast from (1, 1, 1, c_out)": ("_blend", blend_of_four_axes, (kernels,)),

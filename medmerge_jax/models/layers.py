@@ -1,5 +1,7 @@
 """Convolution, pooling and head with PyTorch's conventions in NHWC."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,22 +53,39 @@ class Conv(nn.Module):
             x = x[:, :: self.stride, :: self.stride]
             y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
             return y.reshape(*x.shape[:-1], self.features)
-        height, width = (-(-length // self.stride) for length in x.shape[1:3])
-        lacking = [max(self.size - length, 0) for length in x.shape[1:3]]
-        if any(lacking):
-            # Of a map smaller than the kernel, XLA computes every number by itself on a CPU, thirty
-            # times as slowly. The barriers keep it from undoing this, also in the gradient.
-            x = lax.optimization_barrier(
-                jnp.pad(x, [(0, 0), (0, lacking[0]), (0, lacking[1]), (0, 0)])
-            )
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=[(self.size // 2, self.size // 2)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return lax.optimization_barrier(y)[:, :height, :width] if any(lacking) else y
+        convolution = functools.partial(_convolution, stride=self.stride)
+        if math.prod(-(-length // self.stride) for length in x.shape[1:3]) > self.features:
+            return convolution(x, kernel)
+        # Copying patches costs little beside their product with many filters. XLA's gradients of
+        # such convolutions are slow on a CPU, and thirty times as slow if a map is smaller than
+        # its kernel.
+        product = functools.partial(_product_of_patches, stride=self.stride)
+        return lax.platform_dependent(x, kernel, cpu=product, default=convolution)
+
+
+def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(kernel.shape[0] // 2, kernel.shape[0] // 2)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _product_of_patches(x: Array, kernel: Array, *, stride: int) -> Array:
+    """The same as a product of matrices, (n h w, size² c_in) and (size² c_in, features)."""
+    size, _, channels, features = kernel.shape
+    height, width = (-(-length // stride) for length in x.shape[1:3])
+    margin = (size // 2, size // 2)
+    padded = jnp.pad(x, [(0, 0), margin, margin, (0, 0)])
+    patches = [
+        padded[:, i : i + stride * height : stride, j : j + stride * width : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    columns = jnp.concatenate(patches, axis=-1).reshape(-1, size * size * channels)
+    return (columns @ kernel.reshape(-1, features)).reshape(-1, height, width, features)
 
 
 def max_pool(x: Array) -> Array:

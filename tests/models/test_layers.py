@@ -47,17 +47,21 @@ def test_a_convolution_of_size_one_is_a_convolution(stride, side):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("shape", [(2, 2), (1, 1), (2, 5), (4, 1)])
-def test_a_convolution_of_a_map_smaller_than_its_kernel_is_a_convolution(stride, shape):
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((2, 2), 3), ((1, 1), 3), ((2, 5), 3), ((7, 7), 3), ((4, 5), 5), ((3, 3), 7)],
+)
+def test_a_convolution_of_a_small_map_is_a_convolution(stride, shape, size):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *shape, 5)).astype(np.float32)
-    conv = Conv(4, 3, stride)
+    conv = Conv(64, size, stride)
     variables = conv.init(jax.random.key(0), x)
 
     def plain(kernel, x):
         numbers = ("NHWC", "HWIO", "NHWC")
+        padding = [(size // 2, size // 2)] * 2
         return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=numbers
+            x, kernel, (stride, stride), padding, dimension_numbers=numbers
         )
 
     def ours(kernel, x):
@@ -70,4 +74,19 @@ def test_a_convolution_of_a_map_smaller_than_its_kernel_is_a_convolution(stride,
     cotangent = rng.normal(size=wanted.shape).astype(np.float32)
     pairs = zip(pull_back(cotangent), pull_back_wanted(cotangent), strict=True)
     for gradient, wanted_gradient in pairs:
-        np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-5)
+        np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3)])
+def test_small_maps_are_products_of_matrices_on_a_processor_only(platform, convolutions):
+    """Forwards, and for both gradients."""
+    x, conv = jnp.ones((2, 4, 4, 8)), Conv(16, 3)
+    variables = conv.init(jax.random.key(0), x)
+
+    def step(variables, x):
+        y, pull_back = jax.vjp(conv.apply, variables, x)
+        return pull_back(y)
+
+    traced = jax.jit(step).trace(variables, x)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("stablehlo.convolution") == convolutions
