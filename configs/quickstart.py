@@ -24,13 +24,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/quickstart.py has no variant {variant!r}")
     config = _experiment("clinic_2", kind="fundus", appearance=2, counts=(240, 120, 400))
     config.recipe = "compare"
-    config.batch_size = 16
     config.parents = ml_collections.ConfigDict({"b": "source:b", "c": "source:c"})
     config.compare.seeds = (0, 1)
     config.lp.learning_rate = 3e-3
-    config.lp.epochs = 8
+    config.lp.epochs = 6
     config.ft.learning_rate = 1e-4
-    config.ft.epochs = 8
+    config.ft.epochs = 6
     config.sources = ml_collections.ConfigDict(
         {
             "b": _source("clinic_1", kind="fundus", appearance=1, start="source:c"),
@@ -43,13 +42,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _source(name: str, *, kind: str, appearance: int, start: str) -> ml_collections.ConfigDict:
     config = _experiment(name, kind=kind, appearance=appearance, counts=(1200, 200, 200))
     config.recipe = "ft"
-    config.batch_size = 48
     config.parents = ml_collections.ConfigDict({"c": start})
     config.start = "c"
     config.ft.learning_rate = 3e-3
     config.ft.schedule = "cosine"
     config.ft.warmup_epochs = 1.0
-    config.ft.epochs = 6
+    config.ft.epochs = 4
     return config
 
 
@@ -59,6 +57,7 @@ def _experiment(
     config = default_config().unlock()
     config.architecture = "resnet20"
     config.image_size = SIZE
+    config.batch_size = 16  # of all: for another size the step would be compiled again
     config.data.name = name
     config.data.kind = "synthetic"
     config.data.synthetic.kind = kind
