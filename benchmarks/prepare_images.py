@@ -298,20 +298,13 @@ def _plain(path: Path, size: int) -> np.ndarray:
 
 
 def _torchvision(size: int) -> Callable[[list[Path]], np.ndarray]:
-    torch = importlib.import_module("torch")
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    try:
-        datasets = importlib.import_module("torchvision.datasets")
-    except RuntimeError:  # its compiled operators cannot be loaded, and are not needed
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        datasets = importlib.import_module("torchvision.datasets")
-    transforms = importlib.import_module("torchvision.transforms")
+    torch, recipe = (importlib.import_module(name) for name in ("torch", "pytorch_recipe"))
+    recipe.import_torchvision()
+    datasets, transforms = (
+        importlib.import_module(f"torchvision.{name}") for name in ("datasets", "transforms")
+    )
 
     def load(paths: list[Path]) -> np.ndarray:
-        _ = library  # lives as long as its operators
         transform = transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
         folder = datasets.ImageFolder(paths[0].parent.parent, transform)
         loader = torch.utils.data.DataLoader(folder, batch_size=32, num_workers=CORES)
