@@ -36,7 +36,7 @@ class StageCheckpoints:
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._identity = directory.stat()
+        self._held = os.open(directory, os.O_RDONLY)  # or another might get its inode
         self._failed = False
         self._summing: threading.Thread | None = None
         self._checkpointer = self._open()
@@ -62,6 +62,8 @@ class StageCheckpoints:
         except OSError:
             if not isinstance(error, Exception):
                 raise  # or it would hide what came first, as that the workdir has vanished
+        finally:
+            os.close(self._held)
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, and its values, or None if there is none.
@@ -148,6 +150,8 @@ class StageCheckpoints:
             earlier save found it so.
         """
         with self._os_errors():
+            if not self._is_there():  # Orbax would make it anew
+                raise FileNotFoundError(self._directory)
             # Without force, Orbax skips a checkpoint while the one before is being written.
             saving = self._checkpointer.save_async(number, tree, force=True, custom_metadata=values)
         self._join()
@@ -174,7 +178,7 @@ class StageCheckpoints:
         try:
             yield
         except Exception as error:
-            number = _os_error_number(error) if self._is_there() else errno.ENOENT
+            number = self._os_error_number(error) if self._is_there() else errno.ENOENT
             if not number:
                 raise
             self._failed = True
@@ -184,9 +188,20 @@ class StageCheckpoints:
     def _is_there(self) -> bool:
         """Whether the folder is still the one that this began with."""
         try:
-            return os.path.samestat(self._directory.stat(), self._identity)
+            return os.path.samestat(self._directory.stat(), os.fstat(self._held))
         except OSError:
             return False
+
+    def _os_error_number(self, error: Exception) -> int:
+        """0 if it is none."""
+        if isinstance(error, OSError):
+            return error.errno or 0
+        # TensorStore says it in the text of a ValueError.
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if found:
+            return int(found.group(1))
+        # Orbax misses what it wrote itself, while somebody is removing the folder.
+        return errno.ENOENT if str(self._directory.absolute()) in str(error) else 0
 
     def _remove_unfinished(self) -> None:
         """What a full disk left; again after closing, when Orbax starts no more threads."""
@@ -227,11 +242,3 @@ def _checksums(folder: Path, pattern: str = "**/*") -> dict[str, list[int]]:
                 size = -1
             found[path.relative_to(folder).as_posix()] = [size, checksum]
     return found
-
-
-def _os_error_number(error: Exception) -> int:
-    if isinstance(error, OSError):
-        return error.errno or 0
-    # TensorStore says it in the text of a ValueError.
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found.group(1)) if found else 0

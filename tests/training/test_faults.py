@@ -1,8 +1,10 @@
 """What may go wrong while a stage trains: it ends cleanly, and the last good state is kept."""
 
 import dataclasses
+import errno
 import os
 import signal
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -16,6 +18,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead
 from medmerge_jax.training import loop, parameterization
+from medmerge_jax.training.checkpoints import StageCheckpoints
 from medmerge_jax.training.loop import Stage, train_stage
 from medmerge_jax.training.run_directory import RunDirectory
 from medmerge_jax.training.step import Network
@@ -310,6 +313,18 @@ def test_a_workdir_that_vanished_is_not_made_anew(train, data, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert_same(train("elsewhere"), whole)
     assert lines(tmp_path / "elsewhere") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("text", "kind"), [("none found in {}/4", OSError), ("?", ValueError)])
+def test_files_that_orbax_misses_are_gone(tmp_path, monkeypatch, text, kind):
+    """It does not raise an OSError when somebody removes what it has just written."""
+    failing = mock.Mock(side_effect=ValueError(text.format(tmp_path)))
+    with StageCheckpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._checkpointer, "save_async", failing)
+        with pytest.raises(kind) as raised:
+            checkpoints.save(4, {"x": jnp.zeros(1)}, {})
+    if kind is OSError:
+        assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, str(tmp_path))
 
 
 def lines(run):
