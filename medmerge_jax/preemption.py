@@ -91,7 +91,8 @@ def _end(why: str) -> None:
     _Noted.ending = True
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
     if processes.is_first():
-        os.write(2, f"{message(why)}\n".encode())  # the main thread may be in a print
+        with contextlib.suppress(OSError):  # whoever read it may have been stopped, too
+            os.write(2, f"{message(why)}\n".encode())  # the main thread may be in a print
     with contextlib.suppress(Exception):  # another process has ended all the same
         processes.end_together(_PATIENCE)
     os._exit(EXIT_STATUS)

@@ -42,6 +42,14 @@ def test_a_signal_ends_the_process_at_once(busy):
     assert result.stdout == ""
 
 
+def test_a_signal_ends_the_process_also_when_nobody_hears_what_it_says():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", ALONE.format("time.sleep(60)")]
+    assert subprocess.run(command, stderr=writing, timeout=50).returncode == EXIT_STATUS
+    os.close(writing)
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts one of two processes of a run; the test leaves none."""
