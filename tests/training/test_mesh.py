@@ -204,7 +204,9 @@ def test_a_run_goes_on_with_other_devices_and_processes(tmp_path, compiled_progr
     """
     log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
     # The paper's rate: at that of the tiny config, rounding grows to a thousandth in few epochs.
-    more = ("--config.recipe=ft", "--config.ft.epochs=8", "--config.ft.learning_rate=1e-5")
+    more = ["--config.recipe=ft", "--config.ft.epochs=8", "--config.ft.learning_rate=1e-5"]
+    # Two processes may take some 20 steps until both stop: 12 an epoch leave 48 to the second stop.
+    more += ["--config.data.synthetic.counts=(96,8,12)"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     (process,) = start(program(whole, *more), 1, 1, cluster_flags, log, **cache)
     assert process.wait(timeout=300) == 0, log.read_text()
