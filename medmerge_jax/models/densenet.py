@@ -17,7 +17,7 @@ from medmerge_jax.models.layers import (
     global_average,
     max_pool,
 )
-from medmerge_jax.models.norm import BatchNorm
+from medmerge_jax.models.norm import BatchNorm, Statistics, statistics
 
 Array = jax.Array
 
@@ -37,9 +37,9 @@ class DenseLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Maps (n, h, w, c) to the new channels, (n, h, w, growth)."""
-        x = nn.relu(BatchNorm(self.dtype, name="norm1")(x, train))
+    def __call__(self, x: Array, train: bool, of_batch: Statistics | None) -> Array:
+        """Maps (n, h, w, c), and what it has for statistics, to the new (n, h, w, growth)."""
+        x = nn.relu(BatchNorm(self.dtype, name="norm1")(x, train, of_batch))
         x = Conv(BOTTLENECK * self.growth, 1, 1, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
         x = nn.relu(BatchNorm(self.dtype, name="norm2")(x, train))
         return Conv(self.growth, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv2")(x)
@@ -47,6 +47,8 @@ class DenseLayer(nn.Module):
 
 class DenseBlock(nn.Module):
     """Layers that each see the concatenation of the input and all earlier layers' outputs.
+
+    All normalise the same channels with the same statistics of the batch: they are computed once.
 
     Attributes:
       depth: Number of layers.
@@ -59,12 +61,16 @@ class DenseBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Maps (n, h, w, c) to (n, h, w, c + depth · growth)."""
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Statistics | None]:
+        """Maps (n, h, w, c) to (n, h, w, c + depth · growth) and, in training, its statistics."""
+        of_batch = statistics(x) if train else None
         for i in range(self.depth):
-            new = DenseLayer(self.growth, self.dtype, name=f"denselayer{i + 1}")(x, train)
+            layer = DenseLayer(self.growth, self.dtype, name=f"denselayer{i + 1}")
+            new = layer(x, train, of_batch)
             x = jnp.concatenate([x, new], axis=-1)
-        return x
+            if of_batch is not None:
+                of_batch = jax.tree.map(lambda *of: jnp.concatenate(of), of_batch, statistics(new))
+        return x, of_batch
 
 
 class Transition(nn.Module):
@@ -77,10 +83,10 @@ class Transition(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        """Maps (n, h, w, c) to (n, ⌊h/2⌋, ⌊w/2⌋, ⌊c/2⌋)."""
+    def __call__(self, x: Array, train: bool, of_batch: Statistics | None) -> Array:
+        """Maps (n, h, w, c), and what it has for statistics, to (n, ⌊h/2⌋, ⌊w/2⌋, ⌊c/2⌋)."""
         features = x.shape[-1] // 2
-        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, train))
+        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, train, of_batch))
         x = Conv(features, 1, 1, self.dtype, KAIMING_FAN_IN, name="conv")(x)
         return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
@@ -107,10 +113,11 @@ class Features(nn.Module):
         x = nn.relu(BatchNorm(self.dtype, name="norm0")(x, train))
         x = max_pool(x)
         for i, depth in enumerate(self.depths):
-            x = DenseBlock(depth, self.growth, self.dtype, name=f"denseblock{i + 1}")(x, train)
+            block = DenseBlock(depth, self.growth, self.dtype, name=f"denseblock{i + 1}")
+            x, of_batch = block(x, train)
             if i + 1 < len(self.depths):
-                x = Transition(self.dtype, name=f"transition{i + 1}")(x, train)
-        return nn.relu(BatchNorm(self.dtype, name="norm5")(x, train))
+                x = Transition(self.dtype, name=f"transition{i + 1}")(x, train, of_batch)
+        return nn.relu(BatchNorm(self.dtype, name="norm5")(x, train, of_batch))
 
 
 class DenseNet(nn.Module):

@@ -1,7 +1,7 @@
 """Batch normalization with PyTorch's conventions."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,53 +13,60 @@ EPSILON = 1e-5
 MOMENTUM = 0.9
 
 
-@jax.custom_jvp
-def normalise_batch(
-    x: jax.Array, scale: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Scales (x - mean) / √(var + ε) and shifts it, the statistics over all axes but the last.
+class Statistics(NamedTuple):
+    """Of a batch, per channel.
 
-    Its derivative is written down, because the one that JAX derives keeps apart what cancels: with
-    a = scale / √(var + ε), dx in x gives a · (dx - E[dx]) - (x - mean) · a · E[(x - mean) · dx] /
-    (var + ε) in y. Transposed, that is two sums and one pass over x, as in Ioffe & Szegedy.
-
-    Args:
-      x: float32 or float64 (..., c).
-      scale: (c,).
-      bias: (c,).
-
-    Returns:
-      y like `x`, the mean (c,) and the biased variance (c,).
+    Attributes:
+      mean: (c,).
+      var: Biased variance, (c,).
     """
+
+    mean: jax.Array
+    var: jax.Array
+
+
+# The derivatives are written down, because those that JAX derives keep apart what cancels: the
+# variance changes with the mean by nothing. Transposed, those of a batch norm are two sums and one
+# pass over x, as in Ioffe & Szegedy.
+
+
+@jax.custom_jvp
+def statistics(x: jax.Array) -> Statistics:
+    """Over all axes but the last of (..., c), in float32 even if `x` is bfloat16."""
+    x = at_least_float32(x)
     axes = tuple(range(x.ndim - 1))
     mean = jnp.mean(x, axes)
     # In two passes: E[x²] - E[x]² loses the small variances.
-    var = jnp.mean(jnp.square(x - mean), axes)
-    return affine(x, mean, var, scale, bias), mean, var
+    return Statistics(mean, jnp.mean(jnp.square(x - mean), axes))
 
 
-@normalise_batch.defjvp
-def _normalise_batch_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
-    x, scale, bias = primals
-    dx, dscale, dbias = tangents
-    y, mean, var = normalise_batch(x, scale, bias)
+@statistics.defjvp
+def _statistics_jvp(primals: tuple[Any], tangents: tuple[Any]) -> Any:
+    ((x,), (dx,)) = primals, tangents
+    found = statistics(x)
+    x, dx = at_least_float32(x), at_least_float32(dx)
     axes = tuple(range(x.ndim - 1))
-    rsqrt = jax.lax.rsqrt(var + EPSILON)
-    dmean = jnp.mean(dx, axes)
-    covariance = jnp.mean((x - mean) * dx, axes)
-    # Per channel first: the transpose then sums over the batch only twice.
-    slope = rsqrt * dscale - scale * rsqrt**3 * covariance
-    offset = dbias - scale * rsqrt * dmean
-    dy = scale * rsqrt * dx + (x - mean) * slope + offset
-    return (y, mean, var), (dy, dmean, 2 * covariance)
+    return found, Statistics(jnp.mean(dx, axes), 2 * jnp.mean((x - found.mean) * dx, axes))
 
 
+@jax.custom_jvp
 def affine(
     x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> jax.Array:
-    """With given statistics: y = scale · (x - mean) / √(var + ε) + bias."""
+    """With given statistics: y = scale · (x - mean) / √(var + ε) + bias, all but `x` (c,)."""
     # Subtracting first, not folding the mean into the bias: no cancellation when |mean| ≫ std.
     return (x - mean) * (scale * jax.lax.rsqrt(var + EPSILON)) + bias
+
+
+@affine.defjvp
+def _affine_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    x, mean, var, scale, _ = primals
+    dx, dmean, dvar, dscale, dbias = tangents
+    rsqrt = jax.lax.rsqrt(var + EPSILON)
+    # Per channel first: the transpose then sums over the batch only twice.
+    slope = rsqrt * dscale - 0.5 * scale * rsqrt**3 * dvar
+    offset = dbias - scale * rsqrt * dmean
+    return affine(*primals), scale * rsqrt * dx + (x - mean) * slope + offset
 
 
 class BatchNorm(nn.Module):
@@ -79,8 +86,14 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises the last axis of (..., c) with batch (`train`) or running statistics."""
+    def __call__(self, x: jax.Array, train: bool, of_batch: Statistics | None = None) -> jax.Array:
+        """Normalises the last axis of (..., c) with batch (`train`) or running statistics.
+
+        Args:
+          x: The input.
+          train: Which.
+          of_batch: `statistics(x)`, where the caller has it.
+        """
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
@@ -88,11 +101,12 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
 
         x = at_least_float32(x)
-        if not train:
-            y = affine(x, running_mean.value, running_var.value, scale, bias)
-            return y.astype(self.dtype)
-        y, mean, var = normalise_batch(x, scale, bias)
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+        if train:
+            mean, var = statistics(x) if of_batch is None else of_batch
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = affine(x, mean, var, scale, bias)
+        if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
             running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean

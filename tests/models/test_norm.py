@@ -1,17 +1,23 @@
-"""The derivative of the batch norm that is written down is the one that JAX derives."""
+"""The derivatives of batch norm that are written down are those that JAX derives."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medmerge_jax.models.norm import EPSILON, normalise_batch
+from medmerge_jax.models.densenet import DenseBlock
+from medmerge_jax.models.norm import EPSILON, affine, statistics
 
 
 def as_defined(x, scale, bias):
     mean = jnp.mean(x, (0, 1, 2))
     var = jnp.mean((x - mean) ** 2, (0, 1, 2))
     return (x - mean) / jnp.sqrt(var + EPSILON) * scale + bias, mean, var
+
+
+def ours(x, scale, bias):
+    mean, var = statistics(x)
+    return affine(x, mean, var, scale, bias), mean, var
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def scalar(function):
 
 @pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd, jax.hessian])
 def test_derivatives_of_first_and_second_order(arguments, derivative):
-    found = derivative(scalar(normalise_batch), argnums=(0, 1, 2))(*arguments)
+    found = derivative(scalar(ours), argnums=(0, 1, 2))(*arguments)
     wanted = derivative(scalar(as_defined), argnums=(0, 1, 2))(*arguments)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert one.dtype == np.float64
@@ -44,7 +50,26 @@ def test_derivatives_of_first_and_second_order(arguments, derivative):
 def test_of_every_example_alone_under_vmap(arguments):
     x, scale, bias = arguments
     each = x[:, None]
-    gradient = jax.grad(scalar(normalise_batch))
+    gradient = jax.grad(scalar(ours))
     found = jax.vmap(gradient, (0, None, None))(each, scale, bias)
     wanted = [gradient(one, scale, bias) for one in each]
     np.testing.assert_allclose(found, jnp.stack(wanted), rtol=1e-12)
+
+
+def test_a_dense_block_knows_the_statistics_of_what_it_returns():
+    block = DenseBlock(depth=3, growth=4, dtype=jnp.float32)
+    x = np.random.default_rng(0).normal(3.0, 2.0, size=(2, 5, 5, 6)).astype(np.float32)
+    variables = block.init(jax.random.key(0), x, False)
+    (y, found), _ = block.apply(variables, x, True, mutable=["batch_stats"])
+    assert y.shape == (2, 5, 5, 6 + 3 * 4)
+    for one, other in zip(found, statistics(y), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    assert block.apply(variables, x, False)[1] is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_statistics_and_their_gradient_have_the_types_of_training(dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3, 4)), dtype)
+    found, pull_back = jax.vjp(statistics, x)
+    assert [each.dtype for each in found] == [jnp.float32] * 2
+    assert pull_back(found)[0].dtype == dtype
