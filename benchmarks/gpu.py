@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --tiny           # the same programs in a few minutes, on anything
 
 Each program checks first that both sides compute the same, prints its tables and ends within ten
-minutes; one that fails or takes longer does not stop the others. With names, only these:
-`python benchmarks/gpu.py training_step whole_recipe`.
+minutes; one that fails or takes longer does not stop the others. Only some of them:
+`python benchmarks/gpu.py --programs training_step --models resnet50`.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LIMIT_SECONDS = 600
 MODELS = ("densenet121", "resnet50")
+# Not smaller: batch norms over the few numbers of a last map magnify rounding, and both sides differ.
 TINY = {
-    "training_step": "--batch-sizes 2 --image-size 32 --blocks 2 --steps 1",
+    "training_step": "--batch-sizes 8 --image-size 64 --blocks 2 --steps 1",
     "whole_recipe": "--scale 0.01 --epochs 1 --image-size 32 --stored-size 48 --batch-size 8",
 }
 
@@ -28,7 +29,7 @@ TINY = {
 def main() -> None:
     """Prints what the programs print; exit status 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("programs", nargs="*", choices=(*TINY, []), default=list(TINY))
+    parser.add_argument("--programs", nargs="+", choices=list(TINY), default=list(TINY))
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
