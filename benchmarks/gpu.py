@@ -19,7 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LIMIT_SECONDS = 600
 MODELS = ("densenet121", "resnet50")
-# Not smaller: batch norms over the few numbers of a last map magnify rounding, and both sides differ.
+# Not smaller: batch norms over the few numbers of a last map magnify rounding, so that the sides
+# differ.
 TINY = {
     "training_step": "--batch-sizes 8 --image-size 64 --blocks 2 --steps 1",
     "whole_recipe": "--scale 0.01 --epochs 1 --image-size 32 --stored-size 48 --batch-size 8",
