@@ -18,8 +18,7 @@ import torch
 from pytorch_recipe import conv_outputs
 from torch import nn
 
-from medmerge_jax import files
-from medmerge_jax.memory import keep_freed_memory
+from medmerge_jax import cpu, files
 
 # Dense matrix products per second (bfloat16, TF32) and bytes per second, from the data sheets.
 _GPUS = {
@@ -30,8 +29,8 @@ _GPUS = {
 
 
 def prepare_process() -> None:
-    """Memory and caches for both sides alike. To be called first, before JAX has a device."""
-    keep_freed_memory()
+    """Memory, caches and flags. To be called first, before JAX has a device."""
+    cpu.prepare()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
     jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
 

@@ -31,9 +31,9 @@ def main() -> None:
     path = Path(sys.argv.pop(1))
     seconds: collections.Counter[str] = collections.Counter()
     # Before JAX is there, which the program asks for by itself.
-    from medmerge_jax.memory import keep_freed_memory
+    from medmerge_jax import cpu
 
-    keep_freed_memory()
+    cpu.prepare()
     import jax.monitoring
 
     from medmerge_jax import main as program

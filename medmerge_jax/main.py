@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from medmerge_jax import files, memory, preemption, processes
+from medmerge_jax import cpu, files, preemption, processes
 from medmerge_jax.errors import UserError
 
 _USAGE = "python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart"
@@ -69,7 +69,7 @@ def entry_point() -> None:
     Status 75 after SIGTERM or SIGUSR1, and 130 after Ctrl-C: the same command goes on from there.
     A closed pipe ends it without a word, with status 141.
     """
-    memory.keep_freed_memory()
+    cpu.prepare()
     preemption.install()
     try:
         try:

@@ -54,13 +54,17 @@ class Conv(nn.Module):
             y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
             return y.reshape(*x.shape[:-1], self.features)
         convolution = functools.partial(_convolution, stride=self.stride)
-        if math.prod(-(-length // self.stride) for length in x.shape[1:3]) > self.features:
+        on_cpu: Callable[[Array, Array], Array]
+        if 4 * math.prod(-(-length // self.stride) for length in x.shape[1:3]) <= self.features:
+            # Copying patches costs little beside their product with many filters. XLA's gradients
+            # of such convolutions are slow on a CPU, and thirty times as slow if a map is smaller
+            # than its kernel.
+            on_cpu = functools.partial(_product_of_patches, stride=self.stride)
+        elif self.stride == 1 and self.features < x.shape[-1]:
+            on_cpu = _convolution_to_fewer
+        else:
             return convolution(x, kernel)
-        # Copying patches costs little beside their product with many filters. XLA's gradients of
-        # such convolutions are slow on a CPU, and thirty times as slow if a map is smaller than
-        # its kernel.
-        product = functools.partial(_product_of_patches, stride=self.stride)
-        return lax.platform_dependent(x, kernel, cpu=product, default=convolution)
+        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolution)
 
 
 def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:
@@ -71,6 +75,37 @@ def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:
         padding=[(kernel.shape[0] // 2, kernel.shape[0] // 2)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+@jax.custom_jvp
+def _convolution_to_fewer(x: Array, kernel: Array) -> Array:
+    """The same with stride 1, but the gradient of the kernel is convolved the other way round.
+
+    XLA takes `x` for the map and the gradient of the output for the kernel, so that there are as
+    many filters as output channels. Few filters leave a CPU's vector units half empty.
+    """
+    return _convolution(x, kernel, stride=1)
+
+
+@_convolution_to_fewer.defjvp
+def _convolution_to_fewer_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y = _convolution_to_fewer(x, kernel)
+    # Transposed twice, in reverse mode, it is `_kernel_gradient` itself.
+    by_kernel = jax.linear_transpose(functools.partial(_kernel_gradient, x, kernel.shape[0]), y)
+    return y, _convolution_to_fewer(dx, kernel) + by_kernel(dkernel)[0]
+
+
+def _kernel_gradient(x: Array, size: int, dy: Array) -> Array:
+    """Σ x · dy over all places, `x` moved by each offset of the kernel, with c_in filters."""
+    mirrored = lax.conv_general_dilated(
+        dy,
+        x,
+        window_strides=(1, 1),
+        padding=[(size // 2, size // 2)] * 2,
+        dimension_numbers=("CHWN", "IHWO", "NHWC"),
+    )  # (features, size, size, c_in), offsets from the last to the first
+    return lax.rev(mirrored, (1, 2)).transpose(1, 2, 3, 0)
 
 
 def _product_of_patches(x: Array, kernel: Array, *, stride: int) -> Array:

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,10 +79,54 @@ def test_a_convolution_of_a_small_map_is_a_convolution(stride, shape, size):
         np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "batch"), [(3, 2), (5, 1)])
+def test_a_convolution_to_fewer_channels_has_the_derivatives_of_a_convolution(size, batch):
+    """In reverse and in forward mode, twice, and mapped."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, dx = (jnp.asarray(rng.normal(size=(batch, 6, 5, 4))) for _ in range(2))
+        kernel, dkernel = (jnp.asarray(rng.normal(size=(size, size, 4, 3))) for _ in range(2))
+        conv = Conv(3, size, dtype=jnp.float64)
+
+        def plain(x, kernel):
+            numbers, padding = ("NHWC", "HWIO", "NHWC"), [(size // 2, size // 2)] * 2
+            return jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), padding, dimension_numbers=numbers
+            )
+
+        def ours(x, kernel):
+            return conv.apply({"params": {"kernel": kernel}}, x)
+
+        def derivatives(function):
+            def loss(x, kernel):
+                return jnp.sum(jnp.sin(function(x, kernel)))
+
+            def gradients(x, kernel):
+                return jax.grad(loss, (0, 1))(x, kernel)
+
+            mapped = jax.vmap(gradients, (None, 0))(x, jnp.stack([kernel, dkernel]))
+            forwards = jax.jvp(function, (x, kernel), (dx, dkernel))
+            twice = jax.jvp(gradients, (x, kernel), (dx, dkernel))
+            return gradients(x, kernel), mapped, forwards, twice
+
+        found, wanted = jax.jit(lambda: (derivatives(ours), derivatives(plain)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, wanted)
+
+
+def test_the_gradient_of_a_kernel_with_few_filters_has_as_many_as_input_channels():
+    """On a CPU, where the other way round half of a vector is empty."""
+    x, conv = jnp.ones((2, 8, 8, 48)), Conv(16, 3)
+    variables = conv.init(jax.random.key(0), x)
+    program = jax.jit(jax.grad(lambda variables: jnp.sum(conv.apply(variables, x) ** 2)))
+    text = program.lower(variables).as_text()
+    convolutions = re.findall(r"stablehlo.convolution.*-> tensor<([0-9x]+)xf32>", text)
+    assert convolutions == ["2x8x8x16", "16x3x3x48"]
+
+
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3)])
 def test_small_maps_are_products_of_matrices_on_a_processor_only(platform, convolutions):
     """Forwards, and for both gradients."""
-    x, conv = jnp.ones((2, 4, 4, 8)), Conv(16, 3)
+    x, conv = jnp.ones((2, 4, 4, 8)), Conv(64, 3)
     variables = conv.init(jax.random.key(0), x)
 
     def step(variables, x):

@@ -1,0 +1,63 @@
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from medmerge_jax import cpu
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (None, f"{FLAG}=-individual_convolution"),
+        ("", f"{FLAG}=-individual_convolution"),
+        ("--xla_a=1", f"--xla_a=1 {FLAG}=-individual_convolution"),
+        (f"{FLAG}=reduce --xla_a=1", f"{FLAG}=reduce --xla_a=1"),
+        ("flags.txt", "flags.txt"),
+    ],
+)
+def test_a_flag_is_added_to_the_flags_of_the_user(monkeypatch, given, wanted):
+    monkeypatch.setattr(cpu.metadata, "version", lambda name: "0.10.2")
+    if given is None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", given)
+    cpu.convolve_on_all_cores()
+    assert os.environ["XLA_FLAGS"] == wanted
+    cpu.convolve_on_all_cores()
+    assert os.environ["XLA_FLAGS"] == wanted
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.11.0", "1.0.0"])
+def test_no_flag_is_given_to_a_jaxlib_that_may_not_know_it(monkeypatch, version):
+    monkeypatch.setattr(cpu.metadata, "version", lambda name: version)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    cpu.convolve_on_all_cores()
+    assert os.environ["XLA_FLAGS"] == "--xla_a=1"
+
+
+@pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="of jaxlib 0.10")
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_installed_jaxlib_knows_the_flag_and_does_as_it_says(prepared):
+    """A convolution is a fusion of YNNPACK without it, an instruction of XLA with it."""
+    program = """
+        import jax, jax.numpy as jnp
+        x, kernel = jnp.ones((4, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
+        numbers = ("NHWC", "HWIO", "NHWC")
+        convolve = lambda *a: jax.lax.conv_general_dilated(
+            *a, (1, 1), "SAME", dimension_numbers=numbers
+        )
+        print(jax.jit(convolve).lower(x, kernel).compile().as_text())
+    """
+    lines = [line.removeprefix(" " * 8) for line in program.splitlines()]
+    start = "from medmerge_jax import cpu; cpu.prepare()" if prepared else ""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([start, *lines])],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ("ynn_fusion" in done.stdout) != prepared
