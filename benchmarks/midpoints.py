@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 import medmerge_jax as mm
-from medmerge_jax import weights
+from medmerge_jax import cpu, weights
 from medmerge_jax.config import default_config
 from medmerge_jax.data import epoch_order, make_batches
 from medmerge_jax.models import get_spec
@@ -33,6 +33,7 @@ OMITTED = ("weighted", "task_arithmetic")  # the first is uniform; the second wa
 
 def main() -> None:
     """Trains the parents and prints the table."""
+    cpu.prepare()
     options = _options()
     folders = [options.workdir / f"seed{seed}" for seed in SEEDS]
     for seed, folder in zip(SEEDS, folders, strict=True):

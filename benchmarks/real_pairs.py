@@ -27,7 +27,7 @@ from pathlib import Path
 
 import ml_collections
 
-from medmerge_jax import files
+from medmerge_jax import cpu, files
 from medmerge_jax.analysis import results_text
 from medmerge_jax.config import MERGERS, default_config
 from medmerge_jax.progress import say
@@ -41,6 +41,7 @@ TUNING_SEED = 100
 
 def main() -> None:
     """Prints the rates that were tried and the table of the comparison."""
+    cpu.prepare()
     options = _options()
     config = _comparison(options)
     tried = {}
