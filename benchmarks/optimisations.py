@@ -101,9 +101,12 @@ def in_place(patches: Patches) -> Iterator[None]:
 COMPILER_OPTIONS: dict[str, str] = {}
 """Of the gradients."""
 
-BY_CHANNELS = ",".join(
-    f"LIBRARY_FUSION_TYPE_{name}" for name in ("INDIVIDUAL_DOT", "REDUCE", "INDIVIDUAL_CONVOLUTION")
-)
+_LIBRARY_CALLS = ("INDIVIDUAL_DOT", "REDUCE", "INDIVIDUAL_CONVOLUTION")
+BY_CHANNELS = {
+    "xla_cpu_experimental_ynn_fusion_type": ",".join(
+        f"LIBRARY_FUSION_TYPE_{name}" for name in _LIBRARY_CALLS
+    )
+}
 """What XLA gives to YNNPACK if it is not told otherwise."""
 
 JOINED = "statistics of joined maps for each layer anew"
@@ -121,11 +124,7 @@ WITHOUT: dict[str, Patches] = {
         (layers, "_convolution_to_fewer", functools.partial(layers._convolution, stride=1)),
     ],
     "convolutions shared by output channels": [
-        (
-            sys.modules[__name__],
-            "COMPILER_OPTIONS",
-            {"xla_cpu_experimental_ynn_fusion_type": BY_CHANNELS},
-        ),
+        (sys.modules[__name__], "COMPILER_OPTIONS", BY_CHANNELS),
     ],
     "max-pooling by `reduce_window`": [
         (resnet, "max_pool", pool_by_window),
@@ -211,7 +210,9 @@ def _gradient(
         return jnp.mean(losses), updated
 
     arguments = (start.trainable, start.frozen, start.batch_stats, images)
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=COMPILER_OPTIONS)
+    # Eigen has no convolutions of float64.
+    compiler_options = BY_CHANNELS if dtype == jnp.float64 else COMPILER_OPTIONS
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=compiler_options)
     step = gradient.lower(*arguments).compile()
     return lambda: jax.block_until_ready(step(*arguments))
 
