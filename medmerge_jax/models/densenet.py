@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from medmerge_jax.errors import UserError
 from medmerge_jax.models.layers import (
     KAIMING_FAN_IN,
     Conv,
@@ -23,6 +24,11 @@ Array = jax.Array
 
 # A layer's 1 x 1 convolution makes this many times `growth` channels.
 BOTTLENECK = 4
+
+
+def smallest_image(blocks: int) -> int:
+    """Side in pixels of which one is left, halved twice rounding up, then between blocks."""
+    return 4 * 2 ** (blocks - 1) - 3
 
 
 class DenseLayer(nn.Module):
@@ -142,12 +148,21 @@ class DenseNet(nn.Module):
         """Logits, or pooled features without a head.
 
         Args:
-          x: (n, h, w, 3), normalised.
+          x: (n, h, w, 3), normalised; h and w at least `smallest_image(len(depths))`.
           train: Batch norms use the batch's statistics.
 
         Returns:
           float32 (n, num_classes), or (n, features) if `num_classes` is 0.
+
+        Raises:
+          UserError: The images are too small.
         """
+        smallest = smallest_image(len(self.depths))
+        if min(x.shape[1:3]) < smallest:
+            raise UserError(
+                f"images have the shape {x.shape}: this DenseNet takes {smallest} x {smallest} "
+                "pixels or more"
+            )
         features = Features(
             self.depths, self.growth, self.init_features, self.dtype, name="features"
         )

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.models.densenet import DenseNet
+from medmerge_jax.models.densenet import DenseNet, smallest_image
 from medmerge_jax.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
 
 
@@ -28,6 +28,7 @@ class ModelSpec:
       torch_file: Name of torchvision's ImageNet-1k file; ends in eight digits of its sha256.
       mean: Of the normalisation, per RGB channel, in units of [0, 1].
       std: Likewise.
+      min_size: Side of the smallest images, in pixels, that the model takes.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelSpec:
     torch_file: str | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    min_size: int = 1
 
 
 def list_models() -> list[str]:
@@ -94,7 +96,13 @@ def _builder(cls: Callable[..., nn.Module], **fields: Any) -> Callable[..., nn.M
 
 
 def _imagenet(
-    name: str, family: str, num_features: int, digits: str, cls: Any, **fields: Any
+    name: str,
+    family: str,
+    num_features: int,
+    digits: str,
+    cls: Any,
+    min_size: int = 1,
+    **fields: Any,
 ) -> tuple[ModelSpec, Callable[..., nn.Module]]:
     spec = ModelSpec(
         name=name,
@@ -103,6 +111,7 @@ def _imagenet(
         input_size=224,
         torch_head="fc" if family == "resnet" else "classifier",
         licence="BSD-3-Clause",
+        min_size=min_size,
         hub_id=f"timm/{name}.tv_in1k",
         torch_file=f"{name}-{digits}.pth",
     )
@@ -130,6 +139,7 @@ def _densenet(
         features,
         digits,
         DenseNet,
+        min_size=smallest_image(len(depths)),
         depths=depths,
         growth=growth,
         init_features=init_features,

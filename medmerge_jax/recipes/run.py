@@ -183,7 +183,12 @@ def _prepare(
     config: ml_collections.ConfigDict, workdir: Path, sources: dict[str, _Prepared]
 ) -> _Prepared:
     """Loads what there is and shows what is wrong with it, before anything is trained."""
-    get_spec(config.architecture)
+    spec = get_spec(config.architecture)
+    if config.image_size < spec.min_size:
+        raise UserError(
+            f"config.image_size = {config.image_size}: {spec.name} takes images of "
+            f"{spec.min_size} pixels or more"
+        )
     dataset = inputs_lib.load_data(config, workdir)
     dataset.check()
     names = _needed_parents(config)

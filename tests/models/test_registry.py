@@ -37,6 +37,21 @@ def test_unknown_names_suggest_the_nearest(typo, nearest):
         create_model(typo, 5)
 
 
+@pytest.mark.parametrize("name", ["resnet20", "resnet50", "densenet121"])
+def test_images_down_to_the_smallest(name):
+    model, spec = create_model(name, 0), get_spec(name)
+    for side in range(spec.min_size, spec.min_size + 4):
+        images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+        features, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+        assert features.shape == (2, spec.num_features)
+
+
+def test_images_too_small_for_a_densenet_are_refused():
+    images = jax.ShapeDtypeStruct((2, 28, 64, 3), jnp.float32)
+    with pytest.raises(UserError, match=r"\(2, 28, 64, 3\): this DenseNet takes 29 x 29 pixels"):
+        jax.eval_shape(create_model("densenet121", 0).init, jax.random.key(0), images)
+
+
 def test_negative_number_of_classes_is_refused():
     with pytest.raises(UserError, match="num_classes is -1"):
         create_model("resnet20", -1)

@@ -197,6 +197,13 @@ def test_zeros_alone_are_no_parents(config, tmp_path):
         run(config, tmp_path / "run")
 
 
+def test_images_smaller_than_the_model_takes_are_refused(config, tmp_path):
+    config.architecture, config.image_size = "densenet121", 28
+    with pytest.raises(UserError, match="image_size = 28: densenet121 takes images of 29 pixels"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_what_cannot_be_used_is_refused_before_a_source_is_trained(tmp_path):
     config = tiny_config.get_config("compare")
