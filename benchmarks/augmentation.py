@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medmerge_jax import cpu
 from medmerge_jax.data.augment import POLICIES, augment, epoch_key
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.training import parameterization
@@ -26,6 +27,7 @@ CLASSES = 5
 
 def main() -> None:
     """Prints the median and the least milliseconds of each."""
+    cpu.prepare()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", default="resnet18")
     parser.add_argument("--image-size", type=int, default=224)

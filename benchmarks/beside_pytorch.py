@@ -98,7 +98,9 @@ def ratio(costs: Sequence[Cost], others: Sequence[Cost], what: str = "wall") -> 
 
 
 def spread(values: Sequence[float], unit: float = 1.0, digits: int = 0) -> str:
-    """Median (lowest–highest), in multiples of a unit."""
+    """Median (lowest–highest), in multiples of a unit; a single value by itself."""
+    if len(values) == 1:
+        return f"{values[0] / unit:.{digits}f}"
     shown = [f"{value / unit:.{digits}f}" for value in (min(values), max(values))]
     return f"{statistics.median(values) / unit:.{digits}f} ({'–'.join(shown)})"
 

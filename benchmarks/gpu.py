@@ -1,10 +1,12 @@
-"""Everything that is measured beside PyTorch on a GPU, one program after another.
+"""Everything that is measured on a GPU, one program after another.
 
     python benchmarks/gpu.py                  # results in benchmarks/results, or in $OUT
-    python benchmarks/gpu.py --tiny           # the same programs in a few minutes, on anything
+    python benchmarks/gpu.py --tiny           # the same at small sizes, on anything
 
-Each program checks first that both sides compute the same, prints its tables and ends within ten
-minutes; one that fails or takes longer does not stop the others. Only some of them:
+In the order of what is asked of a GPU: steps and whole recipes beside PyTorch's, an epoch beside
+its steps, prediction; then mergers and growth. Each program checks first that what it compares
+computes the same, prints its tables as they grow, and ends within ten minutes; one that fails or
+takes longer does not stop the others. Only some of them:
 `python benchmarks/gpu.py --programs training_step --models resnet50`.
 """
 
@@ -24,6 +26,10 @@ MODELS = ("densenet121", "resnet50")
 TINY = {
     "training_step": "--batch-sizes 8 --image-size 64 --blocks 2 --steps 1",
     "whole_recipe": "--scale 0.01 --epochs 1 --image-size 32 --stored-size 48 --batch-size 8",
+    "data_path": "--images 32 --image-size 32 --batch-size 8 --blocks 2",
+    "inference": "--batch-size 4 --image-size 64 --blocks 2 --steps 1",
+    "mergers": "--mergers uniform,fisher,weight_matching,zipit --images 8 --image-size 64",
+    "growth": "--image-size 64 --batch-size 4 --blocks 2 --steps 1",
 }
 
 
@@ -51,9 +57,9 @@ def succeeds(program: str, model: str, output: Path, tiny: bool) -> bool:
         command = [sys.executable, HERE / f"{program}.py"]
         command += ["--output", output / f"{program}-{model}.md"]
         if program == "whole_recipe":
-            command += ["--architecture", model, "--workdir", Path(workdir, "whole_recipe")]
-        else:
-            command += ["--models", model]
+            command += ["--workdir", Path(workdir, "whole_recipe")]
+        one_model = program in ("whole_recipe", "data_path", "growth")
+        command += ["--architecture" if one_model else "--models", model]
         command += TINY[program].split() if tiny else []
         started = time.monotonic()
         print(f"# {program}, {model}", flush=True)

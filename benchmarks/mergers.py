@@ -6,7 +6,8 @@ Two networks with random weights; for mergers that look at images, 32 of noise a
 differentiates every class for every image: 4 of them). Each merger runs twice: what the first time
 takes more than the second is compilation and what else is done once, and the compiler's own seconds
 are counted by JAX. Memory is what the process's peak grows by beyond what it held before, the two
-networks: the merged network, and what it takes to compute it, in the first run.
+networks: the merged network, and what it takes to compute it, in the first run. On a GPU, also the
+peak of what is allocated there, of all runs.
 
 Checked: what comes out is finite, and one parent given twice merges to itself. Not so where units
 are matched by their activations: some never are active, and are alike.
@@ -83,6 +84,7 @@ def main() -> None:
                     "again, CPU s": shown("again_cpu"),
                     "memory, MiB": shown("memory", 2**20, 0),
                     "of one network": f"{found[0]['memory'] / found[0]['model']:.1f}",
+                    "on the GPU, MiB": shown("on_gpu", 2**20, 0),
                 }
             )
             raw.append({"model": model, "merger": merger, "runs": found})
@@ -94,9 +96,11 @@ def _measure(model: str, merger: str, num_images: int, size: int) -> dict[str, f
     import jax
     import jax.numpy as jnp
 
+    from medmerge_jax import cpu
     from medmerge_jax.models import create_model
     from medmerge_jax.recipes import mergers
 
+    cpu.convolve_on_all_cores()  # as in the program, but what is freed is given back
     compiled: list[float] = []
 
     def note(event: str, seconds: float, **_: Any) -> None:
@@ -130,6 +134,7 @@ def _measure(model: str, merger: str, num_images: int, size: int) -> dict[str, f
     merged(parents)
     again, again_cpu = time.perf_counter() - started, time.process_time() - used
     _check(merger, merged([parents[0]] * 2), parents[0], chosen)
+    gpu = jax.local_devices()[0].memory_stats() or {}  # none on a CPU
     return {
         "first": first,
         "compiling": compiling,
@@ -137,6 +142,7 @@ def _measure(model: str, merger: str, num_images: int, size: int) -> dict[str, f
         "again": again,
         "again_cpu": again_cpu,
         "memory": memory,
+        "on_gpu": gpu.get("peak_bytes_in_use", 0),
         "model": sum(leaf.nbytes for leaf in jax.tree.leaves(parents[0])),
     }
 
