@@ -288,13 +288,25 @@ def _merger_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield f"parents {untrained} have no head; the merger 'fisher' wants trained parents"
     if "task_arithmetic" in used and ancestor not in config.parents:
         yield f"merge_ft.ancestor = {ancestor!r}: {nearest(ancestor, list(config.parents))}"
-    if config.merge_ft.options and set(used) <= set(MERGERS):
-        from medmerge_jax.recipes.mergers import merger_options  # imports jax
+    if used and set(used) <= set(MERGERS):
+        yield from _option_problems(config, used)
 
-        known = sorted({name for method in used for name in merger_options(method)} - set(_SET))
-        for name in config.merge_ft.options:
-            if name not in known:
-                yield f"merge_ft.options.{name}: {nearest(name, known)}"
+
+def _option_problems(config: ml_collections.ConfigDict, used: tuple[str, ...]) -> Iterator[str]:
+    from medmerge_jax.recipes import mergers  # imports jax
+
+    given = config.merge_ft.options
+    known = {method: set(mergers.merger_options(method)) - set(_SET) for method in used}
+    of_any = sorted(set.union(*known.values()))
+    for name in sorted(set(given) - set(of_any)):
+        wanted = nearest(name, of_any) if of_any else f"{', '.join(used)} has no options"
+        yield f"merge_ft.options.{name}: {wanted}"
+    for method in used:
+        count = len(config.parents) - (method == "task_arithmetic")
+        try:
+            mergers.check_options(method, count, {n: given[n] for n in given if n in known[method]})
+        except ValueError as error:
+            yield f"merge_ft.options, {method} of {count} parents: {error}"
 
 
 def _official_problems(data: ml_collections.ConfigDict) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from medmerge_jax.config import check_config, default_config
+from medmerge_jax.config import MERGERS, check_config, default_config
 from medmerge_jax.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -78,6 +78,50 @@ def test_options_of_mergers_are_known_ones():
         UserError, match=r"merge_ft\.options\.gamma: .*one of alpha, beta is wanted"
     ):
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("uniform", {"t": 0.5}, r"merge_ft\.options\.t: uniform has no options"),
+        ("weighted", {}, "weighted of 2 parents: .*wants the option 'weights'"),
+        ("weighted", {"weights": (0.5, 0.6)}, r"weights sum to 1\.1"),
+        ("weighted", {"weights": 0.5}, "'weights' is 0.5; a sequence with one number for each"),
+        ("weight_matching", {"weights": (1.0,)}, "1 weights for 2 parents"),
+        ("weight_matching", {"seed": -1}, "'seed' is -1; wanted: a whole number from 0 on"),
+        ("weight_matching", {"seed": 0.5}, "'seed' is 0.5; wanted: a whole number"),
+        ("slerp", {"t": "half"}, "'t' is 'half'; one number is wanted"),
+        ("slerp", {"t": float("nan")}, "'t' is nan; wanted: finite numbers"),
+        ("task_arithmetic", {"scale": (0.5, 0.5)}, "of 1 parents: 2 scales for 1 parents"),
+        ("task_arithmetic", {"scale": "x"}, "'scale' is 'x'; wanted: finite numbers"),
+        ("fisher", {"floor": 0.0}, r"the floor is 0\.0; a positive number"),
+        ("fisher", {"coefficients": (1.0, -1.0)}, "none negative"),
+        ("zipit", {"alpha": 1.5}, r"alpha is 1\.5; a number from 0 to 1"),
+        ("zipit", {"beta": True}, "'beta' is True; wanted: finite numbers"),
+    ],
+)
+def test_options_that_no_parents_could_be_merged_with(method, options, words):
+    config = default_config().unlock()
+    config.recipe, config.merge_ft.method, config.merge_ft.ancestor = "merge_ft", method, "c"
+    config.merge_ft.options = ml_collections.ConfigDict(options)
+    with pytest.raises(UserError, match=words):
+        check_config(config)
+
+
+def test_options_that_can_be_used():
+    config = default_config().unlock()
+    config.recipe, config.compare.recipes = "compare", ("merge_ft",)
+    config.compare.mergers, config.merge_ft.ancestor = MERGERS, "c"
+    config.merge_ft.options = ml_collections.ConfigDict(
+        {"weights": (0.7, 0.3), "t": 0.2, "scale": 0.4, "coefficients": (1, 2), "floor": 1e-3}
+        | {"alpha": 0, "beta": 1.0, "seed": 3}
+    )
+    check_config(config)
+    config.parents.d = "random"
+    config.compare.mergers = ("slerp", "weighted")
+    with pytest.raises(UserError, match=r"slerp of 3 parents: .*between two") as error:
+        check_config(config)
+    assert "weighted of 3 parents: 2 weights for 3 parents" in str(error.value)
 
 
 def test_an_unlocked_config_may_not_have_other_fields():

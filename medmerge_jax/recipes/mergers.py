@@ -8,6 +8,7 @@ are trained, see the recipe `medmerge`.
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,13 @@ import numpy as np
 
 from medmerge_jax import merging
 from medmerge_jax.errors import nearest
-from medmerge_jax.merging.trees import check_finite, check_parents, flatten, without_head
+from medmerge_jax.merging.trees import (
+    check_finite,
+    check_parents,
+    check_weights,
+    flatten,
+    without_head,
+)
 from medmerge_jax.merging.zipit import ALPHA, BETA
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.norm import batch_statistics
@@ -134,6 +141,48 @@ def merger_options(method: str) -> dict[str, Any]:
     """The options of a method and their defaults; `inspect.Parameter.empty` where there is none."""
     parameters = inspect.signature(_MERGERS[method]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_options(method: str, num_parents: int, options: Mapping[str, Any]) -> None:
+    """Raises what `merge` would raise on account of these options, whatever the parents are.
+
+    So that a run is refused before its parents are trained, and not when they are merged.
+
+    Args:
+      method: One of `list_mergers()`.
+      num_parents: n ≥ 1, without the ancestor of `task_arithmetic`.
+      options: Of the method, without that ancestor.
+
+    Raises:
+      ValueError: An option is unknown or missing, is no finite number or sequence of such, or is
+        out of its range; or the method does not merge so many parents.
+    """
+    parent = {"x": np.ones(1, np.float32)}
+    ancestor = {"ancestor": parent} if method == "task_arithmetic" else {}
+    merger = _merger(method, {**options, **ancestor})
+    for name, value in options.items():
+        one_each = name in ("weights", "coefficients")
+        if one_each != isinstance(value, Sequence) and name != "scale":
+            wanted = "a sequence with one number for each parent" if one_each else "one number"
+            raise ValueError(f"the option {name!r} is {value!r}; {wanted} is wanted")
+        for number in value if isinstance(value, Sequence) else [value]:
+            if not _is_number(number) or (name == "seed" and not 0 <= int(number) == number):
+                wanted = "a whole number from 0 on" if name == "seed" else "finite numbers"
+                raise ValueError(f"the option {name!r} is {value!r}; wanted: {wanted}")
+    parents = [parent] * num_parents
+    if method in ("weighted", "slerp", "task_arithmetic"):
+        merger(Task("", parents, True, None, 1), **options, **ancestor)
+    elif method == "fisher":
+        merging.fisher_average(parents, parents, **options)
+    elif method == "zipit":
+        merging.match_features(np.eye(num_parents), num_parents, 1, **options)
+    elif "weights" in options:
+        check_weights(options["weights"], num_parents)
+
+
+def _is_number(value: Any) -> bool:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and math.isfinite(value)
 
 
 def align(
