@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from medmerge_jax.errors import UserError, nearest
 
@@ -61,7 +62,7 @@ _CHOICES = {
 _FREE: dict[str, tuple[type, ...]] = {
     "parents": (str,),
     "sources": (ml_collections.ConfigDict,),
-    "options": (bool, int, float, str, tuple, list),
+    "options": (bool, int, float, str, tuple, list, type(None)),
 }
 """Fields whose own fields have names of the user's, and what these are."""
 
@@ -144,7 +145,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.merge_ft = ml_collections.ConfigDict()
     config.merge_ft.method = "weight_matching"  # of the recipe merge_ft, see `mm.merge`
-    config.merge_ft.options = ml_collections.ConfigDict()  # of the method, such as alpha
+    config.merge_ft.options = _merger_options()  # of the method; None is its default
     config.merge_ft.ancestor = ""  # of task_arithmetic: the parent that the others come from
     config.merge_ft.num_images = 512  # training images, without labels, that the merger looks at
     config.merge_ft.recalibrate = True  # batch norms, on these images
@@ -167,6 +168,21 @@ def default_config() -> ml_collections.ConfigDict:
     config.compare.mergers = ("uniform", "weight_matching", "zipit")  # of merge_ft, a row each
     config.compare.seeds = (0, 1, 2)
     return config.lock()
+
+
+def _merger_options() -> ml_collections.ConfigDict:
+    kinds = {
+        "weights": tuple,
+        "t": float,
+        "scale": object,  # a number, or one for each parent
+        "coefficients": tuple,
+        "floor": float,
+        "alpha": float,
+        "beta": float,
+        "seed": int,
+    }
+    placeholders = {name: config_dict.placeholder(kind) for name, kind in kinds.items()}
+    return ml_collections.ConfigDict(placeholders)
 
 
 def _stage(learning_rate: float) -> ml_collections.ConfigDict:
@@ -295,7 +311,7 @@ def _merger_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
 def _option_problems(config: ml_collections.ConfigDict, used: tuple[str, ...]) -> Iterator[str]:
     from medmerge_jax.recipes import mergers  # imports jax
 
-    given = config.merge_ft.options
+    given = {n: value for n, value in config.merge_ft.options.items() if value is not None}
     known = {method: set(mergers.merger_options(method)) - set(_SET) for method in used}
     of_any = sorted(set.union(*known.values()))
     for name in sorted(set(given) - set(of_any)):

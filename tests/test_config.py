@@ -8,6 +8,7 @@ import pytest
 
 from medmerge_jax.config import MERGERS, check_config, default_config
 from medmerge_jax.errors import UserError
+from medmerge_jax.recipes.mergers import merger_options
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -65,6 +66,13 @@ def test_values_that_cannot_be_used_are_all_named(changes, words):
         check_config(config)
     for word in words:
         assert word in str(error.value)
+
+
+def test_options_of_mergers_are_fields():
+    fields = default_config().merge_ft.options
+    names = set().union(*map(merger_options, MERGERS))
+    assert set(fields) == names - {"ancestor", "multilabel"}  # which the recipe knows
+    assert set(fields.values()) == {None}
 
 
 def test_options_of_mergers_are_known_ones():

@@ -102,7 +102,11 @@ class Experiment:
         settings = self.config.merge_ft
         parents = {name: variables for name, (variables, _) in self.inputs.parents.items()}
         known = mergers.merger_options(settings.method)
-        options = {name: value for name, value in settings.options.items() if name in known}
+        options = {
+            name: value
+            for name, value in settings.options.items()
+            if name in known and value is not None
+        }
         if settings.method == "fisher":
             cards = [card for _, card in self.inputs.parents.values()]
             options["multilabel"] = [bool(card.get("multilabel")) for card in cards]
