@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import medmerge_jax as mm
+from medmerge_jax.config import check_config
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -28,16 +29,22 @@ def weight_files(tmp_path, monkeypatch):
         mm.save_weights(f"{name}.safetensors", "resnet18", variables)
 
 
+def test_the_config_with_three_parents():
+    config = run(BLOCKS[0])["get_config"]()
+    check_config(config)
+    assert list(config.parents) == ["b", "c", "d"]
+
+
 def test_the_builder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = small_layouts.aptos2019(tmp_path / "aptos2019")
-    train = run(BLOCKS[0])["train"]
+    train = run(BLOCKS[1])["train"]
     assert 0 < len(train) < len(expected)
     assert all(one["label"] == expected[one["id"].decode()].label for one in train)
 
 
 def test_the_merge_of_two_files(weight_files):
-    names = run(BLOCKS[1])
+    names = run(BLOCKS[2])
     kernels = [tree["params"]["conv1"]["kernel"] for tree in names["parents"]]
     merged = names["variables"]["params"]["conv1"]["kernel"]
     assert jnp.allclose(merged, (kernels[0] + kernels[1]) / 2)
@@ -45,7 +52,7 @@ def test_the_merge_of_two_files(weight_files):
 
 
 def test_the_merge_of_nnx_models():
-    names = run(BLOCKS[2])
+    names = run(BLOCKS[3])
     kernels = [names[model].conv.kernel[...] for model in "bc"]
     assert jnp.allclose(names["model"].conv.kernel[...], (kernels[0] + kernels[1]) / 2)
 
