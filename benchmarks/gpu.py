@@ -6,7 +6,8 @@
 In the order of what is asked of a GPU: steps and whole recipes beside PyTorch's, an epoch beside
 its steps, prediction; then mergers and growth. Each program checks first that what it compares
 computes the same, prints its tables as they grow, and ends within ten minutes; one that fails or
-takes longer does not stop the others. Only some of them:
+takes longer does not stop the others. Whole recipes may take longer: the same command again goes
+on with those that are missing, in `runs/gpu`. Only some programs:
 `python benchmarks/gpu.py --programs training_step --models resnet50`.
 """
 
@@ -14,7 +15,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -53,20 +53,20 @@ def main() -> None:
 
 def succeeds(program: str, model: str, output: Path, tiny: bool) -> bool:
     """Runs one program."""
-    with tempfile.TemporaryDirectory() as workdir:
-        command = [sys.executable, HERE / f"{program}.py"]
-        command += ["--output", output / f"{program}-{model}.md"]
-        if program == "whole_recipe":
-            command += ["--workdir", Path(workdir, "whole_recipe")]
-        one_model = program in ("whole_recipe", "data_path", "growth")
-        command += ["--architecture" if one_model else "--models", model]
-        command += TINY[program].split() if tiny else []
-        started = time.monotonic()
-        print(f"# {program}, {model}", flush=True)
-        try:
-            status = subprocess.run(command, timeout=LIMIT_SECONDS).returncode
-        except subprocess.TimeoutExpired:
-            status = f"stopped after {LIMIT_SECONDS} s"
+    command = [sys.executable, HERE / f"{program}.py"]
+    command += ["--output", output / f"{program}-{model}.md"]
+    if program == "whole_recipe":
+        size = "tiny" if tiny else "full"
+        command += ["--workdir", HERE.parent / "runs" / "gpu" / f"{program}-{model}-{size}"]
+    one_model = program in ("whole_recipe", "data_path", "growth")
+    command += ["--architecture" if one_model else "--models", model]
+    command += TINY[program].split() if tiny else []
+    started = time.monotonic()
+    print(f"# {program}, {model}", flush=True)
+    try:
+        status = subprocess.run(command, timeout=LIMIT_SECONDS).returncode
+    except subprocess.TimeoutExpired:
+        status = f"stopped after {LIMIT_SECONDS} s"
     print(f"status {status}, {time.monotonic() - started:.0f} s\n", flush=True)
     return status == 0
 

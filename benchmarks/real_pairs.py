@@ -60,8 +60,7 @@ def main() -> None:
         config.compare.recipes = ("lp_ft", "medmerge", "medmerge_aligned", "merge_ft")
         config.compare.mergers = MERGERS
         config.merge_ft.ancestor = "c"  # parent b was trained from it
-        with config.unlocked():
-            config.merge_ft.options.weights = (0.7, 0.3)
+        config.merge_ft.options.weights = (0.7, 0.3)
     results = run(config, options.workdir / ("mergers" if options.mergers else "compare"))
     print(f"classes {results['data']['counts']}\n")
     print(results_text(results))

@@ -12,15 +12,21 @@ programs of the first run. The sides take turns, with the same parents, head and
 float32, the mean losses of all epochs must agree; in bfloat16, where rounding may decide which
 epoch is the best, that of the first.
 
+The same command again goes on with the runs that are missing; one that was interrupted begins anew.
+
 The floor is what the convolutions of all epochs need at the machine's peak.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +39,19 @@ import numpy as np
 import pytorch_recipe
 import torch
 from beside_pytorch import Peak, Work, forward_work, training_work
+from PIL import Image
 from safetensors.numpy import save_file
 
+from medmerge_jax import files
 from medmerge_jax.data import write_synthetic
 from medmerge_jax.models import LinearHead, get_spec
 
 HERE = Path(__file__).parent
 APTOS = {"train": 2929, "val": 366, "test": 367}
 CLASSES = 4  # of the drawn eyes
+DRAWN_SIZE = 64
+FREE = ("workdir", "output", "recipes")
+"""Options that may change from one command to the next."""
 RECIPES = {"medmerge": ("merge_lp", "ft"), "lp_ft": ("lp", "ft")}
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}
 """Of mean losses of an epoch, relatively."""
@@ -50,7 +61,7 @@ def main() -> None:
     """Prints the table, and writes it."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="must not be there yet")
+    parser.add_argument("--workdir", type=Path, required=True, help="of these options alone")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--architecture", default="densenet121")
     parser.add_argument("--image-size", type=int, default=224)
@@ -61,11 +72,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=TOLERANCES, default="bfloat16" if gpu else "float32")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/whole_recipe.md"))
     options = parser.parse_args()
+    check_workdir(options)
 
     peak = Peak.of_machine(getattr(torch, options.dtype))
-    options.workdir.mkdir(parents=True)
     counts = {name: max(CLASSES, round(options.scale * n)) for name, n in APTOS.items()}
-    write_synthetic(options.workdir / "data", "fundus", counts, size=options.stored_size)
+    draw_images(options.workdir / "data", counts, options.stored_size)
     make_parents(options)
     notes = [
         beside_pytorch.machine(),
@@ -77,11 +88,58 @@ def main() -> None:
     for recipe in options.recipes:
         floor = recipe_work(options, recipe, counts).seconds(peak)
         for caches in ("empty", "filled"):
-            ours, theirs = run_jax(options, recipe, caches), run_pytorch(options, recipe, caches)
+            ours, theirs = (once(options, run, recipe, caches) for run in (run_jax, run_pytorch))
             notes.append(f"{recipe}, caches {caches}: {check(options, ours, theirs)}")
             rows.append(row(recipe, caches, floor, ours, theirs))
             raw.append({"recipe": recipe, "caches": caches, "JAX": ours, "PyTorch": theirs})
             beside_pytorch.write_table(options.output, notes, rows, raw)
+
+
+def check_workdir(options: argparse.Namespace) -> None:
+    """Raises SystemExit if there are runs of other options, whose results would be mixed in."""
+    marker = options.workdir / "options.json"
+    own = {name: value for name, value in vars(options).items() if name not in FREE}
+    if marker.exists() and json.loads(marker.read_text()) != own:
+        raise SystemExit(f"{options.workdir} holds runs with the options {marker.read_text()}")
+    files.write_text(marker, json.dumps(own))
+
+
+def once(
+    options: argparse.Namespace, run: Callable[..., dict[str, Any]], recipe: str, caches: str
+) -> dict[str, Any]:
+    """What `run` returns; of an earlier command, if that came to its end.
+
+    An interrupted run's folder is removed, and so are the caches that it was to fill.
+    """
+    workdir = options.workdir / f"{run.__name__}-{recipe}-{caches}"
+    cache = options.workdir / f"{run.__name__}-{recipe}-cache"
+    finished = workdir.with_suffix(".finished.json")
+    if not finished.exists():
+        shutil.rmtree(workdir, ignore_errors=True)
+        if caches == "empty":
+            shutil.rmtree(cache, ignore_errors=True)
+        files.write_text(finished, json.dumps(run(options, recipe, workdir, cache)))
+    return json.loads(finished.read_text())
+
+
+def draw_images(folder: Path, counts: dict[str, int], size: int) -> None:
+    """PNG files by split and class; drawn small, and enlarged: one of 512 pixels takes 0.2 s."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        drawn, enlarged = Path(name, "drawn"), Path(name, "enlarged")
+        write_synthetic(drawn, "fundus", counts, size=min(size, DRAWN_SIZE))
+
+        def enlarge(path: Path) -> None:
+            target = enlarged / path.relative_to(drawn)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                image.resize((size, size), Image.Resampling.BICUBIC).save(target, compress_level=1)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(enlarge, drawn.rglob("*.png")))
+        enlarged.rename(folder)
 
 
 def make_parents(options: argparse.Namespace) -> None:
@@ -95,10 +153,9 @@ def make_parents(options: argparse.Namespace) -> None:
     save_file(tensors, options.workdir / "head.safetensors")
 
 
-def run_jax(options: argparse.Namespace, recipe: str, caches: str) -> dict[str, Any]:
+def run_jax(options: argparse.Namespace, recipe: str, workdir: Path, cache: Path) -> dict[str, Any]:
     """Seconds and losses of `python -m medmerge_jax.main`."""
-    workdir = options.workdir / f"jax-{recipe}-{caches}"
-    watched, cache = workdir.with_suffix(".json"), options.workdir / f"jax-{recipe}-cache"
+    watched = workdir.with_suffix(".json")
     config = {
         "recipe": recipe,
         "architecture": options.architecture,
@@ -133,10 +190,10 @@ def run_jax(options: argparse.Namespace, recipe: str, caches: str) -> dict[str, 
     }
 
 
-def run_pytorch(options: argparse.Namespace, recipe: str, caches: str) -> dict[str, Any]:
+def run_pytorch(
+    options: argparse.Namespace, recipe: str, workdir: Path, cache: Path
+) -> dict[str, Any]:
     """Seconds and losses of `pytorch_recipe.py`."""
-    workdir = options.workdir / f"pytorch-{recipe}-{caches}"
-    cache = options.workdir / f"pytorch-{recipe}-cache"
     names = ("b", "c", "head")
     b, c, head = (options.workdir / f"{name}.safetensors" for name in names)
     total = _run(
