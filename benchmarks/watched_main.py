@@ -3,7 +3,8 @@
     python benchmarks/watched_main.py watched.json --config configs/folder.py --workdir runs/mine
 
 Seconds, in a JSON object: "imports" until the program itself begins, "data" for reading, decoding
-and auditing images, "trace", "compile" (with programs from the cache: reading them) and
+and auditing images, "features" of a frozen backbone, every stage by its name (without these
+features); wherever they occur "trace", "compile" (with programs from the cache: reading them) and
 "checkpoints" (as far as the program waits for them); and how many programs came from the cache.
 """
 
@@ -37,7 +38,7 @@ def main() -> None:
     import jax.monitoring
 
     from medmerge_jax import main as program
-    from medmerge_jax.recipes import inputs
+    from medmerge_jax.recipes import experiment, inputs
     from medmerge_jax.training.checkpoints import StageCheckpoints
 
     jax.monitoring.register_event_duration_secs_listener(
@@ -52,11 +53,24 @@ def main() -> None:
     ):
         for name in names:
             setattr(owner, name, _timed(getattr(owner, name), seconds, what))
+    train, features = experiment.train_stage, experiment.Experiment._feature_batches
+    experiment.Experiment._feature_batches = _timed(features, seconds, "features")
+    experiment.train_stage = lambda stage, *arguments, **options: _stage(
+        functools.partial(train, stage, *arguments, **options), seconds, stage.name
+    )
     seconds["imports"] = time.perf_counter() - STARTED
     try:
         program.entry_point()
     finally:
         path.write_text(json.dumps(seconds, indent=2) + "\n")
+
+
+def _stage(train: Callable[[], Any], seconds: collections.Counter[str], name: str) -> Any:
+    before = seconds["features"]
+    try:
+        return _timed(train, seconds, name)()
+    finally:
+        seconds[name] -= seconds["features"] - before
 
 
 def _add(seconds: collections.Counter[str], what: str | None, duration: float) -> None:

@@ -178,10 +178,7 @@ def run_jax(options: argparse.Namespace, recipe: str, workdir: Path, cache: Path
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {
         "total": total,
-        "seconds": {
-            **json.loads(watched.read_text()),
-            **{stage["name"]: stage["seconds"] for stage in results["stages"]},
-        },
+        "seconds": json.loads(watched.read_text()),
         "losses": {
             stage: [line["train_loss"] for line in lines if line["stage"] == stage]
             for stage in RECIPES[recipe]
