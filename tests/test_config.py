@@ -100,6 +100,7 @@ def test_options_of_mergers_are_known_ones():
         ("weight_matching", {"seed": 0.5}, "'seed' is 0.5; wanted: a whole number"),
         ("slerp", {"t": "half"}, "'t' is 'half'; one number is wanted"),
         ("slerp", {"t": float("nan")}, "'t' is nan; wanted: finite numbers"),
+        ("slerp", {"t": 10**400}, "wanted: finite numbers"),
         ("task_arithmetic", {"scale": (0.5, 0.5)}, "of 1 parents: 2 scales for 1 parents"),
         ("task_arithmetic", {"scale": "x"}, "'scale' is 'x'; wanted: finite numbers"),
         ("fisher", {"floor": 0.0}, r"the floor is 0\.0; a positive number"),

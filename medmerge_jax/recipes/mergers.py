@@ -8,7 +8,7 @@ are trained, see the recipe `medmerge`.
 import dataclasses
 import functools
 import inspect
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -182,7 +182,7 @@ def check_options(method: str, num_parents: int, options: Mapping[str, Any]) -> 
 
 def _is_number(value: Any) -> bool:
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and math.isfinite(value)
+    return known and abs(value) <= sys.float_info.max
 
 
 def align(
