@@ -29,7 +29,7 @@ TINY = {
     "data_path": "--images 32 --image-size 32 --batch-size 8 --blocks 2",
     "inference": "--batch-size 4 --image-size 64 --blocks 2 --steps 1",
     "mergers": "--mergers uniform,fisher,weight_matching,zipit --images 8 --image-size 64",
-    "growth": "--image-size 64 --batch-size 4 --blocks 2 --steps 1",
+    "growth": "--quantities batch --image-size 64 --batch-size 4 --blocks 2 --steps 1",
 }
 
 

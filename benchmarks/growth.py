@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224 if gpu else 64)
     parser.add_argument("--batch-size", type=int, default=64 if gpu else 8)
     parser.add_argument("--classes", type=int, default=5)
+    parser.add_argument("--quantities", nargs="+", choices=QUANTITIES, default=QUANTITIES)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10 if gpu else 2, help="in a block")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/growth.md"))
@@ -71,7 +72,8 @@ def main() -> None:
         f"{options.classes} classes where not varied; {options.blocks} blocks of {options.steps}"
     ]
     rows: list[dict[str, str]] = []
-    for quantity, chosen in values.items():
+    for quantity in options.quantities:
+        chosen = values[quantity]
         sides = {value: _side(quantity, value, base) for value in chosen}
         _check(quantity, sides)
         costs = interleave(
