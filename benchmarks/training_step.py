@@ -286,17 +286,21 @@ def check(case: Case) -> str:
             step()
             step.wait()
     pytorch_recipe.allow_tf32(True)
-    found = {"features": _difference({"": ours[FEATURES].outputs}, {"": theirs[FEATURES].outputs})}
+    found = {
+        "features": relative_difference(
+            {"": ours[FEATURES].outputs}, {"": theirs[FEATURES].outputs}
+        )
+    }
     for stage in (FINE_TUNE, MERGE, HEAD):
         mine, other = ours[stage], theirs[stage]
-        found[f"{stage}: loss"] = _difference({"": mine.loss}, {"": other.loss})
+        found[f"{stage}: loss"] = relative_difference({"": mine.loss}, {"": other.loss})
         gradients, statistics = by_torch_name(case, mine.state)
-        found[f"{stage}: gradients"] = _difference(
+        found[f"{stage}: gradients"] = relative_difference(
             gradients, pytorch_recipe.first_moments(other.step)
         )
         buffers = dict(other.step.network.named_buffers())
         running = {name: buffers[name] for name in statistics if name in buffers}
-        found[f"{stage}: statistics"] = _difference(
+        found[f"{stage}: statistics"] = relative_difference(
             {name: statistics[name] for name in running}, running
         )
     allowed = {n: GRADIENT_TOLERANCE if n.endswith("gradients") else TOLERANCE for n in found}
@@ -330,7 +334,7 @@ def by_torch_name(case: Case, state: Any) -> tuple[dict[str, Any], dict[str, Any
     return {n: tensors[n] for n in trained}, {n: tensors[n] for n in statistics}
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> float:
+def relative_difference(found: dict[str, Any], wanted: dict[str, Any]) -> float:
     """Of all arrays together, relative to the norm of what is wanted."""
     if found.keys() != wanted.keys():
         raise SystemExit(f"only one side has {sorted(found.keys() ^ wanted.keys())}")
