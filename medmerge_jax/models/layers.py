@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 Array = jax.Array
 
@@ -60,10 +61,8 @@ class Conv(nn.Module):
             # of such convolutions are slow on a CPU, and thirty times as slow if a map is smaller
             # than its kernel.
             on_cpu = functools.partial(_product_of_patches, stride=self.stride)
-        elif self.stride == 1 and self.features < x.shape[-1]:
-            on_cpu = _convolution_to_fewer
         else:
-            return convolution(x, kernel)
+            on_cpu = functools.partial(_convolution_on_cpu, self.stride)
         return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolution)
 
 
@@ -77,27 +76,52 @@ def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:
     )
 
 
-@jax.custom_jvp
-def _convolution_to_fewer(x: Array, kernel: Array) -> Array:
-    """The same with stride 1, but the gradient of the kernel is convolved the other way round.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _convolution_on_cpu(stride: int, x: Array, kernel: Array) -> Array:
+    """The same, but for what XLA makes of the kernel's gradient.
+
+    For that, XLA moves the images of `x` to the last axis. As it computes an element-wise operation
+    again wherever its result is used, so it does here, number by number through all the memory: a
+    whole chain of residual blocks. `_materialize` has it copy what is there.
+    """
+    return _convolution(x, kernel, stride=stride)
+
+
+@_convolution_on_cpu.defjvp
+def _convolution_on_cpu_jvp(
+    stride: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> Any:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    size, _, channels, features = kernel.shape
+    y = _convolution_on_cpu(stride, x, kernel)
+    x = _materialize(x)
+    if stride == 1 and features < channels:
+        # Transposed twice, in reverse mode, it is `_kernel_gradient` itself.
+        (by_kernel,) = jax.linear_transpose(functools.partial(_kernel_gradient, x, size), y)(
+            dkernel
+        )
+    else:
+        by_kernel = _convolution(x, dkernel, stride=stride)
+    return y, _convolution_on_cpu(stride, dx, kernel) + _materialize(by_kernel)
+
+
+@jax.jit
+def _identity(x: Array) -> Array:
+    return lax.optimization_barrier(x)  # else JAX leaves the call out
+
+
+def _materialize(x: Array) -> Array:
+    """`x`, written to memory if it is not: XLA fuses nothing across a call that is not inlined."""
+    with set_xla_metadata(inlineable="false"):
+        return _identity(x)
+
+
+def _kernel_gradient(x: Array, size: int, dy: Array) -> Array:
+    """Σ x · dy over all places, `x` moved by each offset of the kernel, with c_in filters.
 
     XLA takes `x` for the map and the gradient of the output for the kernel, so that there are as
     many filters as output channels. Few filters leave a CPU's vector units half empty.
     """
-    return _convolution(x, kernel, stride=1)
-
-
-@_convolution_to_fewer.defjvp
-def _convolution_to_fewer_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    y = _convolution_to_fewer(x, kernel)
-    # Transposed twice, in reverse mode, it is `_kernel_gradient` itself.
-    by_kernel = jax.linear_transpose(functools.partial(_kernel_gradient, x, kernel.shape[0]), y)
-    return y, _convolution_to_fewer(dx, kernel) + by_kernel(dkernel)[0]
-
-
-def _kernel_gradient(x: Array, size: int, dy: Array) -> Array:
-    """Σ x · dy over all places, `x` moved by each offset of the kernel, with c_in filters."""
     mirrored = lax.conv_general_dilated(
         dy,
         x,
