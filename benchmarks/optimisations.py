@@ -12,7 +12,9 @@ arrays of indices; of 1 x 1 kernels' gradients, no transposed copies, 2 x 4 byte
 Of small maps, no transposed kernels, 2 x 4 bytes per number, and no transposed activations. Of
 DenseNets' joined maps, two passes less forwards and half of one less backwards for each layer.
 Of convolutions on all cores, up to half of the time of those with 64 output channels or fewer. Of
-few filters' gradients, half of the time where 32 fill half of what a CPU's vectors hold.
+few filters' gradients, half of the time where 32 fill half of what a CPU's vectors hold. Of
+activations that are not computed anew, a pass over the map and its gradient for each kernel, and
+the more the longer the chain and the further apart two images lie.
 """
 
 import argparse
@@ -85,6 +87,13 @@ class StatisticsAnew(norm.BatchNorm):
         return super().__call__(x, train)
 
 
+def kernel_gradient_by_outputs(x: jax.Array, size: int, dy: jax.Array) -> jax.Array:
+    """As JAX derives it."""
+    convolve = functools.partial(layers._convolution, x, stride=1)
+    kernel = jnp.zeros((size, size, x.shape[-1], dy.shape[-1]), x.dtype)
+    return jax.linear_transpose(convolve, kernel)(dy)[0]
+
+
 Patches = Sequence[tuple[Any, str, Any]]
 """Modules, names in them, and what to put there."""
 
@@ -120,9 +129,8 @@ WITHOUT: dict[str, Patches] = {
         (densenet, "statistics", norm.statistics.fun),
     ],
     JOINED: [(densenet, "BatchNorm", StatisticsAnew)],
-    FEWER: [
-        (layers, "_convolution_to_fewer", functools.partial(layers._convolution, stride=1)),
-    ],
+    FEWER: [(layers, "_kernel_gradient", kernel_gradient_by_outputs)],
+    "activations anew for kernels' gradients": [(layers, "_materialize", lambda x: x)],
     "convolutions shared by output channels": [
         (sys.modules[__name__], "COMPILER_OPTIONS", BY_CHANNELS),
     ],

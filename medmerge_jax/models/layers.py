@@ -78,11 +78,11 @@ def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _convolution_on_cpu(stride: int, x: Array, kernel: Array) -> Array:
-    """The same, but for what XLA makes of the kernel's gradient.
+    """The same, with another program for the kernel's gradient.
 
-    For that, XLA moves the images of `x` to the last axis. As it computes an element-wise operation
-    again wherever its result is used, so it does here, number by number through all the memory: a
-    whole chain of residual blocks. `_materialize` has it copy what is there.
+    XLA convolves the map with the gradient of the output there, both with their axes in another
+    order. Into the copies it fuses what they are computed from, be it a chain of residual blocks,
+    number by number across the memory; `_materialize` lets it copy what is there.
     """
     return _convolution(x, kernel, stride=stride)
 
@@ -97,30 +97,29 @@ def _convolution_on_cpu_jvp(
     x = _materialize(x)
     if stride == 1 and features < channels:
         # Transposed twice, in reverse mode, it is `_kernel_gradient` itself.
-        (by_kernel,) = jax.linear_transpose(functools.partial(_kernel_gradient, x, size), y)(
-            dkernel
-        )
+        gradient = functools.partial(_kernel_gradient, x, size)
+        (by_kernel,) = jax.linear_transpose(gradient, y)(dkernel)
     else:
         by_kernel = _convolution(x, dkernel, stride=stride)
     return y, _convolution_on_cpu(stride, dx, kernel) + _materialize(by_kernel)
 
 
-@jax.jit
-def _identity(x: Array) -> Array:
-    return lax.optimization_barrier(x)  # else JAX leaves the call out
-
-
 def _materialize(x: Array) -> Array:
-    """`x`, written to memory if it is not: XLA fuses nothing across a call that is not inlined."""
+    """`x`, which is then in memory: XLA fuses nothing across a call that is not inlined."""
     with set_xla_metadata(inlineable="false"):
-        return _identity(x)
+        return _as_it_is(x)
+
+
+@jax.jit
+def _as_it_is(x: Array) -> Array:
+    return lax.optimization_barrier(x)  # JAX drops a call that does nothing
 
 
 def _kernel_gradient(x: Array, size: int, dy: Array) -> Array:
     """Σ x · dy over all places, `x` moved by each offset of the kernel, with c_in filters.
 
-    XLA takes `x` for the map and the gradient of the output for the kernel, so that there are as
-    many filters as output channels. Few filters leave a CPU's vector units half empty.
+    XLA takes `dy` for the kernel, so that there are as many filters as output channels. Few
+    filters leave a CPU's vector units half empty.
     """
     mirrored = lax.conv_general_dilated(
         dy,

@@ -269,7 +269,9 @@ def random_variables(config: ml_collections.ConfigDict) -> Tree:
     model = create_model(config.architecture, num_classes=0)
     size = get_spec(config.architecture).input_size
     images = jnp.zeros((1, size, size, 3))
-    return jax.jit(model.init)(jax.random.key(config.seed), images)
+    # It runs once: what optimizing it takes is lost.
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    return init(jax.random.key(config.seed), images)
 
 
 def loss_weights(config: ml_collections.ConfigDict, dataset: DataSet) -> np.ndarray:

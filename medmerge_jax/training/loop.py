@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,8 +51,8 @@ class Stage:
       weight_decay: Of AdamW.
       select: "best" epoch by validation `metric`, or the "last".
       metric: A name of `metrics.METRICS`.
-      checkpoint_seconds: Least time between two checkpoints; the first and the last epoch always
-        have one.
+      checkpoint_seconds: Least time between two checkpoints, and before the first; the last epoch
+        always has one.
       augmentation: Of training images, or None; what is evaluated is never augmented.
     """
 
@@ -206,7 +205,7 @@ class _Progress:
             "best_value": None,
         }
         self._checkpoints = checkpoints
-        self._last_save = -math.inf  # the first epoch is always saved
+        self._last_save = time.monotonic()  # what a short stage would lose is soon done again
         restored = checkpoints.restore(self._tree())
         if restored is not None:
             tree, values = restored
