@@ -1,4 +1,4 @@
-"""MedMerge from nothing, in two or three minutes on two cores: synthetic images, ResNet-20, 32 px.
+"""MedMerge from nothing, in two to four minutes on two cores: synthetic images, ResNet-20, 32 px.
 
     python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart
 
