@@ -118,7 +118,7 @@ def _as_it_is(x: Array) -> Array:
 def _kernel_gradient(x: Array, size: int, dy: Array) -> Array:
     """Σ x · dy over all places, `x` moved by each offset of the kernel, with c_in filters.
 
-    XLA takes `dy` for the kernel, so that there are as many filters as output channels. Few
+    XLA by itself takes `dy` for the kernel: as many filters as output channels. Few
     filters leave a CPU's vector units half empty.
     """
     mirrored = lax.conv_general_dilated(
