@@ -7,9 +7,9 @@ target, fundus photographs of another clinic. Trains parent c on the lesions fro
 parent b on the first clinic starting from c, as the paper's parents b start from ImageNet.
 Then runs five recipes from the same parents, splits and seeds and prints the table.
 
-Learning rates were chosen by the macro F1 of the validation split, with half as many epochs and a
-quarter as many images more. The images are drawn, so the figures say that the program works, not
-that the method does.
+Learning rates were chosen by the macro F1 of the validation split, for a quarter more images and
+six epochs of the target, four of the sources. The images are drawn, so the figures say that the
+program works, not that the method does.
 """
 
 import ml_collections
