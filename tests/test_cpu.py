@@ -53,11 +53,52 @@ def test_the_installed_jaxlib_knows_the_flag_and_does_as_it_says(prepared):
         )
         print(jax.jit(convolve).lower(x, kernel).compile().as_text())
     """
-    lines = [line.removeprefix(" " * 8) for line in program.splitlines()]
+    assert ("ynn_fusion" in _after_start(program, prepared)) != prepared
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize(("megabytes", "blocks", "thread"), [(200, 1, False), (20, 5, True)])
+def test_memory_that_is_allocated_again_has_no_page_faults(prepared, megabytes, blocks, thread):
+    """As XLA's block of a step in the main thread, and what its other threads need in theirs."""
+    program = f"""
+        import ctypes, resource, threading
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        libc.malloc.argtypes = [ctypes.c_size_t]
+        libc.free.argtypes = [ctypes.c_void_p]
+        libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+        def use():
+            found = [libc.malloc({megabytes} * 2**20) for _ in range({blocks})]
+            for block in found:
+                libc.memset(block, 1, {megabytes} * 2**20)
+            for block in found:
+                libc.free(block)
+        def measure():
+            use()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(5):
+                use()
+            print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 5)
+        if {thread}:
+            thread = threading.Thread(target=measure)
+            thread.start()
+            thread.join()
+        else:
+            measure()
+    """
+    faults = int(_after_start(program, prepared))
+    assert (faults > 1000) != prepared
+    assert not prepared or faults < 10
+
+
+def _after_start(program: str, prepared: bool) -> str:
+    """What an indented program prints in a process of its own."""
     start = "from medmerge_jax import cpu; cpu.prepare()" if prepared else ""
+    lines = [line.removeprefix(" " * 8) for line in program.splitlines()]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join([start, *lines])],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert ("ynn_fusion" in done.stdout) != prepared
+    return done.stdout
