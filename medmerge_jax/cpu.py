@@ -7,12 +7,8 @@ from importlib import metadata
 
 # Of glibc's <malloc.h>, see mallopt(3).
 _M_TRIM_THRESHOLD = -1
-_M_TOP_PAD = -2
 _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
-
-_LARGEST_HEAP = 64 * 2**20
-"""Of an arena other than the main one, on 64-bit machines."""
 
 _FUSION_TYPES = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -28,19 +24,14 @@ def keep_freed_memory() -> None:
 
     On a CPU, XLA allocates all intermediate values of a step as one block and frees it at the end.
     glibc gets a block of that size from the kernel and returns it, every step: a gradient of
-    DenseNet-121, batch 4, then takes 190,000 page faults, half of its time. With an arena that
-    neither maps blocks apart nor is trimmed, there are none. The process keeps the most that it
-    ever used. Elsewhere than on Linux with glibc nothing is changed.
-
-    There are two arenas, so that XLA's threads wait less for each other and for the main thread,
-    which has XLA's block: in one that has compiled much, it takes long to find free memory. The
-    second would give back each of its heaps as soon as it is empty, were there no more padding
-    asked for than a heap has room.
+    DenseNet-121, batch 4, then takes 190,000 page faults, half of its time. With one arena that
+    neither maps blocks apart nor is trimmed, there are none; every other arena maps blocks of
+    more than 64 MB apart, and any thread may be the one that allocates. The process keeps the most
+    that it ever used. Elsewhere than on Linux with glibc nothing is changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 2)
-        mallopt(_M_TOP_PAD, 2 * _LARGEST_HEAP)
+        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
 
