@@ -90,7 +90,7 @@ def test_memory_that_is_allocated_again_has_no_page_faults(prepared, megabytes, 
             measure()
     """
     faults = int(_after_start(program, prepared))
-    assert faults < 10 if prepared else faults > 1000
+    assert faults < 10 if prepared else faults > 20  # some 50 are enough with huge pages
 
 
 def _after_start(program: str, prepared: bool) -> str:
