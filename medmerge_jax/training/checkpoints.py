@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +65,21 @@ class StageCheckpoints:
         finally:
             os.close(self._held)
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, like: Callable[[dict[str, Any]], Any]) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, and its values, or None if there is none.
 
         Says so if a newer one is damaged, and renames that.
 
         Args:
-          like: A tree of arrays with the structure, and on the devices, of what was saved.
+          like: From the values of a checkpoint, a tree of arrays with the structure, and on the
+            devices, of what was saved with them.
         """
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
-        )
         while (newest := self._checkpointer.latest) is not None:
             problem = self._damage(newest.step)
             if not problem:
                 try:
-                    tree = self._checkpointer.load(newest.step, abstract)
-                    return tree, dict(self._checkpointer.metadata(newest.step).custom_metadata)
+                    values = dict(self._checkpointer.metadata(newest.step).custom_metadata)
+                    return self._checkpointer.load(newest.step, _abstract(like(values))), values
                 except Exception as error:  # what Orbax and TensorStore raise is of many kinds
                     if self._known_checksums(newest.step):
                         raise  # it is whole, so something else is wrong
@@ -212,6 +210,12 @@ class StageCheckpoints:
                         thread.join(timeout=60)
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
 
 
 def _meet(where: str) -> None:

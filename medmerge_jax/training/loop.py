@@ -203,14 +203,16 @@ class _Progress:
             "images": 0,
             "best_epoch": 0,
             "best_value": None,
+            "finished": False,
         }
         self._checkpoints = checkpoints
         self._last_save = time.monotonic()  # what a short stage would lose is soon done again
-        restored = checkpoints.restore(self._tree())
+        restored = checkpoints.restore(self._tree)
         if restored is not None:
             tree, values = restored
             self.values.update(values)
-            self.state, self.best = tree["state"], tree["best"]
+            self.best = tree["best"]
+            self.state = tree.get("state", self.state)
             say(f"{stage.name}: resumed after {self.position()} of {stage.epochs}")
         self.steps_per_epoch, self.rates = 0, np.zeros(0)  # not known before there are batches
         self._saved = (self.epoch, self.step)
@@ -250,7 +252,8 @@ class _Progress:
         since = time.monotonic() - self._last_save
         # All processes save, or none: the clock of one decides.
         due = processes.from_first(lambda: since >= self.stage.checkpoint_seconds)
-        if self.epoch == self.stage.epochs or due:
+        values["finished"] = self.epoch == self.stage.epochs
+        if values["finished"] or due:
             self._save()
 
     def save_inside_epoch(self) -> None:
@@ -278,19 +281,21 @@ class _Progress:
     def _save(self) -> None:
         # Numbers that grow, also from the last step of an epoch to the end of its validation.
         number = self.epoch * (self.steps_per_epoch + 1) + self.step
-        # The step donates the state's buffers, so the writer gets a copy of its own.
-        tree = {**self._tree(), "state": _copy(self.state)}
+        tree = self._tree(self.values)
+        if "state" in tree:  # its buffers are donated to the next step: the writer gets a copy
+            tree["state"] = _copy(self.state)
         self._checkpoints.save(number, tree, dict(self.values))
         self._last_save = time.monotonic()
         self._saved, self.saved_position = (self.epoch, self.step), self.position()
 
     def result(self, frozen: Tree) -> StageResult:
-        trainable, batch_stats = self.best or (self.state.trainable, self.state.batch_stats)
+        trainable, batch_stats = self._selected
         params = collapse(self.task.assemble, trainable, frozen)
+        best = self.stage.select == "best"
         summary = {
             "name": self.stage.name,
             "epochs": self.stage.epochs,
-            "selected_epoch": self.values["best_epoch"] if self.best else self.epoch,
+            "selected_epoch": self.values["best_epoch" if best else "epoch"],
             "best_epoch": self.values["best_epoch"],
             f"best_val_{self.stage.metric}": self.values["best_value"],
             "seconds": round(self.values["seconds"], 3),
@@ -307,7 +312,15 @@ class _Progress:
             return self.values["best_epoch"] == 0 or (best is None and value is not None)
         return value > best if higher_is_better(self.stage.metric) else value < best
 
-    def _tree(self) -> dict[str, Any]:
+    @property
+    def _selected(self) -> tuple[Tree, Tree]:
+        """Of the best epoch or the last: what was trained, and the running statistics."""
+        return self.best or (self.state.trainable, self.state.batch_stats)
+
+    def _tree(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint with these values holds: once finished, only what `result` needs."""
+        if values.get("finished"):
+            return {"best": self._selected}
         return {"state": self.state, "best": self.best}
 
 

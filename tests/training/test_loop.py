@@ -13,6 +13,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.training import loop, parameterization
+from medmerge_jax.training.checkpoints import StageCheckpoints
 from medmerge_jax.training.loop import Stage, evaluate, predict, train_stage
 from medmerge_jax.training.run_directory import RunDirectory
 from medmerge_jax.training.step import Network
@@ -113,13 +114,27 @@ def test_an_epoch_with_a_checkpoint_has_its_line(train, tmp_path, monkeypatch):
     assert epochs == [1, 2, 3, 4]
 
 
-def test_a_finished_stage_asks_for_no_data(train):
-    whole = train()
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_a_finished_stage_asks_for_no_data(train, select):
+    stage = dataclasses.replace(STAGE, select=select, learning_rate=0.5)
+    whole = train(stage)
 
     def none(split):
         raise AssertionError("batches were asked for")
 
-    assert_same(train(batches=none).variables, whole.variables)
+    again = train(stage, batches=none)
+    assert_same(again.variables, whole.variables)
+    assert_same(again.trainable, whole.trainable)
+    assert again.summary == whole.summary
+
+
+def test_a_finished_stage_keeps_only_what_it_selected(train, tmp_path):
+    whole = train()
+    selected = {"best": (whole.trainable, whole.variables["batch_stats"])}
+    with StageCheckpoints(tmp_path / "run" / "checkpoints" / STAGE.name) as checkpoints:
+        tree, values = checkpoints.restore(lambda values: selected)  # or Orbax refuses
+    assert_same(tree["best"][0], whole.trainable)
+    assert values["finished"]
 
 
 def test_the_best_epoch_or_the_last(train, tmp_path):
