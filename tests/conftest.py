@@ -3,6 +3,7 @@ import os
 # Before JAX and matplotlib are imported: the tests are the same on every machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"  # or what is missing is looked for until all retries are over
 
 import importlib
 import sys

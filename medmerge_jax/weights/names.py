@@ -230,8 +230,20 @@ def _fitting(shapes: Mapping[str, Shape]) -> list[str]:
     return [
         name
         for name in list_models()
-        if not _mismatch(_slots(name, _num_classes(name, shapes)), shapes)
+        if _head_fits(name, shapes)
+        and not _mismatch(_slots(name, _num_classes(name, shapes)), shapes)
     ]
+
+
+def _head_fits(architecture: str, shapes: Mapping[str, Shape]) -> bool:
+    """Spares tracing most of the models, a second each; without a head any may fit."""
+    heads = {get_spec(name).torch_head for name in list_models()}
+    given = {head for head in heads if f"{head}.weight" in shapes}
+    spec = get_spec(architecture)
+    return not given or (
+        given == {spec.torch_head}
+        and shapes[f"{spec.torch_head}.weight"][1:] == (spec.num_features,)
+    )
 
 
 def _listed(entries: Iterable[str]) -> str:

@@ -8,12 +8,15 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import list_models
 from medmerge_jax.weights import variables_from_torch, variables_to_torch
+from medmerge_jax.weights.names import fitting_architectures
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_names_go_there_and_back(name, make_variables, assert_same):
     variables = make_variables(name)
-    assert_same(variables_from_torch(name, variables_to_torch(name, variables), "x"), variables)
+    tensors = variables_to_torch(name, variables)
+    assert_same(variables_from_torch(name, tensors, "x"), variables)
+    assert fitting_architectures(tensors, "x") == [name]
 
 
 @pytest.mark.parametrize("num_classes", [0, 1, 2, 1000])
@@ -23,6 +26,7 @@ def test_any_head_or_none(name, num_classes, make_variables, assert_same):
     tensors = variables_to_torch(name, variables)
     head = {"resnet20": "linear.weight", "densenet121": "classifier.weight"}[name]
     assert (head in tensors) == (num_classes > 0)
+    assert fitting_architectures(tensors, "x") == [name]
     assert_same(variables_from_torch(name, tensors, "x"), variables)
 
 
