@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medmerge_jax import cpu
-from medmerge_jax.data.augment import POLICIES, augment, epoch_key
+from medmerge_jax.images.augment import POLICIES, augment, epoch_key
 from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models.network import Network
+from medmerge_jax.runtime import cpu
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.step import Network, Task, init_state, train_step
+from medmerge_jax.training.step import Task, init_state, train_step
 
 CLASSES = 5
 

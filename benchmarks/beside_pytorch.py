@@ -18,7 +18,8 @@ import torch
 from pytorch_recipe import conv_outputs
 from torch import nn
 
-from medmerge_jax import cpu, files
+from medmerge_jax.runtime import cpu
+from medmerge_jax.storage import atomic
 
 # Dense matrix products per second (bfloat16, TF32) and bytes per second, from the data sheets.
 _GPUS = {
@@ -32,7 +33,7 @@ def prepare_process() -> None:
     """Memory, caches and flags. To be called first, before JAX has a device."""
     cpu.prepare()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch wants some too
-    jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
+    jax.config.update("jax_compilation_cache_dir", str(atomic.cache_folder("xla")))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models.network import Network
+from medmerge_jax.runtime.mesh import by_rows, data_mesh, on_all
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.mesh import by_rows, data_mesh, on_all
-from medmerge_jax.training.step import Network, Task, init_state, train_step
+from medmerge_jax.training.step import Task, init_state, train_step
 
 CLASSES, SIZE = 8, 64
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

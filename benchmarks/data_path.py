@@ -29,13 +29,14 @@ from beside_pytorch import Side, interleave, ratio, spread
 from PIL import Image
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
-from medmerge_jax.data.cache import cached_pixels
 from medmerge_jax.data.dataset import Split
+from medmerge_jax.images.cache import cached_pixels
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.progress import Bar
+from medmerge_jax.models.network import Network
 from medmerge_jax.recipes.experiment import compute_dtype
+from medmerge_jax.runtime.progress import Bar
 from medmerge_jax.training import loop, parameterization
-from medmerge_jax.training.step import Network, Task, init_state, train_step
+from medmerge_jax.training.step import Task, init_state, train_step
 
 CLASSES, RATE = 5, 1e-4
 

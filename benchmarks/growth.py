@@ -29,10 +29,11 @@ from beside_pytorch import Side, interleave, ratio, spread
 from medmerge_jax.data import ResidentBatches
 from medmerge_jax.data.batches import epoch_order
 from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models.network import Network
 from medmerge_jax.recipes.experiment import compute_dtype
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.parameterization import Parameterization
-from medmerge_jax.training.step import Network, Task, init_state, train_step
+from medmerge_jax.training.step import Task, init_state, train_step
 
 RATE, MIB = 1e-4, 2**20
 QUANTITIES = ("batch", "image size", "parents", "classes", "images in the data set")

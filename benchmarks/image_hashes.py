@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from medmerge_jax.data.hashing import NEAR, nearest, perceptual_hashes
-from medmerge_jax.data.images import read_image, resize_pixels
+from medmerge_jax.images.decode import read_image, resize_pixels
 
 SIZE, COPIES, THREADS, ROWS = 224, 1500, 2, 128
 LIMITS = (16, 20, 24, 28, 32, 36, 40, 44)

@@ -27,7 +27,7 @@ from training_step import CLASSES, Case, JaxFeatures, TorchFeatures, parents
 
 import medmerge_jax as mm
 from medmerge_jax.models import get_spec
-from medmerge_jax.training.step import Network
+from medmerge_jax.models.network import Network
 
 TOLERANCE = 1e-3
 """Of the logits, float32, relative to the largest."""

@@ -96,9 +96,8 @@ def _measure(model: str, merger: str, num_images: int, size: int) -> dict[str, f
     import jax
     import jax.numpy as jnp
 
-    from medmerge_jax import cpu
-    from medmerge_jax.models import create_model
-    from medmerge_jax.recipes import mergers
+    from medmerge_jax.models import create_model, mergers
+    from medmerge_jax.runtime import cpu
 
     cpu.convolve_on_all_cores()  # as in the program, but what is freed is given back
     compiled: list[float] = []

@@ -18,14 +18,15 @@ import ml_collections
 import numpy as np
 
 import medmerge_jax as mm
-from medmerge_jax import cpu, weights
+from medmerge_jax import weights
 from medmerge_jax.config import default_config
 from medmerge_jax.data import epoch_order, make_batches
+from medmerge_jax.evaluation.predict import evaluate
 from medmerge_jax.models import get_spec
+from medmerge_jax.models.network import Network
 from medmerge_jax.recipes.inputs import decode, load_data
 from medmerge_jax.recipes.run import run
-from medmerge_jax.training.loop import evaluate
-from medmerge_jax.training.step import Network
+from medmerge_jax.runtime import cpu
 
 SEEDS = (0, 1)
 OMITTED = ("weighted", "task_arithmetic")  # the first is uniform; the second wants an ancestor

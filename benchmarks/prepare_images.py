@@ -43,8 +43,9 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
-from medmerge_jax.data import Split, cached_pixels, read_image
+from medmerge_jax.data import Split
 from medmerge_jax.data.batches import ResidentBatches, StreamedBatches
+from medmerge_jax.images import cached_pixels, read_image
 
 CORES = 2
 LOOP = "loop over Pillow"

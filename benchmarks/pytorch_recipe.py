@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from medmerge_jax.cpu import keep_freed_memory
+from medmerge_jax.runtime.cpu import keep_freed_memory
 
 WEIGHT_DECAY = 1e-2
 CHECKPOINT_SECONDS = 30.0

@@ -27,11 +27,12 @@ from pathlib import Path
 
 import ml_collections
 
-from medmerge_jax import cpu, files
 from medmerge_jax.analysis import results_text
 from medmerge_jax.config import MERGERS, default_config
-from medmerge_jax.progress import say
 from medmerge_jax.recipes.run import run
+from medmerge_jax.runtime import cpu
+from medmerge_jax.runtime.progress import say
+from medmerge_jax.storage import atomic
 
 PAIRS = ("dermoscopy", "chest_x_ray")
 LP_RATES = (1e-3, 1e-2)
@@ -119,7 +120,7 @@ def _experiment(options: argparse.Namespace, pair: str, part: str) -> ml_collect
     table = options.workdir / "tables" / f"{pair}_{part}.csv"
     rows = _rows(pair, part, list(csv.DictReader((folder / "split.csv").open())))
     text = "".join(f"{','.join(row)}\n" for row in [("filename", "label", "group"), *rows])
-    files.write_text(table, text)
+    atomic.write_text(table, text)
     config = default_config().unlock()
     config.architecture = options.architecture
     config.image_size = options.image_size

@@ -43,11 +43,13 @@ from beside_pytorch import (
 )
 
 import medmerge_jax as mm
+from medmerge_jax.evaluation.predict import predict_step
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, get_spec
+from medmerge_jax.models.network import Network
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.parameterization import Parameterization, Tree
-from medmerge_jax.training.step import Network, Task, init_state, predict_step, train_step
+from medmerge_jax.training.step import Task, init_state, train_step
 from medmerge_jax.weights import variables_to_torch
 
 CLASSES = 5

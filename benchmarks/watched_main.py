@@ -32,14 +32,14 @@ def main() -> None:
     path = Path(sys.argv.pop(1))
     seconds: collections.Counter[str] = collections.Counter()
     # Before JAX is there, which the program asks for by itself.
-    from medmerge_jax import cpu
+    from medmerge_jax.runtime import cpu
 
     cpu.prepare()
     import jax.monitoring
 
     from medmerge_jax import main as program
     from medmerge_jax.recipes import experiment, inputs
-    from medmerge_jax.training.checkpoints import StageCheckpoints
+    from medmerge_jax.storage.checkpoints import StageCheckpoints
 
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, duration, **_: _add(seconds, EVENTS.get(event), duration)

@@ -42,9 +42,9 @@ from beside_pytorch import Peak, Work, forward_work, training_work
 from PIL import Image
 from safetensors.numpy import save_file
 
-from medmerge_jax import files
 from medmerge_jax.data import write_synthetic
 from medmerge_jax.models import LinearHead, get_spec
+from medmerge_jax.storage import atomic
 
 HERE = Path(__file__).parent
 APTOS = {"train": 2929, "val": 366, "test": 367}
@@ -101,7 +101,7 @@ def check_workdir(options: argparse.Namespace) -> None:
     own = {name: value for name, value in vars(options).items() if name not in FREE}
     if marker.exists() and json.loads(marker.read_text()) != own:
         raise SystemExit(f"{options.workdir} holds runs with the options {marker.read_text()}")
-    files.write_text(marker, json.dumps(own))
+    atomic.write_text(marker, json.dumps(own))
 
 
 def once(
@@ -118,7 +118,7 @@ def once(
         shutil.rmtree(workdir, ignore_errors=True)
         if caches == "empty":
             shutil.rmtree(cache, ignore_errors=True)
-        files.write_text(finished, json.dumps(run(options, recipe, workdir, cache)))
+        atomic.write_text(finished, json.dumps(run(options, recipe, workdir, cache)))
     return json.loads(finished.read_text())
 
 

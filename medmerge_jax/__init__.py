@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from medmerge_jax.merging import zeros_parent as zeros_parent
     from medmerge_jax.models import create_model as create_model
     from medmerge_jax.models import list_models as list_models
-    from medmerge_jax.recipes.mergers import list_mergers as list_mergers
-    from medmerge_jax.recipes.mergers import merge as merge
+    from medmerge_jax.models.mergers import list_mergers as list_mergers
+    from medmerge_jax.models.mergers import merge as merge
     from medmerge_jax.weights import load_weights as load_weights
     from medmerge_jax.weights import save_weights as save_weights
 
@@ -32,9 +32,9 @@ _HOMES = {
     "create_model": "models",
     "effective_coefficients": "merging",
     "init_coefficients": "merging",
-    "list_mergers": "recipes.mergers",
+    "list_mergers": "models.mergers",
     "list_models": "models",
-    "merge": "recipes.mergers",
+    "merge": "models.mergers",
     "load_weights": "weights",
     "merge_kernels": "merging",
     "merge_variables": "merging",

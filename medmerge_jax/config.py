@@ -309,7 +309,7 @@ def _merger_problems(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def _option_problems(config: ml_collections.ConfigDict, used: tuple[str, ...]) -> Iterator[str]:
-    from medmerge_jax.recipes import mergers  # imports jax
+    from medmerge_jax.models import mergers  # imports jax
 
     given = {n: value for n, value in config.merge_ft.options.items() if value is not None}
     known = {method: set(mergers.merger_options(method)) - set(_SET) for method in used}

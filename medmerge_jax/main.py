@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from medmerge_jax import cpu, files, preemption, processes
 from medmerge_jax.errors import UserError
+from medmerge_jax.runtime import cpu, preemption, processes
+from medmerge_jax.storage import atomic
 
 _USAGE = "python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart"
 _GONE = (
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.FATAL)
 
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    jax.config.update("jax_compilation_cache_dir", str(files.cache_folder("xla")))
+    jax.config.update("jax_compilation_cache_dir", str(atomic.cache_folder("xla")))
     # Also what compiles in less than a second, of which there is much: a hundred small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     from medmerge_jax.analysis import results_text
@@ -83,7 +84,7 @@ def entry_point() -> None:
     except BrokenPipeError:
         os._exit(_PIPE_CLOSED)  # without a last flush into it
     except OSError as error:
-        if error.errno in files.DISK_FULL:
+        if error.errno in atomic.DISK_FULL:
             _leave(_fail(_disk_full(error)), quietly=True)
         if error.errno not in _GONE or not _is_ours(error.filename):
             raise
@@ -168,7 +169,7 @@ def _disk_full(error: OSError) -> str:
 
 
 def _is_ours(path: object) -> bool:
-    folders = [files.cache_folder("."), *([Path(_WORKDIR.value)] if _WORKDIR.value else [])]
+    folders = [atomic.cache_folder("."), *([Path(_WORKDIR.value)] if _WORKDIR.value else [])]
     return isinstance(path, str) and any(
         Path(path).absolute().is_relative_to(folder.expanduser().absolute()) for folder in folders
     )

@@ -8,7 +8,7 @@ import pytest
 
 from medmerge_jax.config import MERGERS, check_config, default_config
 from medmerge_jax.errors import UserError
-from medmerge_jax.recipes.mergers import merger_options
+from medmerge_jax.models.mergers import merger_options
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).parent / "fuzz_worker.py"
+WORKER = Path(__file__).parent / "helpers" / "fuzz_worker.py"
 COUNT = int(os.environ.get("MEDMERGE_JAX_FUZZ", "2000"))
 SEED = os.environ.get("MEDMERGE_JAX_FUZZ_SEED", "0")
 
@@ -64,9 +64,9 @@ def test_every_input_loads_or_is_refused(group, tmp_path):
 BROKEN = """
 import json, os, pathlib, signal, sys, time
 sys.path.insert(0, {tests!r})
-import fuzz_worker
+from helpers import fuzz_worker
 import numpy as np
-from fuzz_cases import CASES, Case
+from helpers.fuzz_cases import CASES, Case
 from medmerge_jax.errors import UserError
 
 def memory():
@@ -92,7 +92,7 @@ fuzz_worker.main({folder!r}, 2, 0, *readers)
 
 
 def test_the_worker_finds_what_it_looks_for(tmp_path):
-    program = BROKEN.format(tests=str(WORKER.parent), folder=str(tmp_path / "work"))
+    program = BROKEN.format(tests=str(WORKER.parents[1]), folder=str(tmp_path / "work"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     failed = {one["kind"]: one["failed"] for one in map(json.loads, done.stdout.splitlines())}

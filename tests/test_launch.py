@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medmerge_jax import main, preemption
+from medmerge_jax import main
+from medmerge_jax.runtime import preemption
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -206,7 +207,7 @@ def test_two_processes_stop(launch, compiled_programs, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{python}:{os.environ['PATH']}")
     monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(compiled_programs))
     workdir = tmp_path / "run"
-    command = [f"--config={ROOT / 'tests' / 'tiny_config.py'}", f"--workdir={workdir}"]
+    command = [f"--config={ROOT / 'tests' / 'helpers' / 'tiny_config.py'}", f"--workdir={workdir}"]
     more = ["--config.recipe=ft", "--config.ft.epochs=500"]
     metrics = workdir / "metrics.jsonl"
     job = launch("one_machine.sh", *command, *more, PROCESSES="2")

@@ -1,22 +1,18 @@
 """The README's Python runs as it stands."""
 
 import re
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import small_layouts
 
 import medmerge_jax as mm
 from medmerge_jax.config import check_config
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-
-sys.path.append(str(Path(__file__).parent / "data" / "official"))
-
-import small_layouts  # noqa: E402
 
 
 @pytest.fixture

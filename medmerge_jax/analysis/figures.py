@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medmerge_jax.files import write_atomically
 from medmerge_jax.merging.trees import SEPARATOR, network_order
+from medmerge_jax.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

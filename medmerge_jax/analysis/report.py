@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from medmerge_jax.analysis.report_template import TEMPLATE
 from medmerge_jax.analysis.tables import comparison_cells, metric_cells
-from medmerge_jax.files import read_json, write_atomically
+from medmerge_jax.storage.atomic import read_json, write_atomically
 
 _FIGURES = ("coefficients", "learning_curves", "confusion_matrix")
 """What stands first, in this order."""

@@ -1,4 +1,4 @@
-"""Data sets of images, their splits, the decoded-image cache and batches."""
+"""Data sets of images, their splits, their audit and batches."""
 
 from medmerge_jax.data.audit import audit_data_set
 from medmerge_jax.data.batches import (
@@ -8,11 +8,9 @@ from medmerge_jax.data.batches import (
     epoch_order,
     make_batches,
 )
-from medmerge_jax.data.cache import Pixels, cached_pixels
 from medmerge_jax.data.dataset import DataSet, Split
 from medmerge_jax.data.folder import image_folder
 from medmerge_jax.data.hashing import ImageHashes, find_overlap, hash_images, load_hashes
-from medmerge_jax.data.images import read_image
 from medmerge_jax.data.official import official_data_set
 from medmerge_jax.data.official.builders import BUILDERS
 from medmerge_jax.data.splits import stratified_group_split
@@ -24,12 +22,10 @@ __all__ = [
     "Batches",
     "DataSet",
     "ImageHashes",
-    "Pixels",
     "ResidentBatches",
     "Split",
     "StreamedBatches",
     "audit_data_set",
-    "cached_pixels",
     "epoch_order",
     "find_overlap",
     "hash_images",
@@ -38,7 +34,6 @@ __all__ = [
     "load_hashes",
     "make_batches",
     "official_data_set",
-    "read_image",
     "stratified_group_split",
     "write_synthetic",
 ]

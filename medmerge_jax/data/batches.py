@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from medmerge_jax.data.cores import usable_cores
-from medmerge_jax.data.rows import FileRows, file_rows
 from medmerge_jax.errors import UserError
-from medmerge_jax.training import mesh as mesh_lib
+from medmerge_jax.runtime import mesh as mesh_lib
+from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.storage.rows import FileRows, file_rows
 
 Batch = dict[str, jax.Array]
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
-from medmerge_jax import files
-from medmerge_jax.data.cores import usable_cores
 from medmerge_jax.data.dataset import DataSet
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
-from medmerge_jax.npz import read_npz
+from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.storage import atomic
+from medmerge_jax.storage.npz import read_npz
 
 HASHES_FILE = "image_hashes.npz"
 
@@ -125,7 +125,7 @@ class ImageHashes:
             "scale": np.asarray(self.scale),
             "fingerprint": np.asarray(fingerprint),
         }
-        files.write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+        atomic.write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:

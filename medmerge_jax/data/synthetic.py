@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from medmerge_jax import files
 from medmerge_jax.errors import UserError
+from medmerge_jax.storage import atomic
 
 _VERSION = 1
 _CHUNK = 64
@@ -152,7 +152,7 @@ def _check(kind: str, counts: Mapping[str, int], size: int, appearance: int) -> 
 
 def _check_same(root: Path, marker: dict[str, object]) -> None:
     try:
-        found = files.read_json(root / _MARKER)
+        found = atomic.read_json(root / _MARKER)
     except (OSError, ValueError):
         found = None
     if found != marker:

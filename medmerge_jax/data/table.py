@@ -13,9 +13,9 @@ import numpy as np
 
 from medmerge_jax.data.dataset import DataSet, build
 from medmerge_jax.data.folder import find_images, sorted_names
-from medmerge_jax.data.images import SUFFIXES
 from medmerge_jax.data.splits import SPLIT_NAMES
 from medmerge_jax.errors import UserError
+from medmerge_jax.images.formats import SUFFIXES
 
 _LOG = logging.getLogger(__name__)
 

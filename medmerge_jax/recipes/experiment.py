@@ -10,19 +10,19 @@ import ml_collections
 import numpy as np
 
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
-from medmerge_jax.data.augment import POLICIES
 from medmerge_jax.errors import UserError
+from medmerge_jax.evaluation.predict import predict
+from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.merging.trees import without_head
-from medmerge_jax.models import LinearHead, create_model, get_spec
-from medmerge_jax.recipes import mergers
+from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
+from medmerge_jax.models.network import Network
 from medmerge_jax.recipes.inputs import Parent
-from medmerge_jax.training import mesh as mesh_lib
+from medmerge_jax.runtime import mesh as mesh_lib
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.loop import Stage, StageResult, predict, train_stage
+from medmerge_jax.training.loop import Stage, StageResult, train_stage
 from medmerge_jax.training.parameterization import Parameterization, Tree
-from medmerge_jax.training.run_directory import RunDirectory
-from medmerge_jax.training.step import Network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from medmerge_jax import files, weights
+from medmerge_jax import weights
 from medmerge_jax.data import (
     DataSet,
     ImageHashes,
-    Pixels,
     audit_data_set,
-    cached_pixels,
     hash_images,
     image_folder,
     image_table,
@@ -29,10 +27,12 @@ from medmerge_jax.data import (
 from medmerge_jax.data.audit import overlapping, short_text, without
 from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.errors import UserError
+from medmerge_jax.images import Pixels, cached_pixels
 from medmerge_jax.merging import zeros_parent
 from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.progress import Bar, say
+from medmerge_jax.runtime.progress import Bar, say
+from medmerge_jax.storage import atomic
 from medmerge_jax.training.parameterization import Tree
 
 SPLITS = ("train", "val", "test")
@@ -68,7 +68,7 @@ def load_data(config: ml_collections.ConfigDict, workdir: Path) -> DataSet:
         )
     if data.kind == "synthetic":
         root = workdir / "data" / data.name
-        files.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
+        atomic.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
         write_synthetic(
             root,
             data.synthetic.kind,
@@ -113,7 +113,7 @@ def decode(config: ml_collections.ConfigDict, dataset: DataSet) -> dict[str, Pix
                 split,
                 config.image_size,
                 config.data.resize,
-                files.cache_folder("images"),
+                atomic.cache_folder("images"),
                 progress=bar.to,
             )
     return pixels

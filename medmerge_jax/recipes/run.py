@@ -10,29 +10,32 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from medmerge_jax import analysis, files, processes, weights
+from medmerge_jax import analysis, weights
 from medmerge_jax.config import ONE_PARENT, check_config
-from medmerge_jax.data import DataSet, ImageHashes, Pixels, make_batches
+from medmerge_jax.data import DataSet, ImageHashes, make_batches
 from medmerge_jax.data.audit import AUDIT_FILE
 from medmerge_jax.data.hashing import HASHES_FILE
 from medmerge_jax.errors import UserError
-from medmerge_jax.merging.trees import flatten
-from medmerge_jax.models import get_spec
-from medmerge_jax.progress import say
-from medmerge_jax.recipes import inputs as inputs_lib
-from medmerge_jax.recipes.experiment import Experiment, Inputs
-from medmerge_jax.recipes.inputs import Parent
-from medmerge_jax.recipes.recipes import RECIPES
-from medmerge_jax.training.mesh import data_mesh
-from medmerge_jax.training.metrics import (
+from medmerge_jax.evaluation.metrics import (
     METRICS,
     classification_metrics,
     confusion_matrix,
     mean_std,
 )
+from medmerge_jax.images import Pixels
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models import get_spec
+from medmerge_jax.recipes import inputs as inputs_lib
+from medmerge_jax.recipes.experiment import Experiment, Inputs
+from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.recipes.recipes import RECIPES
+from medmerge_jax.runtime import processes
+from medmerge_jax.runtime.mesh import data_mesh
+from medmerge_jax.runtime.progress import say
+from medmerge_jax.runtime.versions import package_versions
+from medmerge_jax.storage import atomic
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.parameterization import Tree
-from medmerge_jax.training.run_directory import RunDirectory
-from medmerge_jax.versions import package_versions
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -300,7 +303,7 @@ def _evaluate(experiment: Experiment, variables: Tree) -> dict[str, Any]:
         "logits": logits,
         "labels": labels,
     }
-    files.write_atomically(
+    atomic.write_atomically(
         directory.path / "predictions.npz", lambda file: np.savez(file, **predictions)
     )
     if not dataset.multilabel:

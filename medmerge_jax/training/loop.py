@@ -1,41 +1,37 @@
 """The one training loop: a stage is a number of epochs of the one step."""
 
 import collections
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medmerge_jax import preemption, processes
-from medmerge_jax.data.augment import Policy, epoch_key
 from medmerge_jax.data.batches import Batches
 from medmerge_jax.errors import UserError
+from medmerge_jax.evaluation.metrics import higher_is_better
+from medmerge_jax.evaluation.predict import STEPS_IN_FLIGHT, evaluate, explain_memory
+from medmerge_jax.images.augment import Policy, epoch_key
 from medmerge_jax.merging.trees import flatten
-from medmerge_jax.progress import Bar, say
-from medmerge_jax.training.checkpoints import StageCheckpoints
-from medmerge_jax.training.mesh import as_in_first, fetch, on_one, replicate, replicate_key
-from medmerge_jax.training.metrics import classification_metrics, higher_is_better
+from medmerge_jax.models.network import Network
+from medmerge_jax.runtime import preemption, processes
+from medmerge_jax.runtime.mesh import as_in_first, on_one, replicate, replicate_key
+from medmerge_jax.runtime.progress import Bar, say
+from medmerge_jax.storage.checkpoints import StageCheckpoints
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.parameterization import Parameterization, Tree
-from medmerge_jax.training.run_directory import RunDirectory
 from medmerge_jax.training.schedules import learning_rates
 from medmerge_jax.training.step import (
-    Network,
     Task,
     TrainState,
     accumulated_step,
     collapse,
     init_state,
-    predict_step,
     train_step,
 )
-
-_STEPS_IN_FLIGHT = 4
-"""Steps dispatched ahead of the one that the host waits for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +140,7 @@ def train_stage(
             bar.skip((progress.epoch * train.steps_per_epoch + progress.step) * train.batch_size)
             try:
                 while progress.epoch < stage.epochs:
-                    with _memory(f"stage {stage.name}", train.batch_size):
+                    with explain_memory(f"stage {stage.name}", train.batch_size):
                         record = _train_epoch(
                             stage, task, progress, frozen, train, rates, weights, seed, bar
                         )
@@ -166,27 +162,6 @@ def _as_in_first(start: Parameterization) -> Parameterization:
     """What was computed before, such as a merger, may differ in the last bit between processes."""
     trees = {name: getattr(start, name) for name in ("trainable", "frozen", "batch_stats")}
     return dataclasses.replace(start, **as_in_first(trees))
-
-
-def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
-    """Outputs (num_examples, ...) float32 in evaluation mode, fetched once at the end."""
-    outputs: list[tuple[jax.Array, int]] = []
-    variables = replicate(variables, network.mesh)
-    with _memory("evaluation", batches.batch_size):
-        for batch, valid in batches.ordered():
-            preemption.check()
-            outputs.append((predict_step(network, variables, batch["inputs"]), valid))
-            if len(outputs) > _STEPS_IN_FLIGHT:  # or a fast disk would fill the device with images
-                outputs[-1 - _STEPS_IN_FLIGHT][0].block_until_ready()
-        return np.concatenate([fetch(output)[:valid] for output, valid in outputs])
-
-
-def evaluate(
-    network: Network, variables: Tree, batches: Batches, multilabel: bool
-) -> dict[str, Any]:
-    """Metrics over a whole split, see `metrics.classification_metrics`."""
-    logits = predict(network, variables, batches)
-    return classification_metrics(logits, batches.labels, multilabel=multilabel)
 
 
 class _Progress:
@@ -339,26 +314,6 @@ def _validate(
         raise _diverged(progress, what) from error
 
 
-@contextlib.contextmanager
-def _memory(where: str, batch_size: int) -> Iterator[None]:
-    """Says which batch size to try when the memory does not suffice."""
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        # A CPU calls it INTERNAL, a GPU RESOURCE_EXHAUSTED or CUDA_ERROR_OUT_OF_MEMORY.
-        text = str(error).lower().replace("_", " ")
-        full = "out of memory" in text or "resource exhausted" in text
-        if not full and not isinstance(error, MemoryError):
-            raise
-        found = next(iter(str(error).splitlines()), "") or type(error).__name__
-        smaller = f"batch_size = {batch_size // 2}" if batch_size > 1 else "a smaller image_size"
-        raise UserError(
-            f"{where}: out of memory with batch_size = {batch_size} ({found}). Try {smaller}, or "
-            "twice the accumulate, which takes the same batch in parts (batch norms then see the "
-            "parts), in a new --workdir. Checkpoints of finished epochs are kept in this one."
-        ) from error
-
-
 def _diverged(progress: _Progress, what: str) -> UserError:
     saved = progress.saved_position
     kept = f"the checkpoint after {saved} is kept" if saved else "there is no checkpoint yet"
@@ -402,7 +357,7 @@ def _train_epoch(
                 state, loss = train_step(task, progress.state, frozen, batch, *now)
             progress.advance(state)
             in_flight.append(loss)
-            if len(in_flight) > _STEPS_IN_FLIGHT:
+            if len(in_flight) > STEPS_IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
             bar.advance(train.batch_size, f"{stage.name} epoch {epoch + 1}/{stage.epochs}")
         loss_sum = progress.check_losses()

@@ -1,45 +1,21 @@
-"""The one training step, and prediction."""
+"""The one training step."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from medmerge_jax.data.augment import Policy, augment
+from medmerge_jax.images.augment import Policy, augment
 from medmerge_jax.models.layers import at_least_float32
-from medmerge_jax.training.mesh import by_rows, on_all
+from medmerge_jax.models.network import Network
+from medmerge_jax.runtime.mesh import by_rows, on_all
 from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
 
 Batch = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A model and what its input means. Compared by value, so that equal ones compile once.
-
-    Attributes:
-      model: Maps normalised NHWC float images (or features) to logits.
-      mean: Per channel, of images scaled to [0, 1]; unused for inputs that are not uint8.
-      std: As `mean`.
-      mesh: The devices that it runs on, see `mesh`; None for one.
-    """
-
-    model: nn.Module
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    mesh: jax.sharding.Mesh | None = None
-
-    def normalise(self, inputs: jax.Array) -> jax.Array:
-        """uint8 images (n, h, w, c) → (x / 255 − mean) / std in float32; else unchanged."""
-        if inputs.dtype != jnp.uint8:
-            return inputs
-        images = inputs.astype(jnp.float32) / 255.0
-        return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,15 +286,6 @@ def weighted_loss(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     weights = class_weights[labels]
     return jnp.sum(weights * losses) / (jnp.sum(weights) if total is None else total)
-
-
-@functools.partial(jax.jit, static_argnames="network")
-def predict_step(network: Network, variables: Tree, inputs: jax.Array) -> jax.Array:
-    """Outputs in evaluation mode: logits, or features of a network without a head."""
-    outputs: Any = network.model.apply(variables, network.normalise(inputs), train=False)
-    if network.mesh is not None:
-        outputs = jax.lax.with_sharding_constraint(outputs, on_all(network.mesh))
-    return outputs
 
 
 collapse = jax.jit(

@@ -10,8 +10,8 @@ import safetensors
 import safetensors.numpy
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.files import write_atomically
-from medmerge_jax.npz import read_npz
+from medmerge_jax.storage.atomic import write_atomically
+from medmerge_jax.storage.npz import read_npz
 from medmerge_jax.weights.torch_pickle import read_torch_file
 
 SAFETENSORS_DTYPES = {

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.files import cache_folder
 from medmerge_jax.models import ModelSpec, get_spec
+from medmerge_jax.storage.atomic import cache_folder
 
 HUB_FILE = "model.safetensors"
 

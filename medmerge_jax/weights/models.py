@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.files import read_json, write_json
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec, list_models
-from medmerge_jax.versions import package_versions
+from medmerge_jax.runtime.versions import package_versions
+from medmerge_jax.storage.atomic import read_json, write_json
 from medmerge_jax.weights.files import read_tensors, write_safetensors
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.names import (

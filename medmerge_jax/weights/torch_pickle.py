@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.pickles import (
+from medmerge_jax.storage.pickles import (
     ForbiddenError,
     PlainUnpickler,
     RefusedError,

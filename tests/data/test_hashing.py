@@ -17,9 +17,9 @@ from medmerge_jax.data.hashing import (
     nearest,
     perceptual_hashes,
 )
-from medmerge_jax.data.images import resize_pixels
 from medmerge_jax.data.synthetic import draw
 from medmerge_jax.errors import UserError
+from medmerge_jax.images.decode import resize_pixels
 
 SIZE = 96
 

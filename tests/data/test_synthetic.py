@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmerge_jax.data import image_folder, read_image, synthetic, write_synthetic
+from medmerge_jax.data import image_folder, synthetic, write_synthetic
 from medmerge_jax.errors import UserError
+from medmerge_jax.images import read_image
 
 COUNTS = {"train": 70, "val": 9, "test": 8}
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_reference import reference, state
+from helpers.torch_reference import reference, state
 
 import medmerge_jax as mm
 from medmerge_jax.merging.averages import uniform_average

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_reference import (
+from helpers.torch_reference import (
     CIFAR_MODELS,
     IMAGENET_MODELS,
     reference,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_reference import reference, state
+from helpers.torch_reference import reference, state
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging import flatten

@@ -1,22 +1,17 @@
 """That a run says what its parents have seen of its test split, and leaves it out if asked."""
 
 import json
-import sys
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 import pytest
-import tiny_config
+from helpers import small_layouts, tiny_config
 from PIL import Image
 
 from medmerge_jax.data.hashing import load_hashes
 from medmerge_jax.data.official import official_data_set
 from medmerge_jax.recipes.run import run
-
-sys.path.append(str(Path(__file__).parents[1] / "data" / "official"))
-
-import small_layouts
 
 RENAMED = 4
 

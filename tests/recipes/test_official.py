@@ -1,21 +1,16 @@
 """From a published layout, as downloaded, to results."""
 
-import sys
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 import pytest
-import tiny_config
+from helpers import small_layouts, tiny_config
 
 from medmerge_jax.config import check_config
 from medmerge_jax.errors import UserError
 from medmerge_jax.recipes.inputs import load_data, missing_data
 from medmerge_jax.recipes.run import run
-
-sys.path.append(str(Path(__file__).parents[1] / "data" / "official"))
-
-import small_layouts
 
 
 @pytest.fixture

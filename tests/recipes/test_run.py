@@ -5,9 +5,9 @@ import json
 import ml_collections
 import numpy as np
 import pytest
-import tiny_config
+from helpers import tiny_config
+from helpers.random_models import variables_of
 from PIL import Image
-from random_models import variables_of
 
 from medmerge_jax import merging
 from medmerge_jax.errors import UserError

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
-from medmerge_jax.data.augment import POLICIES
+from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.models import LinearHead
 from medmerge_jax.models.layers import Conv, dense_head, global_average
+from medmerge_jax.models.network import Network
 from medmerge_jax.models.norm import BatchNorm
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loop import Stage, train_stage
-from medmerge_jax.training.run_directory import RunDirectory
-from medmerge_jax.training.step import Network
 
 CLASSES, SIZE = 3, 8
 COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medmerge_jax import preemption
 from medmerge_jax.data import ResidentBatches
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead
+from medmerge_jax.models.network import Network
+from medmerge_jax.runtime import preemption
+from medmerge_jax.storage.checkpoints import StageCheckpoints
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import loop, parameterization
-from medmerge_jax.training.checkpoints import StageCheckpoints
 from medmerge_jax.training.loop import Stage, train_stage
-from medmerge_jax.training.run_directory import RunDirectory
-from medmerge_jax.training.step import Network
 
 CLASSES, FEATURES, STEPS = 3, 8, 3
 STAGE = Stage("lp", epochs=3, learning_rate=0.05, checkpoint_seconds=0.0)

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
-from medmerge_jax.data.augment import POLICIES, epoch_key
 from medmerge_jax.errors import UserError
+from medmerge_jax.evaluation.predict import evaluate, predict
+from medmerge_jax.images.augment import POLICIES, epoch_key
 from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec
+from medmerge_jax.models.network import Network
+from medmerge_jax.storage.checkpoints import StageCheckpoints
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import loop, parameterization
-from medmerge_jax.training.checkpoints import StageCheckpoints
-from medmerge_jax.training.loop import Stage, evaluate, predict, train_stage
-from medmerge_jax.training.run_directory import RunDirectory
-from medmerge_jax.training.step import Network
+from medmerge_jax.training.loop import Stage, train_stage
 
 CLASSES, FEATURES = 3, 8
 STAGE = Stage("lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)

@@ -13,23 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_reference import cifar_resnet, relative_error, state
+from helpers.torch_reference import cifar_resnet, relative_error, state
 
 from medmerge_jax.data import ResidentBatches
 from medmerge_jax.data.batches import epoch_order
+from medmerge_jax.evaluation.predict import predict_step
 from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec
+from medmerge_jax.models.network import Network
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loop import Stage, train_stage
-from medmerge_jax.training.run_directory import RunDirectory
-from medmerge_jax.training.step import (
-    Network,
-    Task,
-    collapse,
-    init_state,
-    predict_step,
-    train_step,
-)
+from medmerge_jax.training.step import Task, collapse, init_state, train_step
 from medmerge_jax.weights import variables_from_torch
 
 NAME, CLASSES, STEPS, BATCH, SIZE = "resnet20", 5, 20, 8, 8

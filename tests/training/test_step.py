@@ -7,19 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medmerge_jax.data.augment import POLICIES, augment, epoch_key
+from medmerge_jax.images.augment import POLICIES, augment, epoch_key
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models.network import Network
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.schedules import learning_rates
-from medmerge_jax.training.step import (
-    Network,
-    Task,
-    collapse,
-    init_state,
-    train_step,
-    weighted_loss,
-)
+from medmerge_jax.training.step import Task, collapse, init_state, train_step, weighted_loss
 
 CLASSES = 3
 SPEC = get_spec("resnet20")

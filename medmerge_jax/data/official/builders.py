@@ -24,9 +24,9 @@ from PIL import Image
 from tensorflow_datasets.core import registered
 
 from medmerge_jax.data.dataset import Split
-from medmerge_jax.data.images import full_image, is_upright
-from medmerge_jax.data.official.datasets import LAYOUTS, official_data_set
+from medmerge_jax.data.official.published import LAYOUTS, official_data_set
 from medmerge_jax.data.official.records import Layout
+from medmerge_jax.images.decode import full_image, is_upright
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 """TFDS has a name of its own for the second one."""

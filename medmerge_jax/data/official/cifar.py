@@ -22,7 +22,13 @@ import numpy as np
 from medmerge_jax.data.official.records import Layout, Records
 from medmerge_jax.data.splits import stratified_group_split
 from medmerge_jax.errors import UserError
-from medmerge_jax.pickles import ForbiddenError, PlainUnpickler, RefusedError, StandIn, shown
+from medmerge_jax.storage.pickles import (
+    ForbiddenError,
+    PlainUnpickler,
+    RefusedError,
+    StandIn,
+    shown,
+)
 
 _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE

@@ -11,7 +11,7 @@ import numpy as np
 from medmerge_jax.data.official.records import Layout, Records
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
-from medmerge_jax.npz import fill, open_member, open_npz
+from medmerge_jax.storage.npz import fill, open_member, open_npz
 
 _ORGANS = (
     "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_layouts
 import tensorflow_datasets as tfds
+from helpers import small_layouts
 
 from medmerge_jax.data import BUILDERS, official_data_set
 from medmerge_jax.data.official import LAYOUTS
@@ -133,7 +133,7 @@ def test_files_that_need_no_change_are_stored_as_they_are(tmp_path):
 
 def test_the_test_case_of_tfds():
     pytest.importorskip("dill")
-    program = Path(__file__).with_name("tfds_case.py")
+    program = Path(__file__).parents[2] / "helpers" / "tfds_case.py"
     result = subprocess.run([sys.executable, program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Ran 40 tests" in result.stderr and result.stderr.rstrip().endswith("\nOK")

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-import small_layouts
+from helpers import small_layouts
 
 from medmerge_jax.data import official_data_set
 from medmerge_jax.errors import UserError

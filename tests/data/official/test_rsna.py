@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmerge_jax.data.dicom import read_dicom
 from medmerge_jax.data.official.rsna_pneumonia import LAYOUT, read_rsna_pneumonia
 from medmerge_jax.errors import UserError
+from medmerge_jax.images.dicom import read_dicom
 
 pydicom = pytest.importorskip("pydicom")
 

@@ -1,0 +1,349 @@
+"""Images decoded and resized once, kept as one array on the disk."""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import PIL
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.images.decode import read_image, resize_pixels
+from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.storage import atomic
+
+_FORMAT = 2
+"""Raised whenever the same files would give other pixels than before."""
+
+_CHUNK = 16
+"""Images per task: enough to hide the cost of a task, few enough for a smooth progress bar."""
+
+_LISTED = 10
+"""Unreadable images that an error lists by name."""
+
+
+class Images(Protocol):
+    """What is decoded, such as a `data.Split`.
+
+    Attributes:
+      ids: Names that do not depend on where the images lie.
+      paths: The image files, or the archives that images come from that are decoded already.
+      pixels: uint8 (n, h, w) or (n, h, w, 3) of these; None for files.
+    """
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def paths(self) -> tuple[Path, ...]: ...  # noqa: D102
+    @property
+    def pixels(self) -> np.ndarray | None: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pixels:
+    """The images of a split.
+
+    Attributes:
+      array: uint8 (n, size, size, 3), read-only, mapped from the disk.
+      sha256: Of the pixels, in hexadecimal.
+    """
+
+    array: np.ndarray
+    sha256: str
+
+
+def cached_pixels(
+    split: Images,
+    size: int,
+    resize: str,
+    cache_dir: Path,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pixels:
+    """The split's images as `decode.read_image` gives them, decoded at most once.
+
+    Images that come decoded (`Images.pixels`) are only resized.
+
+    The file's name is a hash of all that shapes it: ids, sizes and modification times of the
+    images (or of the archives that they come from), size, resize and the version of Pillow. It
+    appears whole or not at all; several processes may ask for the same one. What an interrupted
+    process had decoded is kept beside it with checksums, and the next call goes on from there.
+
+    Args:
+      split: The images.
+      size: Height and width in pixels.
+      resize: See `decode.read_image`.
+      cache_dir: Made if missing.
+      workers: Threads that decode; the number of usable cores by default.
+      progress: Called as progress(done, total) from the calling thread, first with what was done
+        before.
+
+    Raises:
+      UserError: Images that cannot be read, all at once; or the cache cannot be written.
+    """
+    if not len(split):
+        raise UserError("a split without images has no pixels; give the split images")
+    name = _key(split, size, resize)
+    array_path, card_path = cache_dir / f"{name}.npy", cache_dir / f"{name}.json"
+    shape = (len(split), size, size, 3)
+    found = _open(array_path, card_path, shape)
+    if found is None:
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _locked(cache_dir / f"{name}.lock") as locked:
+                found = _open(array_path, card_path, shape)  # another process may have made it
+                if found is None:
+                    with _part(array_path, shape, locked) as part:
+                        _fill(part, split, size, resize, workers or usable_cores(), progress)
+                        # Before the array: killed between the two, the part is still there.
+                        card = {"sha256": part.digest.hexdigest(), "shape": list(shape)}
+                        atomic.write_json(card_path, card)
+                    found = _open(array_path, card_path, shape)
+        except OSError as error:
+            raise UserError(_explain(error, cache_dir, shape)) from error
+    if found is None:
+        raise UserError(f"{array_path}: changed while it was opened; run the command again")
+    if progress is not None:
+        progress(len(split), len(split))
+    return found
+
+
+def _key(split: Images, size: int, resize: str) -> str:
+    stats: dict[Path, tuple[int, int]] = {}
+    problems = []
+    for path in dict.fromkeys(split.paths):  # decoded images have one archive in common
+        try:
+            stat = path.stat()
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+        else:
+            stats[path] = (stat.st_size, stat.st_mtime_ns)
+    _raise_unreadable(problems, len(split))
+    states = [(name, *stats[path]) for name, path in zip(split.ids, split.paths, strict=True)]
+    decoded = None if split.pixels is None else split.pixels.shape
+    shapers = [_FORMAT, PIL.__version__, size, resize, decoded, states]
+    return hashlib.sha256(json.dumps(shapers).encode()).hexdigest()[:32]
+
+
+def _open(array_path: Path, card_path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """None unless the files are there, whole and of this shape."""
+    try:
+        digest = atomic.read_json(card_path)["sha256"]
+        array = np.load(array_path, mmap_mode="r", allow_pickle=False)
+        expected = array.offset + array.nbytes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        return None
+    if array.shape != shape or array.dtype != np.uint8 or array_path.stat().st_size != expected:
+        return None
+    return Pixels(array, digest)
+
+
+class _Part:
+    """An array in a file that grows by chunks of rows, and a journal by which to go on with it.
+
+    The journal has a line per chunk: the sha256 of the pixels up to its end. Nothing needs to
+    reach the disk in any order: rows that do not match their line are cut off.
+
+    Attributes:
+      rows: In the array.
+      digest: Of their pixels.
+    """
+
+    def __init__(self, pixels: BinaryIO, journal: BinaryIO, shape: tuple[int, ...]):
+        self.rows = 0
+        self.digest = hashlib.sha256()
+        self._pixels, self._journal = pixels, journal
+        header = _header(shape)
+        row_bytes = math.prod(shape[1:])
+        pixels.seek(0)
+        journal.seek(0)
+        intact = pixels.read(len(header)) == header
+        while intact and self.rows < shape[0]:
+            chunk = min(_CHUNK, shape[0] - self.rows)
+            digest = self.digest.copy()
+            digest.update(pixels.read(chunk * row_bytes))
+            intact = journal.read(len(_line(digest))) == _line(digest)
+            if intact:
+                self.rows, self.digest = self.rows + chunk, digest
+        journal.truncate(-(-self.rows // _CHUNK) * len(_line(self.digest)))
+        pixels.truncate(len(header) + self.rows * row_bytes if self.rows else 0)
+        if not self.rows:
+            pixels.write(header)
+
+    def append(self, pixels: np.ndarray) -> None:
+        """Adds a chunk. It is written, not mapped: a full disk under a mapped file kills."""
+        self._pixels.write(pixels.data)
+        self._pixels.flush()
+        self.digest.update(pixels.data)
+        self.rows += len(pixels)
+        self._journal.write(_line(self.digest))
+        self._journal.flush()
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def _line(digest: "hashlib._Hash") -> bytes:
+    return f"{digest.hexdigest()}\n".encode()
+
+
+@contextlib.contextmanager
+def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
+    """What becomes the file `path` at the end, with the rows that an earlier process left.
+
+    It stays if this process is interrupted too.
+    """
+    folder = path.parent / f".{path.stem}.part"
+    if locked:
+        _remove_leftovers(path, folder)
+    else:  # another process may be at it
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+    array, journal = folder / "pixels.npy", folder / "journal"
+    try:
+        folder.mkdir(exist_ok=True)
+        with array.open("a+b") as array_file, journal.open("a+b") as journal_file:
+            part = _Part(array_file, journal_file, shape)
+            _check_room(folder, (shape[0] - part.rows) * math.prod(shape[1:]))
+            yield part
+            array_file.flush()
+            os.fsync(array_file.fileno())
+        array.replace(path)
+    except BaseException as error:
+        if not locked or isinstance(error, OSError | UserError):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Hours of decoding should not end at a full disk."""
+    total, _, free = shutil.disk_usage(folder)
+    if total and free < size:  # some file systems say 0 of 0
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _fill(
+    part: _Part,
+    split: Images,
+    size: int,
+    resize: str,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Appends the images that are missing, in order, from the threads' results."""
+    problems: list[str] = []
+    done = part.rows
+    if progress is not None:
+        progress(done, len(split))
+    for pixels, chunk_problems in _decode(split, done, size, resize, workers):
+        problems.extend(chunk_problems)
+        if not problems:
+            part.append(pixels)
+        done += len(pixels)
+        if progress is not None and done < len(split):
+            progress(done, len(split))
+    _raise_unreadable(problems, len(split))
+
+
+def _decode(
+    split: Images, start: int, size: int, resize: str, workers: int
+) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """Chunks in order, a bounded number ahead.
+
+    Threads, because Pillow releases the interpreter's lock while it decodes and resizes;
+    processes would have to be spawned, never forked, from a process that may have started JAX.
+    """
+
+    def decode_rows(rows: range) -> tuple[np.ndarray, list[str]]:
+        pixels = np.zeros((len(rows), size, size, 3), np.uint8)
+        problems = []
+        for place, row in enumerate(rows):
+            try:
+                pixels[place] = (
+                    read_image(split.paths[row], size, resize)
+                    if split.pixels is None
+                    else resize_pixels(split.pixels[row], size, resize)
+                )
+            except UserError as error:
+                problems.append(str(error))
+        return pixels, problems
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        pending: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
+        for first in range(start, len(split), _CHUNK):
+            pending.append(pool.submit(decode_rows, range(len(split))[first : first + _CHUNK]))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _raise_unreadable(problems: list[str], total: int) -> None:
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:_LISTED])
+        more = f"\n  ... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise UserError(f"{len(problems)} of {total} images cannot be read:\n{listed}{more}")
+
+
+def _explain(error: OSError, cache_dir: Path, shape: tuple[int, ...]) -> str:
+    if error.errno in atomic.DISK_FULL:
+        megabytes = int(np.prod(shape, dtype=np.int64)) / 1e6
+        return (
+            f"{cache_dir}: the disk is full; the decoded images take {megabytes:.0f} MB. Make "
+            "room, or set MEDMERGE_JAX_CACHE to a folder on another disk"
+        )
+    return (
+        f"{cache_dir}: the cache of decoded images cannot be written ({error.strerror}); set "
+        "MEDMERGE_JAX_CACHE to a folder that can"
+    )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Waits for other processes that build the same cache, so that they decode it once.
+
+    The system frees the lock of a killed process. Yields False where files cannot be locked;
+    then several processes may build the same cache, which costs time only.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _remove_leftovers(path: Path, kept: Path) -> None:
+    """What killed processes left of this cache, except the part `kept`."""
+    for leftover in set(path.parent.glob(f".{path.stem}.*")) - {kept}:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

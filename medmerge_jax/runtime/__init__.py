@@ -1,0 +1,1 @@
+"""The machine: processes, signals, devices, cores, progress on the terminal, versions."""

@@ -1,0 +1,291 @@
+"""A run directory: one process at a time, one config, and everything that the run leaves.
+
+config.json             resolved config, package versions, data fingerprint
+checkpoints/<stage>/    see `checkpoints`
+data_audit.json         what is in two splits or in a parent's training data
+image_hashes.npz        by which those who start from this model find such images
+metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
+coefficients.npz, model/, predictions.npz, results.json, report.html, figures/
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.runtime import processes
+from medmerge_jax.storage import atomic
+
+Record = dict[str, Any]
+
+_HELD: dict[Path, IO[str]] = {}
+"""Lock files of the directories that this process works in."""
+
+_WRITTEN = (
+    "config.json",
+    "data_audit.json",
+    "image_hashes.npz",
+    "metrics.jsonl",
+    "coefficients.npz",
+    "predictions.npz",
+    "results.json",
+    "report.html",
+    "model",
+    "coefficients.png",
+    "confusion_matrix.png",
+    "learning_curves.png",
+)
+
+
+class RunDirectory:
+    """The files of one run. Does not create anything until something is written.
+
+    Of several processes the first writes; the others may call everything, to no effect.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.figures = path / "figures"
+        self._events: Any = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory against other processes; the lock dies with the process.
+
+        Raises:
+          UserError: Another process holds it, or the directory cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            processes.from_first(lambda: stack.enter_context(self._held()))
+            yield
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(
+                f"workdir {self.path} cannot be written ({error.strerror}); "
+                "choose a folder of yours with --workdir"
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise UserError(
+                    f"workdir {self.path} is in use by {holder}; wait for it to end, "
+                    "or choose another --workdir"
+                ) from error
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {platform.node()}")
+            lock.flush()
+            _HELD[self.path] = lock
+            try:
+                if (self.path / "config.json").exists():  # else it may be any folder of the user's
+                    atomic.remove_leftovers(self.path, _WRITTEN)
+                yield
+            finally:
+                del _HELD[self.path]
+                lock.truncate(0)
+                self.close()
+                self._remove_if_unused()
+
+    def _remove_if_unused(self) -> None:
+        """A start that failed before anything was written leaves no folder."""
+        with contextlib.suppress(OSError):  # it is gone, or cannot be written any more
+            if [path.name for path in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
+
+    def check_there(self) -> None:
+        """Raises a UserError if the locked directory has vanished: it would be made anew."""
+        for path, lock in _HELD.items():
+            try:
+                there = os.path.samestat(os.fstat(lock.fileno()), (path / ".lock").stat())
+            except OSError:
+                there = False
+            if not there:
+                raise UserError(
+                    f"workdir {path} has vanished while the run was at work in it. Put it back and "
+                    "give the same command again: it goes on from the last checkpoint in it; "
+                    "without it, it begins anew."
+                )
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Raises a UserError if the directory holds a run of another config, with the fields."""
+        recorded = self._recorded()
+        if recorded is not None:
+            self._refuse_differences(recorded["config"], dict(config))
+
+    def record_config(
+        self,
+        config: Mapping[str, Any],
+        data_fingerprint: str,
+        parents: Mapping[str, str],
+        versions: Mapping[str, str],
+    ) -> None:
+        """Writes config.json of a new run; of an old one, checks that it began with the same.
+
+        Args:
+          config: All fields.
+          data_fingerprint: Of labels, splits and pixels.
+          parents: Fingerprints of the parents' weights, as far as they are known.
+          versions: Of packages; recorded, not compared.
+
+        Raises:
+          UserError: The directory holds a run of another config, of other data, or of parents
+            that have changed.
+        """
+        recorded = self._recorded()
+        now: Record = {
+            "config": dict(config),
+            "data_fingerprint": data_fingerprint,
+            "parent_fingerprints": dict(parents),
+        }
+        if recorded is None:
+            self.write_json("config.json", {**now, "versions": dict(versions)})
+            return
+        self._refuse_differences(recorded["config"], now["config"])
+        changed = []
+        if recorded["data_fingerprint"] != data_fingerprint:
+            changed.append("other data: images, labels or splits")
+        known = recorded["parent_fingerprints"]
+        changed += [
+            f"another parent {name}: its weights"
+            for name, fingerprint in parents.items()
+            if known.get(name, fingerprint) != fingerprint
+        ]
+        if changed:
+            raise UserError(
+                f"workdir {self.path} holds a run on {', on '.join(changed)} have changed since. "
+                "Restore them to resume it, or use another --workdir."
+            )
+
+    def _recorded(self) -> Record | None:
+        recorded: Record | None = self.read_json("config.json")
+        if recorded is None:
+            return None
+        kinds = {"config": dict, "data_fingerprint": str, "parent_fingerprints": dict}
+        for field, kind in kinds.items():
+            if not isinstance(recorded.get(field), kind):
+                raise UserError(
+                    f"{self.path / 'config.json'}: {field} is not as this program writes it; "
+                    "restore the file, or use another --workdir"
+                )
+        return recorded
+
+    def _refuse_differences(self, recorded: Record, wanted: Record) -> None:
+        differing = [
+            f"  {field}: {_show(old)} there, {_show(new)} now"
+            for field, old, new in _differences(recorded, wanted)
+        ]
+        if differing:
+            raise UserError(
+                f"workdir {self.path} holds a run with another config:\n"
+                + "\n".join(differing)
+                + "\nUse the same config to resume it, or another --workdir."
+            )
+
+    def read_json(self, name: str) -> Any:
+        """The file's object, or None if there is no such file."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            value = atomic.read_json(path)
+            if not isinstance(value, dict):
+                raise ValueError("it holds no object")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); delete it to start anew") from error
+        return value
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes `name` atomically."""
+        self.check_there()
+        if processes.is_first():
+            atomic.write_json(self.path / name, value)
+
+    def records(self) -> list[Record]:
+        """All lines of metrics.jsonl; a last line cut short by a crash is left out."""
+        lines = [line for line in self._lines() if line.endswith("\n")]
+        return [self._record(number, line) for number, line in enumerate(lines, 1)]
+
+    def _record(self, number: int, line: str) -> Record:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+            raise UserError(
+                f"{self.path / 'metrics.jsonl'}, line {number}: {line[:80]!r} is no record of an "
+                "epoch; delete the line"
+            )
+        return record
+
+    def rewind(self, stage: str, epoch: int) -> None:
+        """Drops the lines of `stage` after `epoch`, which will be trained again.
+
+        A last line cut short goes too, or the next one would be glued to it.
+        """
+        if not processes.is_first():
+            return
+        kept = [r for r in self.records() if r.get("stage") != stage or r["epoch"] <= epoch]
+        if len(kept) < len(self._lines()):
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            atomic.write_text(self.path / "metrics.jsonl", text)
+
+    def _lines(self) -> list[str]:
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return path.read_text(errors="replace").splitlines(keepends=True)
+
+    def log(self, record: Record) -> None:
+        """Appends a line to metrics.jsonl, and its numbers to the TensorBoard events.
+
+        Args:
+          record: Has "stage" and "epoch" (from 1); the rest are numbers or None.
+        """
+        self.check_there()
+        if not processes.is_first():
+            return
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self.path / "events"), write_to_disk=True)
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "epoch":
+                self._events.add_scalar(f"{record['stage']}/{name}", value, record["epoch"])
+        self._events.flush()
+
+    def close(self) -> None:
+        """Ends the event file."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+
+def _differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            path = f"{field}.{key}" if field else key
+            yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), path)
+    elif old != new:
+        yield field, old, new
+
+
+_ABSENT = object()
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value)

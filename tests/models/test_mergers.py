@@ -1,0 +1,297 @@
+"""`mm.merge`: every merger by its name, on the registered architectures."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.random_models import variables_of
+
+import medmerge_jax as mm
+from medmerge_jax import config, merging
+from medmerge_jax.merging.trees import flatten, unflatten, without_head
+from medmerge_jax.models import mergers
+
+# For what is compiled to run a few times.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(scope="module")
+def parents():
+    return variables_of(0), variables_of(1)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(2).normal(size=(12, 16, 16, 3)).astype(np.float32)
+
+
+def options_of(method, num_parents):
+    if method == "weighted":
+        return {"weights": [1 / num_parents] * num_parents}
+    return {"ancestor": variables_of(9)} if method == "task_arithmetic" else {}
+
+
+def logits(variables, images):
+    return mm.create_model("resnet20", num_classes=4).apply(variables, images, train=False)
+
+
+def assert_trees_close(found, wanted, tolerance):
+    found, wanted = flatten(found), flatten(wanted)
+    assert found.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        scale = np.abs(leaf).max()
+        np.testing.assert_allclose(found[path], leaf, rtol=0, atol=tolerance * scale, err_msg=path)
+
+
+def test_names():
+    assert tuple(mm.list_mergers()) == config.MERGERS
+    assert set(mergers.NEED_IMAGES) <= set(config.MERGERS)
+
+
+def test_the_function_stays_a_function():
+    """The program `medmerge_jax.merge` has the function's name, and is no module to import."""
+    with pytest.raises(ImportError, match=r"the function is mm\.merge"):
+        importlib.import_module("medmerge_jax.merge")
+    assert mm.merge is mergers.merge
+    one = variables_of(0)
+    assert_trees_close(mm.merge("uniform", "resnet20", [one]), one, 0)
+
+
+@pytest.mark.parametrize("method", config.MERGERS)
+def test_identical_parents_are_a_fixed_point(method, images):
+    one = variables_of(0)
+    for num_parents in (1, 2) if method == "slerp" else (1, 2, 3):
+        options = options_of(method, num_parents)
+        merged = mm.merge(method, "resnet20", [one] * num_parents, images[:4], **options)
+        assert_trees_close(merged, one, 5e-7)
+
+
+@pytest.mark.parametrize("method", ["weight_matching", "activation_matching", "zipit"])
+def test_a_permuted_copy_is_the_same_network(method, images):
+    one = variables_of(0)
+    order = merging.random_permutations(merging.find_spaces(one), 3)
+    merged = mm.merge(
+        method, "resnet20", (one, merging.permute_variables(one, order)), images[:8], batch_size=8
+    )
+    wanted = logits(one, images)
+    difference = np.linalg.norm(logits(merged, images) - wanted) / np.linalg.norm(wanted)
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("method", config.MERGERS)
+def test_the_order_and_kind_of_arrays_do_not_matter(method, parents, images):
+    """A model read from a file has its tensors in another order than one that JAX returned."""
+    if method == "task_arithmetic":  # a scale that does not make the ancestor vanish
+        options = {"ancestor": variables_of(9), "scale": 0.4}
+    else:
+        options = options_of(method, 2)
+    found = []
+    for kind in (jnp.asarray, np.asarray):
+        flats = [flatten(parent) for parent in parents]
+        paths = sorted(flats[0], reverse=kind is np.asarray)
+        trees = [unflatten({path: kind(flat[path]) for path in paths}) for flat in flats]
+        found.append(mm.merge(method, "resnet20", trees, images[:4], recalibrate=True, **options))
+    assert_trees_close(*found, 0)
+
+
+def test_methods_are_the_functions(parents, images):
+    a, b = parents
+    found = mm.merge("weighted", "resnet20", parents, weights=[0.25, 0.75])
+    assert_trees_close(found, merging.weighted_average(parents, [0.25, 0.75]), 0)
+    found = mm.merge("slerp", "resnet20", parents, t=0.2)
+    assert_trees_close(found, merging.slerp(parents, 0.2), 0)
+    ancestor = variables_of(9)
+    found = mm.merge("task_arithmetic", "resnet20", parents, ancestor=ancestor, scale=0.4)
+    assert_trees_close(found, merging.task_arithmetic(ancestor, parents, 0.4), 0)
+    order = merging.weight_matching(a, b, seed=0)
+    wanted = merging.weighted_average([a, merging.permute_variables(b, order)], [0.1, 0.9])
+    found = mm.merge("weight_matching", "resnet20", parents, weights=[0.1, 0.9])
+    assert_trees_close(found, wanted, 1e-6)
+    found = mm.merge("matched_averaging", "resnet20", parents)
+    assert_trees_close(found, merging.matched_averaging(parents), 0)
+
+
+def test_fisher_weights_are_of_each_parents_own_classes(parents, images):
+    """Heads of other classes are used, then left out."""
+    other = variables_of(5, num_classes=3)
+    found = mm.merge("fisher", "resnet20", (parents[0], other), images[:3], heads="drop")
+    fishers = []
+    for variables, classes in ((parents[0], 4), (other, 3)):
+        model = mm.create_model("resnet20", num_classes=classes)
+        total = jax.tree.map(np.zeros_like, variables["params"])
+
+        def log_p(params, image, model=model, variables=variables):
+            values = {**variables, "params": params}
+            return jax.nn.log_softmax(model.apply(values, image[None], train=False))[0]
+
+        jacobian = jax.jit(jax.jacrev(log_p), compiler_options=QUICK)
+        for image in images[:3]:
+            p = np.exp(log_p(variables["params"], image))
+            total = jax.tree.map(
+                lambda sum_, grads, p=p: sum_ + np.tensordot(p, np.square(grads), 1) / 3,
+                total,
+                jacobian(variables["params"], image),
+            )
+        fishers.append({"params": {k: v for k, v in total.items() if k != "head"}})
+    backbones = [without_head(variables) for variables in (parents[0], other)]
+    assert_trees_close(found, merging.fisher_average(backbones, fishers), 1e-4)
+    assert "head" not in found["params"]
+
+
+def test_fisher_of_a_parent_with_several_labels(parents, images):
+    """Its labels are independent, so that their Fisher informations add up."""
+    a, b = parents
+    found = mm.merge("fisher", "resnet20", parents, images[:2], multilabel=[False, True])
+    wrong = mm.merge("fisher", "resnet20", parents, images[:2])
+    model = mm.create_model("resnet20", num_classes=4)
+    total = jax.tree.map(np.zeros_like, b["params"])
+
+    def logits(params, image):
+        return model.apply({**b, "params": params}, image[None], train=False)[0]
+
+    jacobian = jax.jit(jax.jacrev(logits), compiler_options=QUICK)
+    for image in images[:2]:
+        p = np.asarray(jax.nn.sigmoid(logits(b["params"], image)))
+        # p (1 - p)² + (1 - p) p² = p (1 - p)
+        total = jax.tree.map(
+            lambda t, grads, p=p: t + np.tensordot(p * (1 - p), np.square(grads), 1) / 2,
+            total,
+            jacobian(b["params"], image),
+        )
+    first = mm.merge("fisher", "resnet20", [a], images[:2])
+    assert_trees_close(first, a, 5e-7)
+    bias = "params/head/bias"
+    fishers = [{"params": merging.diagonal_fisher(softmax_of(a), a["params"], [images[:2]])}]
+    fishers.append({"params": total})
+    assert_trees_close(found, merging.fisher_average(parents, fishers), 1e-4)
+    assert np.abs(flatten(found)[bias] - flatten(wrong)[bias]).max() > 1e-3
+
+
+def softmax_of(variables):
+    model = mm.create_model("resnet20", num_classes=4)
+
+    def log_probs(params, inputs):
+        return jax.nn.log_softmax(model.apply({**variables, "params": params}, inputs, train=False))
+
+    return log_probs
+
+
+def test_recalibration(parents, images):
+    """One batch of all images: its own mean and unbiased variance."""
+    plain = mm.merge("uniform", "resnet20", parents)
+    found = mm.merge("uniform", "resnet20", parents, images, recalibrate=True, batch_size=12)
+    assert_trees_close(found["params"], plain["params"], 0)
+    model = mm.create_model("resnet20", num_classes=4)
+    zeros = jax.tree.map(jnp.zeros_like, plain["batch_stats"])
+    _, new = model.apply(
+        {**plain, "batch_stats": zeros}, images, train=True, mutable=["batch_stats"]
+    )
+    wanted = jax.tree.map(lambda leaf: leaf * 10, new["batch_stats"])
+    assert_trees_close(found["batch_stats"], wanted, 1e-5)
+
+
+def test_dtypes(parents, images):
+    halves = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), parent) for parent in parents]
+    for method in ("uniform", "weight_matching", "zipit"):
+        merged = mm.merge(method, "resnet20", halves, images)
+        assert {leaf.dtype for leaf in flatten(merged).values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+def changed(variables, path, change):
+    flat = flatten(variables)
+    flat[path] = change(np.array(flat[path]))
+    return unflatten(flat)
+
+
+def put_nan(array):
+    array.flat[3] = np.nan
+    return array
+
+
+BAD = {
+    "other architecture": (
+        lambda a: {**a, "params": {**a["params"], "layer4": a["params"]["layer3"]}},
+        "params/layer4/0/.*absent in resnet20.*parent 1",
+    ),
+    "other width": (
+        lambda a: changed(a, "params/layer1/0/conv1/kernel", lambda x: x[..., :8]),
+        r"layer1/0/conv1/kernel: shape \(3, 3, 16, 16\).*shape \(3, 3, 16, 8\) in parent 1",
+    ),
+    "other classes": (
+        lambda a: variables_of(1, num_classes=7),
+        "the heads differ: parent 0 has 4 classes, parent 1 has 7 classes.*heads='drop'",
+    ),
+    "no head": (
+        without_head,
+        "parent 0 has 4 classes, parent 1 has no head",
+    ),
+    "NaN": (
+        lambda a: changed(a, "params/layer2/0/conv1/kernel", put_nan),
+        "params/layer2/0/conv1/kernel in parent 1: 1 of 4608 numbers are NaN",
+    ),
+    "NaN in the head": (
+        lambda a: changed(a, "params/head/kernel", put_nan),
+        "params/head/kernel in parent 1: 1 of 256 numbers are NaN",
+    ),
+    "integers": (
+        lambda a: changed(a, "params/bn1/scale", lambda x: x.astype(np.int32)),
+        "params/bn1/scale in parent 1 is of dtype int32; a floating-point array is wanted",
+    ),
+    "not variables": (
+        lambda a: a["params"],
+        'parent 1 is not a mapping with a collection "params"',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("method", ["uniform", "zipit"])
+def test_parents_that_cannot_be_merged(parents, images, case, method):
+    spoil, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        mm.merge(method, "resnet20", (parents[0], spoil(parents[1])), images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "zippit"}, "there is no merger 'zippit'; did you mean 'zipit'"),
+        ({"architecture": "resnet21"}, "there is no model 'resnet21'"),
+        ({"method": "slerp", "alpha": 1}, "'slerp' has no option 'alpha'; its options are t"),
+        ({"alpha": 1}, "'uniform' has no option 'alpha'; it has none"),
+        ({"method": "weighted"}, "'weighted' wants the option 'weights'"),
+        ({"method": "weighted", "weights": [0.5, 0.6]}, "the weights sum to 1.1"),
+        ({"method": "zipit", "images": None}, "the merger 'zipit' wants images"),
+        ({"recalibrate": True, "images": None}, "recalibration wants images"),
+        ({"images": np.zeros((3, 8, 8))}, r"images of shape \(3, 8, 8\); \(n, h, w, 3\)"),
+        ({"images": np.zeros((0, 8, 8, 3))}, r"images of shape \(0, 8, 8, 3\)"),
+        ({"images": np.zeros((2, 8, 8, 3), np.uint8)}, "images of dtype uint8.*normalised"),
+        ({"images": np.full((2, 8, 8, 3), np.nan)}, "the images hold NaN"),
+        ({"batch_size": 0}, "batch_size is 0; at least 1 is wanted"),
+        ({"heads": "keep"}, "heads is 'keep'; one of merge, drop is wanted"),
+        ({"parents": []}, "0 parents; one or more are wanted"),
+        ({"parents": {"a": 1}}, "parents is a mapping; a sequence"),
+        ({"method": "slerp", "parents": 3}, "3 parents; slerp is between two"),
+    ],
+)
+def test_arguments_that_cannot_be_used(parents, images, arguments, message):
+    given = {"method": "uniform", "architecture": "resnet20", "parents": parents, "images": images}
+    given |= arguments
+    if given["parents"] == 3:
+        given["parents"] = [*parents, parents[0]]
+    method, architecture, models = (
+        given.pop(name) for name in ("method", "architecture", "parents")
+    )
+    with pytest.raises(ValueError, match=message):
+        mm.merge(method, architecture, models, **given)
+
+
+def test_aligning_ignores_heads(parents):
+    a, _ = parents
+    order = merging.random_permutations(merging.find_spaces(a), 3)
+    permuted = merging.permute_variables(a, order)
+    other_head = {**permuted, "params": {**permuted["params"], "head": {"bias": np.zeros(9)}}}
+    aligned = mergers.align("resnet20", a, other_head)
+    assert_trees_close(aligned, without_head(a), 0)

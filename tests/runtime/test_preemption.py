@@ -1,0 +1,118 @@
+"""Signals outside of the stages of training; those within are in training/test_faults.py."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medmerge_jax.runtime.preemption import EXIT_STATUS
+
+TINY = Path(__file__).parents[1] / "helpers" / "tiny_config.py"
+
+ALONE = """
+import hashlib, os, signal, threading, time
+from medmerge_jax.runtime import preemption
+from medmerge_jax.runtime import processes
+
+preemption.install()
+processes.start(None, None, None)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+try:
+    {}
+finally:
+    print("an exception, or too late")
+"""
+
+
+@pytest.mark.parametrize(
+    "busy", ["time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 300_000_000)"]
+)
+def test_a_signal_ends_the_process_at_once(busy):
+    """Also when the main thread is in C, where it runs no handlers of signals."""
+    result = subprocess.run(
+        [sys.executable, "-c", ALONE.format(busy)], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == EXIT_STATUS
+    assert result.stderr == "stopped by SIGUSR1; the same command goes on from here\n"
+    assert result.stdout == ""
+
+
+def test_a_signal_ends_the_process_also_when_nobody_hears_what_it_says():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", ALONE.format("time.sleep(60)")]
+    assert subprocess.run(command, stderr=writing, timeout=50).returncode == EXIT_STATUS
+    os.close(writing)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts one of two processes of a run; the test leaves none."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+
+    def process(index):
+        command = [sys.executable, "-m", "medmerge_jax.main", f"--config={TINY}"]
+        command += [f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}"]
+        environment = {**os.environ, "MEDMERGE_JAX_CACHE": str(tmp_path / "cache")}
+        started.append(
+            subprocess.Popen(
+                [*command, "--num_processes=2", f"--process_id={index}"],
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    process.port = port
+    yield process
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+def answers(port):
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1.0):
+        return True
+    return False
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
+def ended(*processes):
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_STATUS] * 2, said
+    return said
+
+
+@pytest.mark.slow
+def test_a_signal_while_one_waits_for_the_others_to_start(start):
+    first = start(0)
+    wait_for(lambda: answers(start.port), first)
+    first.send_signal(signal.SIGTERM)
+    said, _ = ended(first, start(1))
+    assert said.count("stopped by SIGTERM; the same command goes on from here\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_to_one_of_two_outside_of_a_stage_ends_both(start, tmp_path, asked):
+    both = start(0), start(1)
+    wait_for((tmp_path / "run" / ".lock").exists, both[0])  # while the second waits for the first
+    both[asked].send_signal(signal.SIGUSR1)
+    said, _ = ended(*both)
+    assert "; the same command goes on from here\n" in said
+    assert not (tmp_path / "run" / "results.json").exists()

@@ -1,0 +1,112 @@
+"""What a run leaves, also where it was killed while it wrote."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.storage import atomic
+from medmerge_jax.storage.run_directory import RunDirectory
+
+
+@pytest.fixture
+def directory(tmp_path):
+    directory = RunDirectory(tmp_path)
+    yield directory
+    directory.close()
+
+
+def test_a_line_cut_short_is_forgotten(directory):
+    for epoch in (1, 2):
+        directory.log({"stage": "lp", "epoch": epoch, "loss": 0.5})
+    path = directory.path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"stage": "lp", "ep')
+    assert [record["epoch"] for record in directory.records()] == [1, 2]
+    directory.rewind("lp", 2)
+    directory.log({"stage": "lp", "epoch": 3, "loss": 0.25})
+    assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_rewinding_leaves_other_stages_alone(directory):
+    for stage, epochs in (("lp", 2), ("ft", 3)):
+        for epoch in range(1, epochs + 1):
+            directory.log({"stage": stage, "epoch": epoch, "loss": 0.5})
+    directory.rewind("ft", 1)
+    found = [(record["stage"], record["epoch"]) for record in directory.records()]
+    assert found == [("lp", 1), ("lp", 2), ("ft", 1)]
+
+
+def test_the_fields_that_differ_are_named(directory):
+    config = {"ft": {"epochs": 2}, "seed": 0}
+    directory.record_config(config, "data", {"b": "one"}, {})
+    directory.record_config(config, "data", {"b": "one", "c": "made since"}, {})
+    with pytest.raises(UserError, match=r"ft\.epochs: 2 there, 3 now"):
+        directory.check_config({"ft": {"epochs": 3}, "seed": 0})
+    with pytest.raises(UserError, match="other data"):
+        directory.record_config(config, "other", {}, {})
+    with pytest.raises(UserError, match="another parent b"):
+        directory.record_config(config, "data", {"b": "two"}, {})
+
+
+def test_a_killed_process_leaves_its_temporaries_to_the_next(directory, monkeypatch):
+    class Killed(BaseException):
+        """Like SIGKILL, it leaves no time to clean up."""
+
+    def write(file):
+        file.write(b"half")
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        atomic.write_atomically(directory.path / "lp-b" / "results.json", write)
+    (directory.path / ".model.ab12_xyz").mkdir()
+    (directory.path / ".model.ab12_xyz" / "model.safetensors").write_bytes(b"half")
+    (directory.path / "data" / "clinic").mkdir(parents=True)
+    (directory.path / "data" / "clinic" / ".synthetic.json").write_text("{}")
+    assert len(list((directory.path / "lp-b").iterdir())) == 1
+    directory.write_json("config.json", {})
+    with directory.locked():
+        left = {path.name for path in directory.path.rglob("*")}
+    assert left == {".lock", "config.json", "lp-b", "data", "clinic", ".synthetic.json"}
+
+
+def test_a_directory_in_which_nothing_was_written_goes_again(tmp_path):
+    with pytest.raises(UserError), RunDirectory(tmp_path / "run").locked():
+        raise UserError("no")
+    assert not (tmp_path / "run").exists()
+    with RunDirectory(tmp_path / "run").locked():
+        (tmp_path / "run" / "metrics.jsonl").write_text("")
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_only_what_a_killed_run_left_is_removed(tmp_path):
+    ours = [".results.json.abcd1234", "figures/.coefficients.png.abcd1234", ".model.abcd1234/x"]
+    users = [".vscode.settings", "notes.txt", ".results.json.backup"]
+    for name in ours + users:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with RunDirectory(tmp_path).locked():
+        assert all((tmp_path / name).exists() for name in ours + users)  # no run is in here
+    (tmp_path / "config.json").write_text("{}")
+    with RunDirectory(tmp_path).locked():
+        assert all((tmp_path / name).exists() for name in users)
+        assert not any((tmp_path / name).exists() for name in ours)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "1", "{}", '{"config": 1}', "[" * 10**5, '{"config": {}}', "NaN", "\0"]
+)
+def test_a_damaged_config_json(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        RunDirectory(tmp_path).check_config({"a": 1})
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "{", '{"epoch": "1"}', "[" * 10**5, "\udcff"])
+def test_a_damaged_line_of_the_metrics_is_named(tmp_path, line):
+    good = '{"stage": "ft", "epoch": 1}\n'
+    text = f"{good}{line}\n{good}"
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: "):
+        RunDirectory(tmp_path).rewind("ft", 0)
