@@ -204,7 +204,7 @@ def test_mean_and_sample_standard_deviation():
 
 
 def test_scikit_learn_is_imported_on_first_use():
-    code = "import sys, medmerge_jax.training.metrics; print('sklearn' in sys.modules)"
+    code = "import sys, medmerge_jax.evaluation.metrics; print('sklearn' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

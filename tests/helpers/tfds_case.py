@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # it is started as a program
+
 from helpers import small_layouts
 from medmerge_jax.data import BUILDERS
 

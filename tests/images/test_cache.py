@@ -431,7 +431,7 @@ def _build_slowly(split, folder, log, hang_at):
         time.sleep(600 if int(path.stem) >= hang_at else 0.005)
         return real(path, size, resize)
 
-    decode.read_image = read_image
+    cache.read_image = read_image
     pixels = cached_pixels(split, 8, "squash", folder, 2)
     assert hashlib.sha256(np.ascontiguousarray(pixels.array).data).hexdigest() == pixels.sha256
 

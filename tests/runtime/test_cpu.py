@@ -95,7 +95,7 @@ def test_memory_that_is_allocated_again_has_no_page_faults(prepared, megabytes, 
 
 def _after_start(program: str, prepared: bool) -> str:
     """What an indented program prints in a process of its own."""
-    start = "from medmerge_jax import cpu; cpu.prepare()" if prepared else ""
+    start = "from medmerge_jax.runtime import cpu; cpu.prepare()" if prepared else ""
     lines = [line.removeprefix(" " * 8) for line in program.splitlines()]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
