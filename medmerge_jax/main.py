@@ -28,7 +28,13 @@ _GONE = (
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 """The status of other tools whose output nobody reads any more, as in `... | head -1`."""
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config().")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "File with get_config().",
+    lock_config=False,  # for options of mergers, which may be any; config files lock the rest
+    accept_new_attributes=True,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if it is not there.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, of several processes; SLURM needs none of these."
@@ -56,9 +62,9 @@ def main(argv: list[str]) -> None:
     # Also what compiles in less than a second, of which there is much: a hundred small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     from medmerge_jax.analysis import results_text
-    from medmerge_jax.recipes.run import run
+    from medmerge_jax.studies import run
 
-    results = run(config, Path(workdir).expanduser())
+    results = run(config, workdir)
     if processes.is_first():
         print(results_text(results))
     processes.wait_for_all()  # for as long as the first writes its report

@@ -5,6 +5,7 @@ tables and error messages are derived from it. Whoever imports a module that reg
 be it a config file, has it under its name everywhere.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -47,3 +48,8 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def summary(entry: object) -> str:
+    """The first line of its docstring."""
+    return (inspect.getdoc(entry) or "").partition("\n")[0]

@@ -6,9 +6,10 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from medmerge_jax.config import MERGERS, check_config, default_config
+from medmerge_jax.config import default_config
 from medmerge_jax.errors import UserError
-from medmerge_jax.models.mergers import merger_options
+from medmerge_jax.models.mergers import MERGERS, merger_options
+from medmerge_jax.recipes.checks import check_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -69,7 +70,7 @@ def test_values_that_cannot_be_used_are_all_named(changes, words):
 
 
 def test_options_of_mergers_are_fields():
-    fields = default_config().merge_ft.options
+    fields = check_config(default_config()).merge_ft.options
     names = set().union(*map(merger_options, MERGERS))
     assert set(fields) == names - {"ancestor", "multilabel"}  # which the recipe knows
     assert set(fields.values()) == {None}
@@ -120,7 +121,7 @@ def test_options_that_no_parents_could_be_merged_with(method, options, words):
 def test_options_that_can_be_used():
     config = default_config().unlock()
     config.recipe, config.compare.recipes = "compare", ("merge_ft",)
-    config.compare.mergers, config.merge_ft.ancestor = MERGERS, "c"
+    config.compare.mergers, config.merge_ft.ancestor = tuple(MERGERS), "c"
     config.merge_ft.options = ml_collections.ConfigDict(
         {"weights": (0.7, 0.3), "t": 0.2, "scale": 0.4, "coefficients": (1, 2), "floor": 1e-3}
         | {"alpha": 0, "beta": 1.0, "seed": 3}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from medmerge_jax.config import check_config
 from medmerge_jax.data.official import LAYOUTS
+from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.inputs import missing_data
 
 CONFIGS = Path(__file__).parents[1] / "configs"

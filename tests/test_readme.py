@@ -9,7 +9,7 @@ import pytest
 from helpers import small_layouts
 
 import medmerge_jax as mm
-from medmerge_jax.config import check_config
+from medmerge_jax.recipes.checks import check_config
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import inspect
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax import merging
-from medmerge_jax.errors import nearest
 from medmerge_jax.merging.trees import (
     check_finite,
     check_parents,
@@ -29,10 +30,16 @@ from medmerge_jax.merging.zipit import ALPHA, BETA
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.norm import batch_statistics
 from medmerge_jax.models.taps import collect_moments
+from medmerge_jax.registry import Registry, summary
 
 Tree = Mapping[Any, Any]
+Variables = dict[Any, Any]
 
 HEADS = ("merge", "drop")
+
+FROM_PARENTS = ("ancestor", "multilabel")
+"""Options that are a model or a fact of the parents: whoever loads these passes them on, and no
+config field or command-line flag of that name is an option's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +71,45 @@ class Task:
         yield from np.array_split(self.images, -(-len(self.images) // self.batch_size))
 
 
+@dataclasses.dataclass(frozen=True)
+class Merger:
+    """A method of `merge`.
+
+    Attributes:
+      function: Called with a `Task` and the options, its keyword-only arguments. An option named as
+        in `FROM_PARENTS` is filled in by those who load the parents.
+      needs_images: Whether it looks at activations or gradients.
+      needs_heads: Whether every parent must have been trained.
+      check: Called with as many parents of one number, {"x": (1,)}, as there are, and the options;
+        raises a ValueError if no parents can be merged so.
+    """
+
+    function: Callable[..., Variables]
+    needs_images: bool = False
+    needs_heads: bool = False
+    check: Callable[..., object] | None = None
+
+
+MERGERS: Registry[Merger] = Registry("merger")
+
+
+def merger(function: Any = None, /, **facts: Any) -> Any:
+    """Registers a function under its name as a method of `merge`.
+
+    Its keyword-only arguments are the options: of type float, int (from 0 on), bool or str, or a
+    `Sequence[float]` with a number for each parent. Fields of the config and command-line flags
+    are named after them; the first line of its docstring says what it does.
+
+    Args:
+      function: Takes a `Task` and options, and returns variables.
+      **facts: See `Merger`.
+    """
+    if function is None:
+        return functools.partial(merger, **facts)
+    MERGERS.add(function.__name__, Merger(function, **facts))
+    return function
+
+
 def merge(
     method: str,
     architecture: str,
@@ -74,23 +120,12 @@ def merge(
     recalibrate: bool = False,
     batch_size: int = 32,
     **options: Any,
-) -> dict[Any, Any]:
+) -> Variables:
     """Merges n ≥ 1 parents without training.
 
     Methods, in `list_mergers()`, and their options:
 
-    - `uniform`: the mean.
-    - `weighted`: `weights`, one for each parent, of sum 1.
-    - `slerp`: `t` = 0.5, from the first of two parents to the second.
-    - `task_arithmetic`: `ancestor`, the variables that all parents were trained from; `scale`, 1/n
-      by default.
-    - `fisher`: `coefficients`, one for each parent; `floor` = 1e-6; `multilabel`, for each parent
-      whether its classes exclude each other (the default) or not. Wants images, and heads.
-    - `weight_matching`: the parents' units are permuted (more than two: each to the mean of the
-      others), then averaged with `weights`, by default uniform; `seed` = 0 of the search.
-    - `activation_matching`: likewise, matched to the first parent by activations. Wants images.
-    - `zipit`: `alpha` = 0.3, `beta` = 0.125. Wants images.
-    - `matched_averaging`: layer by layer; `weights`.
+    {mergers}
 
     Where units are permuted, the result has the order of the first parent's.
 
@@ -115,7 +150,7 @@ def merge(
         that differ in classes while heads are to be merged, or that hold NaN or integers; images
         that are missing or of another shape. It names the parent and the path.
     """
-    merger = _merger(method, options)
+    entry = _merger(method, options)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 is wanted")
     task = Task(
@@ -125,21 +160,21 @@ def merge(
         None if images is None else _checked_images(images),
         batch_size,
     )
-    if task.images is None and (recalibrate or method in NEED_IMAGES):
+    if task.images is None and (recalibrate or entry.needs_images):
         what = "recalibration" if recalibrate else f"the merger {method!r}"
         raise ValueError(f"{what} wants images: float (n, h, w, 3), normalised")
-    merged = merger(task, **options)
+    merged = entry.function(task, **options)
     return recalibrated(task, merged) if recalibrate else merged
 
 
 def list_mergers() -> list[str]:
     """Names of all methods of `merge`, simple ones first."""
-    return list(_MERGERS)
+    return list(MERGERS)
 
 
 def merger_options(method: str) -> dict[str, Any]:
     """The options of a method and their defaults; `inspect.Parameter.empty` where there is none."""
-    parameters = inspect.signature(_MERGERS[method]).parameters.values()
+    parameters = inspect.signature(MERGERS[method].function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
@@ -150,44 +185,48 @@ def check_options(method: str, num_parents: int, options: Mapping[str, Any]) -> 
 
     Args:
       method: One of `list_mergers()`.
-      num_parents: n ≥ 1, without the ancestor of `task_arithmetic`.
-      options: Of the method, without that ancestor.
+      num_parents: n ≥ 1, without an ancestor.
+      options: Of the method, without those in `FROM_PARENTS`.
 
     Raises:
-      ValueError: An option is unknown or missing, is no finite number or sequence of such, or is
-        out of its range; or the method does not merge so many parents.
+      ValueError: An option is unknown or missing, is not of the type that the merger's signature
+        says, is no finite number, or is out of its range; or the method does not merge so many
+        parents.
     """
-    parent = {"x": np.ones(1, np.float32)}
-    ancestor = {"ancestor": parent} if method == "task_arithmetic" else {}
-    merger = _merger(method, {**options, **ancestor})
+    filled = dict.fromkeys(merger_options(method).keys() & FROM_PARENTS)
+    entry = _merger(method, {**filled, **options})
+    kinds = typing.get_type_hints(entry.function)
     for name, value in options.items():
-        one_each = name in ("weights", "coefficients")
-        if one_each != isinstance(value, Sequence) and name != "scale":
-            wanted = "a sequence with one number for each parent" if one_each else "one number"
-            raise ValueError(f"the option {name!r} is {value!r}; {wanted} is wanted")
-        for number in value if isinstance(value, Sequence) else [value]:
-            if not _is_number(number) or (name == "seed" and not 0 <= int(number) == number):
-                wanted = "a whole number from 0 on" if name == "seed" else "finite numbers"
-                raise ValueError(f"the option {name!r} is {value!r}; wanted: {wanted}")
-    parents = [parent] * num_parents
-    if method in ("weighted", "slerp", "task_arithmetic"):
-        merger(Task("", parents, True, None, 1), **options, **ancestor)
-    elif method == "fisher":
-        merging.fisher_average(parents, parents, **options)
-    elif method == "zipit":
-        merging.match_features(np.eye(num_parents), num_parents, 1, **options)
-    elif "weights" in options:
-        check_weights(options["weights"], num_parents)
+        _check_option(name, value, kinds[name])
+    if entry.check is not None:
+        entry.check([{"x": np.ones(1, np.float32)}] * num_parents, **options)
+
+
+def _check_option(name: str, value: Any, kind: Any) -> None:
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(value) in {str, bool}.intersection(kinds):
+        return
+    sequence = any(typing.get_origin(one) is Sequence for one in kinds)
+    number = bool({int, float}.intersection(kinds))
+    if not (sequence if isinstance(value, Sequence) else number):
+        wanted = "a sequence with one number for each parent" if sequence else "one number"
+        wanted = wanted if sequence or number else kinds[0].__name__
+        raise ValueError(f"the option {name!r} is {value!r}; {wanted} is wanted")
+    whole = int in kinds and float not in kinds
+    for one in value if isinstance(value, Sequence) else [value]:
+        if not _is_number(one) or (whole and not 0 <= int(one) == one):
+            wanted = "a whole number from 0 on" if whole else "finite numbers"
+            raise ValueError(f"the option {name!r} is {value!r}; wanted: {wanted}")
 
 
 def _is_number(value: Any) -> bool:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and abs(value) <= sys.float_info.max
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= sys.float_info.max
 
 
 def align(
     architecture: str, reference: Tree, variables: Tree, images: Any = None, *, seed: int = 0
-) -> dict[Any, Any]:
+) -> Variables:
     """The same network as `variables`, its hidden units in the order that fits the reference best.
 
     By weight matching, or by activation matching if there are images. Heads do not count and are
@@ -209,43 +248,80 @@ def align(
     return merging.permute_variables(models[1], found)
 
 
-def recalibrated(task: Task, variables: Tree) -> dict[Any, Any]:
+def recalibrated(task: Task, variables: Tree) -> Variables:
     """With running statistics of the task's images."""
     model = create_model(task.architecture, num_classes=0)
     statistics = functools.partial(batch_statistics, model)
     return merging.recalibrate(statistics, variables, task.batches())
 
 
-def _uniform(task: Task) -> dict[Any, Any]:
+def _check_weights(
+    parents: Sequence[Tree], weights: Sequence[float] | None = None, **_: Any
+) -> None:
+    if weights is not None:
+        check_weights(weights, len(parents))
+
+
+def _check_slerp(parents: Sequence[Tree], t: float = 0.5) -> None:
+    if len(parents) > 1:
+        merging.slerp(parents, t)
+
+
+def _check_task_arithmetic(parents: Sequence[Tree], scale: Any = 1.0) -> None:
+    merging.task_arithmetic(parents[0] if parents else {}, parents, scale)
+
+
+def _check_fisher(parents: Sequence[Tree], **options: Any) -> None:
+    merging.fisher_average(parents, parents, **options)
+
+
+def _check_zipit(parents: Sequence[Tree], **options: Any) -> None:
+    merging.match_features(np.eye(len(parents)), len(parents), 1, **options)
+
+
+@merger
+def uniform(task: Task) -> Variables:
+    """The mean."""
     return merging.uniform_average(task.to_merge())
 
 
-def _weighted(task: Task, *, weights: Sequence[float]) -> dict[Any, Any]:
+@merger(check=merging.weighted_average)
+def weighted(task: Task, *, weights: Sequence[float]) -> Variables:
+    """The mean by `weights`, one for each parent, of sum 1."""
     return merging.weighted_average(task.to_merge(), weights)
 
 
-def _slerp(task: Task, *, t: float = 0.5) -> dict[Any, Any]:
+@merger(check=_check_slerp)
+def slerp(task: Task, *, t: float = 0.5) -> Variables:
+    """Spherical interpolation, tensor by tensor, from the first of two parents to the second."""
     if len(task.parents) == 1:
         return merging.uniform_average(task.to_merge())
     return merging.slerp(task.to_merge(), t)
 
 
-def _task_arithmetic(
+@merger(check=_check_task_arithmetic)
+def task_arithmetic(
     task: Task, *, ancestor: Tree, scale: float | Sequence[float] | None = None
-) -> dict[Any, Any]:
+) -> Variables:
+    """Differences to a common ancestor, times `scale` (1/n), added (Ilharco et al., 2022)."""
     scale = 1 / len(task.parents) if scale is None else scale
     # What is new in a head is no difference to an ancestor with other classes.
     ancestor = ancestor if task.keep_heads else without_head(ancestor)
     return merging.task_arithmetic(ancestor, task.to_merge(), scale)
 
 
-def _fisher(
+@merger(needs_images=True, needs_heads=True, check=_check_fisher)
+def fisher(
     task: Task,
     *,
     coefficients: Sequence[float] | None = None,
     floor: float = 1e-6,
     multilabel: Sequence[bool] | None = None,
-) -> dict[Any, Any]:
+) -> Variables:
+    """Average weighted by the exact diagonal Fisher (Matena & Raffel, 2022).
+
+    `multilabel` says for each parent whether its classes do not exclude each other.
+    """
     fishers = []
     multilabel = [False] * len(task.parents) if multilabel is None else multilabel
     if len(multilabel) != len(task.parents):
@@ -257,50 +333,65 @@ def _fisher(
             task.architecture, len(parent["params"]["head"]["bias"]), bool(multilabel[index])
         )
         log_probs = jax.tree_util.Partial(function, parent.get("batch_stats", {}))
-        fisher = merging.diagonal_fisher(log_probs, parent["params"], task.batches())
-        fishers.append({"params": fisher} if task.keep_heads else without_head({"params": fisher}))
+        information = merging.diagonal_fisher(log_probs, parent["params"], task.batches())
+        tree = {"params": information}
+        fishers.append(tree if task.keep_heads else without_head(tree))
     return merging.fisher_average(task.to_merge(), fishers, coefficients, floor=floor)
 
 
-def _weight_matching(
+@merger(check=_check_weights)
+def weight_matching(
     task: Task, *, weights: Sequence[float] | None = None, seed: int = 0
-) -> dict[Any, Any]:
+) -> Variables:
+    """Hidden units permuted until their weights fit, then averaged (Ainsworth et al., 2022).
+
+    Of more than two parents each is permuted to the mean of the others; `seed` is of the search.
+    """
     parents = task.to_merge()
     return _average_of_permuted(parents, merging.align_to_mean(parents, seed), weights)
 
 
-def _activation_matching(task: Task, *, weights: Sequence[float] | None = None) -> dict[Any, Any]:
+@merger(needs_images=True, check=_check_weights)
+def activation_matching(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
+    """Likewise, until their activations fit those of the first parent (Ainsworth et al., 2022)."""
     return _average_of_permuted(task.to_merge(), _match_to_first(task), weights)
 
 
-def _zipit(task: Task, *, alpha: float = ALPHA, beta: float = BETA) -> dict[Any, Any]:
+@merger(needs_images=True, check=_check_zipit)
+def zipit(task: Task, *, alpha: float = ALPHA, beta: float = BETA) -> Variables:
+    """Hidden units merged across and within models (Stoica et al., 2023)."""
     return merging.zipit(task.to_merge(), _correlations(task), alpha=alpha, beta=beta)
 
 
-def _matched_averaging(task: Task, *, weights: Sequence[float] | None = None) -> dict[Any, Any]:
+@merger(check=_check_weights)
+def matched_averaging(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
+    """Layer by layer matched and averaged, as FedMA (Wang et al., 2020)."""
     return merging.matched_averaging(task.to_merge(), weights)
 
 
-_MERGERS: dict[str, Callable[..., dict[Any, Any]]] = {
-    "uniform": _uniform,
-    "weighted": _weighted,
-    "slerp": _slerp,
-    "task_arithmetic": _task_arithmetic,
-    "fisher": _fisher,
-    "weight_matching": _weight_matching,
-    "activation_matching": _activation_matching,
-    "zipit": _zipit,
-    "matched_averaging": _matched_averaging,
-}
-NEED_IMAGES = ("fisher", "activation_matching", "zipit")
-"""The methods that want calibration images."""
+def describe_merger(method: str) -> tuple[str, str]:
+    """What a method does, and its options with their defaults: ("The mean.", "")."""
+    defaults = merger_options(method).items()
+    options = [n if d in (None, inspect.Parameter.empty) else f"{n}={d}" for n, d in defaults]
+    return summary(MERGERS[method].function), ", ".join(options)
+
+
+if merge.__doc__:  # one text for `help`, the README and those who read the function
+    merge.__doc__ = merge.__doc__.replace(
+        "{mergers}",
+        "\n    ".join(
+            f"- `{name}` ({options}): {text}" if options else f"- `{name}`: {text}"
+            for name in MERGERS
+            for text, options in [describe_merger(name)]
+        ),
+    )
 
 
 def _average_of_permuted(
     parents: Sequence[Tree],
     permutations: Sequence[Mapping[str, np.ndarray]],
     weights: Sequence[float] | None,
-) -> dict[Any, Any]:
+) -> Variables:
     permuted = [
         merging.permute_variables(parent, found)
         for parent, found in zip(parents, permutations, strict=True)
@@ -343,18 +434,16 @@ def _log_probs(architecture: str, num_classes: int, multilabel: bool) -> Callabl
     return log_probs
 
 
-def _merger(method: str, options: Mapping[str, Any]) -> Callable[..., dict[Any, Any]]:
-    if method not in _MERGERS:
-        raise ValueError(f"there is no merger {method!r}; {nearest(method, _MERGERS)}")
-    known = merger_options(method)
+def _merger(method: str, options: Mapping[str, Any]) -> Merger:
+    defaults = merger_options(method)
     for name in options:
-        if name not in known:
-            wanted = f"its options are {', '.join(known)}" if known else "it has none"
+        if name not in defaults:
+            wanted = f"its options are {', '.join(defaults)}" if defaults else "it has none"
             raise ValueError(f"the merger {method!r} has no option {name!r}; {wanted}")
-    for name, default in known.items():
+    for name, default in defaults.items():
         if default is inspect.Parameter.empty and name not in options:
             raise ValueError(f"the merger {method!r} wants the option {name!r}")
-    return _MERGERS[method]
+    return MERGERS[method]
 
 
 def _checked_parents(architecture: str, parents: Sequence[Tree], heads: str) -> list[Tree]:

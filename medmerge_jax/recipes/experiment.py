@@ -1,4 +1,4 @@
-"""One run: its inputs, its stages, its results."""
+"""What a recipe composes: the stages of one run, and what they leave."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -6,19 +6,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from medmerge_jax.config import Config
+from medmerge_jax.config import Stage as StageConfig
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predict import predict
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging import effective_coefficients
-from medmerge_jax.merging.trees import without_head
+from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
 from medmerge_jax.models.network import Network
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.runtime import mesh as mesh_lib
+from medmerge_jax.runtime import processes
+from medmerge_jax.storage import atomic
+from medmerge_jax.storage.npz import read_npz
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loop import Stage, StageResult, train_stage
@@ -52,37 +56,55 @@ class Inputs:
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model and how it came about; what every stage starts from and returns.
+
+    Attributes:
+      variables: Of an ordinary model, with a head.
+      coefficients: Effective ones of the merge linear probe that led here, if one did.
+      stages: Summaries of the stages that led here, in order, for results.json.
+    """
+
+    variables: Tree
+    coefficients: Tree | None = None
+    stages: tuple[dict[str, Any], ...] = ()
+
+    def after(self, result: StageResult, **changes: Any) -> "Trained":
+        """What the stage has made of it."""
+        changes = {"variables": result.variables, **changes}
+        return dataclasses.replace(self, stages=(*self.stages, result.summary), **changes)
+
+
 class Experiment:
     """The stages that a recipe composes, on one config, run directory and seed.
 
     Every method that trains resumes from the stage's checkpoints; a finished stage costs no
-    more than reading its last one.
+    more than reading its last one. What the stages leave is in what they return, not here.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, directory: RunDirectory, inputs: Inputs):
+    def __init__(self, config: Config, directory: RunDirectory, inputs: Inputs):
         self.config = config
         self.directory = directory
         self.inputs = inputs
-        self.summaries: list[dict[str, Any]] = []
-        self.coefficients: Tree | None = None  # effective ones, of a merge
         spec = get_spec(config.architecture)
         self._num_features = spec.num_features
         self._normalisation = {"mean": spec.mean, "std": spec.std}
         self._dtype = compute_dtype(config.precision)
         self._augmentation = POLICIES.get(config.augmentation)
 
-    def start(self) -> Tree:
+    def start(self) -> Trained:
         """The parent `config.start` with a new head."""
-        return self._with_new_head(self.inputs.parents[self.config.start][0])
+        return Trained(self._with_new_head(self.inputs.parents[self.config.start][0]))
 
     def parents(self) -> list[Tree]:
         """All parents, in the order of their names."""
         return [variables for variables, _ in self.inputs.parents.values()]
 
-    def fine_tune(self, variables: Tree) -> Tree:
+    def fine_tune(self, model: Trained) -> Trained:
         """Trains everything."""
-        start = parameterization.fine_tune(variables)
-        return self._train("ft", start, self.config.ft).variables
+        start = parameterization.fine_tune(model.variables)
+        return model.after(self._train("ft", start, self.config.ft))
 
     def aligned_parents(self) -> list[Tree]:
         """All parents, the units of all but the last in the order that fits the last's best."""
@@ -97,23 +119,38 @@ class Experiment:
             last,
         ]
 
-    def merged(self) -> Tree:
-        """What `config.merge_ft` makes of the parents, with a new head."""
+    def merged(self) -> Trained:
+        """What `config.merge_ft` makes of the parents, with a new head.
+
+        It is kept as merged.npz in the run directory, so that a run that goes on does not merge
+        again.
+        """
+        file = self.directory.path / "merged.npz"
+        if processes.from_first(file.exists):
+            merged = unflatten(read_npz(file))
+        else:
+            merged = self._merge()
+            self.directory.check_there()
+            if processes.is_first():
+                atomic.write_atomically(file, lambda out: np.savez(out, **flatten(merged)))
+        return Trained(self._with_new_head(merged))
+
+    def _merge(self) -> Tree:
         settings = self.config.merge_ft
         parents = {name: variables for name, (variables, _) in self.inputs.parents.items()}
-        known = mergers.merger_options(settings.method)
-        options = {
+        defaults = mergers.merger_options(settings.method)
+        options: dict[str, Any] = {
             name: value
             for name, value in settings.options.items()
-            if name in known and value is not None
+            if name in defaults and value is not None
         }
-        if settings.method == "fisher":
+        if "multilabel" in defaults:
             cards = [card for _, card in self.inputs.parents.values()]
             options["multilabel"] = [bool(card.get("multilabel")) for card in cards]
-        if settings.method == "task_arithmetic":
+        if "ancestor" in defaults:
             options["ancestor"] = parents.pop(settings.ancestor)
         try:
-            merged = mergers.merge(
+            return mergers.merge(
                 settings.method,
                 self.config.architecture,
                 list(parents.values()),
@@ -124,24 +161,24 @@ class Experiment:
             )
         except ValueError as error:
             raise UserError(f"merge_ft, {settings.method} of {list(parents)}: {error}") from error
-        return self._with_new_head(merged)
 
     def linear_probe(
-        self, variables: Tree, *, train_batch_norm: bool = False, shared_as: str = ""
-    ) -> Tree:
+        self, model: Trained, *, train_batch_norm: bool = False, shared_as: str = ""
+    ) -> Trained:
         """Trains the head; on frozen features that are computed once where they do not change.
 
         They do where batch norms train too, and where every epoch has other images.
 
         Args:
-          variables: Of the model.
+          model: Where to start.
           train_batch_norm: Whether the batch norms train too.
           shared_as: A name under which later probes of this very backbone find its features.
         """
+        variables = model.variables
         if train_batch_norm or self._augmentation is not None:
             start = parameterization.linear_probe(variables, train_batch_norm=train_batch_norm)
             name = "lp_bn" if train_batch_norm else "lp"
-            return self._train(name, start, self.config.lp).variables
+            return model.after(self._train(name, start, self.config.lp))
         head = {"params": {"head": variables["params"]["head"]}}
         result = self._train(
             "lp",
@@ -151,9 +188,9 @@ class Experiment:
             batches=lambda split: self._feature_batches(variables, split, shared_as),
         )
         params = {**variables["params"], **result.variables["params"]}
-        return {**variables, "params": params}
+        return model.after(result, variables={**variables, "params": params})
 
-    def merge_linear_probe(self, parents: Sequence[Tree]) -> Tree:
+    def merge_linear_probe(self, parents: Sequence[Tree]) -> Trained:
         """Trains coefficients, batch norms and head; returns the collapsed model."""
         merge = self.config.merge
         start = parameterization.merge_linear_probe(
@@ -164,10 +201,10 @@ class Experiment:
             train_batch_norm=merge.train_batch_norm,
         )
         result = self._train("merge_lp", start, self.config.lp)
-        self.coefficients = effective_coefficients(
+        coefficients = effective_coefficients(
             result.trainable["coefficients"], len(parents), merge.constraint
         )
-        return result.variables
+        return Trained(result.variables, coefficients, (result.summary,))
 
     def logits(self, variables: Tree, split: str) -> np.ndarray:
         """(images, classes) float32 in evaluation mode."""
@@ -177,7 +214,7 @@ class Experiment:
         self,
         name: str,
         start: Parameterization,
-        settings: ml_collections.ConfigDict,
+        settings: StageConfig,
         model: Any = None,
         batches: Callable[[str], Batches] | None = None,
     ) -> StageResult:
@@ -194,7 +231,7 @@ class Experiment:
             checkpoint_seconds=config.checkpoint_seconds,
             augmentation=self._augmentation,
         )
-        result = train_stage(
+        return train_stage(
             stage,
             start,
             self._network(model or self._model()),
@@ -204,8 +241,6 @@ class Experiment:
             multilabel=self.inputs.dataset.multilabel,
             class_weights=self.inputs.class_weights,
         )
-        self.summaries.append(result.summary)
-        return result
 
     def _model(self, num_classes: int | None = None) -> Any:
         classes = self.inputs.dataset.num_classes if num_classes is None else num_classes
@@ -217,25 +252,25 @@ class Experiment:
     def _feature_batches(self, variables: Tree, split: str, shared_as: str) -> Batches:
         """The split as features of a frozen backbone."""
         batches = self.inputs.batches[split]
-        found = self.inputs.features.get((shared_as, split))
-        if found is None:
+        features = self.inputs.features.get((shared_as, split))
+        if features is None:
             backbone = self._network(self._model(num_classes=0))
-            found = predict(backbone, without_head(variables), batches)
+            features = predict(backbone, without_head(variables), batches)
             if shared_as:
-                self.inputs.features[shared_as, split] = found
+                self.inputs.features[shared_as, split] = features
         # A head on features takes no memory: there is nothing to accumulate.
-        return make_batches(found, batches.labels, self.config.batch_size, mesh=self.inputs.mesh)
+        return make_batches(features, batches.labels, self.config.batch_size, mesh=self.inputs.mesh)
 
     def _calibration_images(self, count: int) -> np.ndarray:
         """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
-        network, found = self._network(self._model(num_classes=0)), []
+        network, images = self._network(self._model(num_classes=0)), []
         for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
             for part in batch if isinstance(batch, tuple) else (batch,):
-                images = mesh_lib.fetch(network.normalise(part["inputs"]))
-                found.append(images[: len(part["labels"])])
-            if sum(map(len, found)) >= count:
+                normalised = mesh_lib.fetch(network.normalise(part["inputs"]))
+                images.append(normalised[: len(part["labels"])])
+            if sum(map(len, images)) >= count:
                 break
-        return np.concatenate(found)[:count]
+        return np.concatenate(images)[:count]
 
     def _with_new_head(self, variables: Tree) -> Tree:
         backbone = without_head(variables)

@@ -3,15 +3,16 @@
 import dataclasses
 import os
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from medmerge_jax import weights
+from medmerge_jax.config import Config, Data
 from medmerge_jax.data import (
     DataSet,
     ImageHashes,
@@ -26,71 +27,102 @@ from medmerge_jax.data import (
 )
 from medmerge_jax.data.audit import overlapping, short_text, without
 from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
+from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import Pixels, cached_pixels
 from medmerge_jax.merging import zeros_parent
 from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.registry import Registry
 from medmerge_jax.runtime.progress import Bar, say
 from medmerge_jax.storage import atomic
 from medmerge_jax.training.parameterization import Tree
 
-SPLITS = ("train", "val", "test")
 Parent = tuple[Tree, dict[str, Any]]
 
 
-def load_data(config: ml_collections.ConfigDict, workdir: Path) -> DataSet:
-    """The data set that `config.data` describes; synthetic ones are made in the workdir."""
+def _load_table(config: Config, workdir: Path) -> DataSet:
     data = config.data
-    if data.kind == "table":
-        return image_table(
-            Path(data.table).expanduser(),
-            Path(data.root).expanduser(),
-            image_column=data.image_column,
-            label_columns=tuple(data.label_columns),
-            split_column=data.split_column,
-            group_column=data.group_column,
-            classes=tuple(data.classes),
-            multilabel=data.multilabel,
-            fractions=tuple(data.fractions),
-            seed=data.split_seed,
-        )
+    return image_table(
+        Path(data.table).expanduser(),
+        Path(data.root).expanduser(),
+        image_column=data.image_column,
+        label_columns=data.label_columns,
+        split_column=data.split_column,
+        group_column=data.group_column,
+        classes=data.classes,
+        multilabel=data.multilabel,
+        fractions=data.fractions,
+        seed=data.split_seed,
+    )
+
+
+def _load_official(config: Config, workdir: Path) -> DataSet:
+    data = config.data
+    return official_data_set(
+        data.name,
+        Path(data.root).expanduser(),
+        variant=data.variant,
+        split_by=data.split_by,
+        split_table=Path(data.split_table).expanduser() if data.split_table else "",
+        fractions=data.fractions,
+        seed=data.split_seed,
+    )
+
+
+def _load_folder(config: Config, workdir: Path) -> DataSet:
+    data = config.data
     root = Path(data.root).expanduser()
-    if data.kind == "official":
-        return official_data_set(
-            data.name,
-            root,
-            variant=data.variant,
-            split_by=data.split_by,
-            split_table=Path(data.split_table).expanduser() if data.split_table else "",
-            fractions=tuple(data.fractions),
-            seed=data.split_seed,
-        )
-    if data.kind == "synthetic":
-        root = workdir / "data" / data.name
-        atomic.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
-        write_synthetic(
-            root,
-            data.synthetic.kind,
-            dict(zip(SPLITS, data.synthetic.counts, strict=True)),
-            size=config.image_size,
-            seed=data.synthetic.seed,
-            appearance=data.synthetic.appearance,
-        )
-    return image_folder(root, tuple(data.classes) or None, tuple(data.fractions), data.split_seed)
+    return image_folder(root, data.classes or None, data.fractions, data.split_seed)
 
 
-def missing_data(data: ml_collections.ConfigDict) -> list[str]:
+def _draw(config: Config, workdir: Path) -> DataSet:
+    data, drawn = config.data, config.data.synthetic
+    root = workdir / "data" / data.name
+    atomic.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
+    write_synthetic(
+        root,
+        drawn.kind,
+        dict(zip(SPLITS, drawn.counts, strict=True)),
+        size=config.image_size,
+        seed=drawn.seed,
+        appearance=drawn.appearance,
+    )
+    return image_folder(root, data.classes or None, data.fractions, data.split_seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataKind:
+    """A way of giving images and labels.
+
+    Attributes:
+      load: From the experiment and the workdir, in which data may be made.
+      paths: Fields of `config.data` that must be there.
+      optional: Fields that must be there if they are given.
+    """
+
+    load: Callable[[Config, Path], DataSet]
+    paths: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+DATA_KINDS: Registry[DataKind] = Registry("kind of data")
+DATA_KINDS.add("folder", DataKind(_load_folder, ("root",)))
+DATA_KINDS.add("table", DataKind(_load_table, ("root", "table")))
+DATA_KINDS.add("official", DataKind(_load_official, ("root",), ("split_table",)))
+DATA_KINDS.add("synthetic", DataKind(_draw))
+
+
+def load_data(config: Config, workdir: Path) -> DataSet:
+    """The data set that `config.data` describes; drawn images are made in the workdir."""
+    return DATA_KINDS[config.data.kind].load(config, workdir)
+
+
+def missing_data(data: Data) -> list[str]:
     """One line for each path of `config.data` that is not there."""
-    wanted = {
-        "folder": ["root"],
-        "table": ["root", "table"],
-        "official": ["root", "split_table"] if data.split_table else ["root"],
-        "synthetic": [],
-    }[data.kind]
-    lines = []
-    for field in wanted:
-        value = data[field]
+    kind, lines = DATA_KINDS[data.kind], []
+    for field in (*kind.paths, *(name for name in kind.optional if getattr(data, name))):
+        value = getattr(data, field)
         if not value:
             lines.append(f"data.{field} is empty: give a path, --config.data.{field}=PATH")
         elif not Path(value).expanduser().exists():
@@ -103,7 +135,7 @@ def missing_data(data: ml_collections.ConfigDict) -> list[str]:
     return lines
 
 
-def decode(config: ml_collections.ConfigDict, dataset: DataSet) -> dict[str, Pixels]:
+def decode(config: Config, dataset: DataSet) -> dict[str, Pixels]:
     """The images of each split, decoded once and kept on the disk."""
     pixels = {}
     for name in SPLITS:
@@ -120,7 +152,7 @@ def decode(config: ml_collections.ConfigDict, dataset: DataSet) -> dict[str, Pix
 
 
 def audit_data(
-    config: ml_collections.ConfigDict,
+    config: Config,
     dataset: DataSet,
     pixels: dict[str, Pixels],
     parents: dict[str, ImageHashes | None],
@@ -173,7 +205,7 @@ def hashes_of_source(finished: Path) -> ImageHashes | None:
 
 
 def load_parents(
-    config: ml_collections.ConfigDict, names: list[str], source_directories: dict[str, Path]
+    config: Config, names: list[str], source_directories: dict[str, Path]
 ) -> dict[str, Parent]:
     """Variables and provenance of each named parent.
 
@@ -210,9 +242,7 @@ def _provenance(card: dict[str, Any]) -> str:
     )
 
 
-def _load_parent(
-    config: ml_collections.ConfigDict, value: str, source_directories: dict[str, Path]
-) -> Parent:
+def _load_parent(config: Config, value: str, source_directories: dict[str, Path]) -> Parent:
     if value == "zeros":
         return {}, {"source": "zeros"}
     if value == "random":
@@ -239,9 +269,7 @@ def fill_zeros(parents: dict[str, Parent]) -> dict[str, Parent]:
     }
 
 
-def missing_parents(
-    config: ml_collections.ConfigDict, names: list[str], sources: list[str]
-) -> list[str]:
+def missing_parents(config: Config, names: list[str], sources: list[str]) -> list[str]:
     """One line for each of the parents `names` that cannot be there, without loading any."""
     lines = []
     for name in names:
@@ -264,7 +292,7 @@ def missing_parents(
     return lines
 
 
-def random_variables(config: ml_collections.ConfigDict) -> Tree:
+def random_variables(config: Config) -> Tree:
     """A backbone as initialised, from `config.seed`."""
     model = create_model(config.architecture, num_classes=0)
     size = get_spec(config.architecture).input_size
@@ -274,7 +302,7 @@ def random_variables(config: ml_collections.ConfigDict) -> Tree:
     return init(jax.random.key(config.seed), images)
 
 
-def loss_weights(config: ml_collections.ConfigDict, dataset: DataSet) -> np.ndarray:
+def loss_weights(config: Config, dataset: DataSet) -> np.ndarray:
     """Class weights (classes,) from the training split, for `training.step.weighted_loss`.
 
     "balanced" is n / (classes · n_c), as scikit-learn's; for several labels per image it is the

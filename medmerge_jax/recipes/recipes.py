@@ -1,64 +1,85 @@
-"""The recipes: each a short composition of stages.
+"""The recipes: each a short composition of stages, and what is known of it before it runs."""
 
-ft        fine-tune everything from one parent
-lp        train the head on one parent's frozen features
-lp_ft     lp, then ft (Kumar et al. 2022)
-lp_bn_ft  the control for medmerge: as lp_ft, but with the batch norms trained in the probe
-medmerge  merge linear probe, collapse, then ft (Almakky et al., arXiv 2403.11646)
-medmerge_aligned  our own: as medmerge, the other parents' units first permuted towards the last's
-merge_ft  merge by `config.merge_ft.method`, recalibrate batch norms, then lp_ft
-"""
-
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from medmerge_jax.recipes.experiment import Experiment
-from medmerge_jax.training.parameterization import Tree
+from medmerge_jax.recipes.experiment import Experiment, Trained
+from medmerge_jax.registry import Registry
 
 
-def ft(experiment: Experiment) -> Tree:
-    """Full fine-tuning from one parent with a new head."""
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """An entry of `RECIPES`.
+
+    Attributes:
+      function: Composes stages of an `Experiment`.
+      one_parent: Whether it starts from the parent `config.start`, instead of from all parents.
+      merges: Whether it calls `config.merge_ft.method`.
+    """
+
+    function: Callable[[Experiment], Trained]
+    one_parent: bool = False
+    merges: bool = False
+
+
+RECIPES: Registry[Recipe] = Registry("recipe")
+
+
+def recipe(function: Any = None, /, **facts: bool) -> Any:
+    """Registers a function under its name; the first line of its docstring says what it does.
+
+    Args:
+      function: Takes an `Experiment` and returns `Trained`.
+      **facts: See `Recipe`.
+    """
+    if function is None:
+        return lambda decorated: recipe(decorated, **facts)
+    RECIPES.add(function.__name__, Recipe(function, **facts))
+    return function
+
+
+@recipe(one_parent=True)
+def ft(experiment: Experiment) -> Trained:
+    """Fine-tunes everything from the parent `--config.start`, with a new head."""
     return experiment.fine_tune(experiment.start())
 
 
-def lp(experiment: Experiment) -> Tree:
-    """Linear probe: batch norms and kernels of the parent stay as they are."""
+@recipe(one_parent=True)
+def lp(experiment: Experiment) -> Trained:
+    """Trains the head on the parent's frozen features, which are computed once."""
     return experiment.linear_probe(experiment.start(), shared_as=experiment.config.start)
 
 
-def lp_ft(experiment: Experiment) -> Tree:
-    """Linear probe, then fine-tuning that keeps the probe's head."""
+@recipe(one_parent=True)
+def lp_ft(experiment: Experiment) -> Trained:
+    """First `lp`, then `ft`, which keeps the probe's head (Kumar et al., 2022)."""
     return experiment.fine_tune(lp(experiment))
 
 
-def lp_bn_ft(experiment: Experiment) -> Tree:
-    """What training the batch norms in the probe brings without a second parent."""
+@recipe(one_parent=True)
+def lp_bn_ft(experiment: Experiment) -> Trained:
+    """The control: as `lp_ft`, but the batch norms train in the probe, as MedMerge's do."""
     probed = experiment.linear_probe(experiment.start(), train_batch_norm=True)
     return experiment.fine_tune(probed)
 
 
-def medmerge(experiment: Experiment) -> Tree:
-    """MedMerge: both parents blended by learned coefficients, then fine-tuned."""
-    merged = experiment.merge_linear_probe(experiment.parents())
-    return experiment.fine_tune(merged)
+@recipe
+def medmerge(experiment: Experiment) -> Trained:
+    """Learns a coefficient per kernel with head and batch norms, collapses, fine-tunes.
+
+    Almakky et al., arXiv 2403.11646.
+    """
+    return experiment.fine_tune(experiment.merge_linear_probe(experiment.parents()))
 
 
-def medmerge_aligned(experiment: Experiment) -> Tree:
-    """MedMerge of parents whose hidden units correspond."""
-    merged = experiment.merge_linear_probe(experiment.aligned_parents())
-    return experiment.fine_tune(merged)
+@recipe
+def medmerge_aligned(experiment: Experiment) -> Trained:
+    """Our own: as `medmerge`, the other parents' units first permuted towards the last's."""
+    return experiment.fine_tune(experiment.merge_linear_probe(experiment.aligned_parents()))
 
 
-def merge_ft(experiment: Experiment) -> Tree:
-    """Any merger without training, then linear probe and fine-tuning."""
+@recipe(merges=True)
+def merge_ft(experiment: Experiment) -> Trained:
+    """Merges without training by `merge_ft.method`, re-estimates batch norms, then `lp_ft`."""
     return experiment.fine_tune(experiment.linear_probe(experiment.merged()))
-
-
-RECIPES: dict[str, Callable[[Experiment], Tree]] = {
-    "ft": ft,
-    "lp": lp,
-    "lp_ft": lp_ft,
-    "lp_bn_ft": lp_bn_ft,
-    "medmerge": medmerge,
-    "medmerge_aligned": medmerge_aligned,
-    "merge_ft": merge_ft,
-}

@@ -5,6 +5,7 @@ checkpoints/<stage>/    see `checkpoints`
 data_audit.json         what is in two splits or in a parent's training data
 image_hashes.npz        by which those who start from this model find such images
 metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
+merged.npz              what the recipe merge_ft has merged, to go on from
 coefficients.npz, model/, predictions.npz, results.json, report.html, figures/
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from medmerge_jax.config import recorded_default
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
 from medmerge_jax.storage import atomic
@@ -32,6 +34,7 @@ _WRITTEN = (
     "image_hashes.npz",
     "metrics.jsonl",
     "coefficients.npz",
+    "merged.npz",
     "predictions.npz",
     "results.json",
     "report.html",
@@ -279,13 +282,12 @@ def _differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, Any
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             path = f"{field}.{key}" if field else key
-            yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), path)
+            # A run of an earlier version does not say what has become a field since.
+            before = old[key] if key in old else recorded_default(path)
+            yield from _differences(before, new.get(key), path)
     elif old != new:
         yield field, old, new
 
 
-_ABSENT = object()
-
-
 def _show(value: Any) -> str:
-    return "absent" if value is _ABSENT else json.dumps(value)
+    return "absent" if value is None else json.dumps(value)

@@ -501,7 +501,8 @@ def config(folder):
     """A config of any content, as an unlocked ConfigDict and by the names of its fields."""
     import ml_collections
 
-    from medmerge_jax.config import check_config, default_config
+    from medmerge_jax.config import default_config
+    from medmerge_jax.recipes.checks import check_config
 
     whole = default_config().to_dict()
     whole["merge_ft"]["options"] = {"alpha": 0.5}
@@ -576,9 +577,9 @@ def read_run(directory, recorded):
 def read_results(directory):
     """As `recipes.run` does with a finished run."""
     from medmerge_jax.analysis import results_text
-    from medmerge_jax.recipes.run import _finished
+    from medmerge_jax.recipes.run import finished
 
-    results = _finished(directory)
+    results = finished(directory)
     if results is not None:
         results_text(results)
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medmerge_jax.config import AUGMENTATIONS
 from medmerge_jax.data.synthetic import draw
 from medmerge_jax.images import operations as ops
 from medmerge_jax.images.augment import (
@@ -29,6 +28,7 @@ from medmerge_jax.images.augment import (
     epoch_key,
     rand_augment_operation,
 )
+from medmerge_jax.recipes.checks import CHOICES
 
 DRAWS = 20_000
 MEDIUM = POLICIES["medium"]
@@ -251,7 +251,7 @@ def test_the_policies_are_what_is_drawn_one_after_another(images, name):
 
 
 def test_the_names_are_the_configs():
-    assert ("none", *POLICIES) == AUGMENTATIONS
+    assert CHOICES["augmentation"]() == ("none", "minimal", "medium", "heavy")
 
 
 augmented = jax.jit(augment, static_argnums=0)

@@ -9,7 +9,7 @@ import pytest
 from helpers.random_models import variables_of
 
 import medmerge_jax as mm
-from medmerge_jax import config, merging
+from medmerge_jax import merging
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import mergers
 
@@ -46,8 +46,22 @@ def assert_trees_close(found, wanted, tolerance):
 
 
 def test_names():
-    assert tuple(mm.list_mergers()) == config.MERGERS
-    assert set(mergers.NEED_IMAGES) <= set(config.MERGERS)
+    assert mm.list_mergers() == [
+        "uniform", "weighted", "slerp", "task_arithmetic", "fisher", "weight_matching",
+        "activation_matching", "zipit", "matched_averaging",
+    ]  # fmt: skip
+    need_images = {name for name, entry in mergers.MERGERS.items() if entry.needs_images}
+    assert need_images == {"fisher", "activation_matching", "zipit"}
+
+
+def test_the_documentation_lists_all_mergers_with_their_options():
+    lines = [line.strip() for line in mm.merge.__doc__.splitlines()]
+    assert "- `uniform`: The mean." in lines
+    assert "- `zipit` (alpha=0.3, beta=0.125): Hidden units merged across and within models " in (
+        mm.merge.__doc__
+    )
+    for method in mm.list_mergers():
+        assert any(line.startswith(f"- `{method}`") for line in lines)
 
 
 def test_the_function_stays_a_function():
@@ -59,7 +73,7 @@ def test_the_function_stays_a_function():
     assert_trees_close(mm.merge("uniform", "resnet20", [one]), one, 0)
 
 
-@pytest.mark.parametrize("method", config.MERGERS)
+@pytest.mark.parametrize("method", mergers.MERGERS)
 def test_identical_parents_are_a_fixed_point(method, images):
     one = variables_of(0)
     for num_parents in (1, 2) if method == "slerp" else (1, 2, 3):
@@ -80,7 +94,7 @@ def test_a_permuted_copy_is_the_same_network(method, images):
     assert difference < 1e-5
 
 
-@pytest.mark.parametrize("method", config.MERGERS)
+@pytest.mark.parametrize("method", mergers.MERGERS)
 def test_the_order_and_kind_of_arrays_do_not_matter(method, parents, images):
     """A model read from a file has its tensors in another order than one that JAX returned."""
     if method == "task_arithmetic":  # a scale that does not make the ancestor vanish

@@ -11,7 +11,7 @@ from PIL import Image
 
 from medmerge_jax.data.hashing import load_hashes
 from medmerge_jax.data.official import official_data_set
-from medmerge_jax.recipes.run import run
+from medmerge_jax.studies import run
 
 RENAMED = 4
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from helpers import small_layouts, tiny_config
 
-from medmerge_jax.config import check_config
 from medmerge_jax.errors import UserError
+from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.inputs import load_data, missing_data
-from medmerge_jax.recipes.run import run
+from medmerge_jax.studies import run
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from medmerge_jax import merging
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes import experiment, inputs
-from medmerge_jax.recipes.run import run
+from medmerge_jax.studies import run
 from medmerge_jax.weights import load_parent, save_weights
 
 

@@ -1,10 +1,13 @@
 """What a run leaves, also where it was killed while it wrote."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
+from helpers import tiny_config
 
+from medmerge_jax.config import parse, to_json
 from medmerge_jax.errors import UserError
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.run_directory import RunDirectory
@@ -110,3 +113,25 @@ def test_a_damaged_line_of_the_metrics_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: "):
         RunDirectory(tmp_path).rewind("ft", 0)
+
+
+def test_a_run_of_an_earlier_version_lacks_what_has_become_a_field_since(tmp_path):
+    """What it did is what the field's default says."""
+    config = to_json(parse(tiny_config.get_config("compare")))
+    earlier = copy.deepcopy(config)
+    for stage in (earlier["lp"], earlier["sources"]["b"]["ft"]):
+        for field in ("patience", "patience_delta", "keep"):
+            del stage[field]
+    del earlier["data"]["ordinal"]
+    record = {"config": earlier, "data_fingerprint": "", "parent_fingerprints": {}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    RunDirectory(tmp_path).check_config(config)
+    config["lp"]["patience"] = config["sources"]["b"]["ft"]["patience"] = 3
+    config["data"]["ordinal"] = True
+    with pytest.raises(UserError) as error:
+        RunDirectory(tmp_path).check_config(config)
+    assert str(error.value).splitlines()[1:4] == [
+        "  data.ordinal: absent there, true now",
+        "  lp.patience: 0 there, 3 now",
+        "  sources.b.ft.patience: 0 there, 3 now",
+    ]

@@ -1,0 +1,179 @@
+"""Whether a config makes sense, and what there is to choose from."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+
+import ml_collections
+
+from medmerge_jax.config import MOST, Config, Data, Field, fields, parse, raise_mistakes, shown
+from medmerge_jax.data.batches import LOADERS
+from medmerge_jax.data.official import layout
+from medmerge_jax.data.synthetic import KINDS as DRAWINGS
+from medmerge_jax.errors import UserError, nearest
+from medmerge_jax.evaluation.metrics import METRICS
+from medmerge_jax.images.augment import POLICIES
+from medmerge_jax.images.decode import RESIZES
+from medmerge_jax.merging import CONSTRAINTS, GRANULARITIES
+from medmerge_jax.models import list_models
+from medmerge_jax.models.mergers import FROM_PARENTS, MERGERS, check_options, merger_options
+from medmerge_jax.recipes.inputs import DATA_KINDS
+from medmerge_jax.recipes.recipes import RECIPES
+from medmerge_jax.training.schedules import SCHEDULES
+
+CHOICES: dict[str, Callable[[], Collection[str]]] = {
+    "architecture": list_models,
+    "augmentation": lambda: ("none", *POLICIES),
+    "constraint": lambda: CONSTRAINTS,
+    "drawing": lambda: DRAWINGS,
+    "granularity": lambda: GRANULARITIES,
+    "kind of data": lambda: DATA_KINDS,
+    "loader": lambda: LOADERS,
+    "merger": lambda: MERGERS,
+    "metric": lambda: METRICS,
+    "recipe": lambda: (*RECIPES, "compare"),
+    "resize": lambda: RESIZES,
+    "run recipe": lambda: RECIPES,
+    "schedule": lambda: SCHEDULES,
+}
+"""What fields of `config` take, by the names that stand there. Functions, because a user's file may
+register more."""
+
+
+def check_config(config: ml_collections.ConfigDict | Config) -> Config:
+    """The typed config; all options of mergers are in it, None where they are not given.
+
+    Raises:
+      UserError: Names every field that is unknown, missing or unusable.
+    """
+    parsed = parse(config)
+    raise_mistakes(list(_mistakes(parsed)))
+    return _with_options(parsed)
+
+
+def choices_of(field: Field) -> Collection[str]:
+    """All values that a field, or each of its parts, takes; none if it takes any."""
+    return (
+        CHOICES[field.choices]()
+        if isinstance(field.choices, str) and field.choices
+        else field.choices
+    )
+
+
+def option_names() -> list[str]:
+    """Of the fields of `merge_ft.options`: the options of all mergers."""
+    names = dict.fromkeys(name for method in MERGERS for name in merger_options(method))
+    return [name for name in names if name not in FROM_PARENTS]
+
+
+def used_mergers(config: Config) -> tuple[str, ...]:
+    """The methods of `mm.merge` that the recipe, or the comparison, will call."""
+    if config.recipe == "compare":
+        merges = any(RECIPES[name].merges for name in config.compare.recipes if name in RECIPES)
+        return config.compare.mergers if merges else ()
+    return (config.merge_ft.method,) if RECIPES[config.recipe].merges else ()
+
+
+def needed_parents(config: Config) -> list[str]:
+    """Names of the parents that the recipe starts from."""
+    if config.recipe in RECIPES and RECIPES[config.recipe].one_parent:
+        return [config.start]
+    return sorted(config.parents)
+
+
+def _with_options(config: Config) -> Config:
+    options = {**dict.fromkeys(option_names()), **config.merge_ft.options}
+    return dataclasses.replace(
+        config,
+        merge_ft=dataclasses.replace(config.merge_ft, options=options),
+        sources={name: _with_options(source) for name, source in config.sources.items()},
+    )
+
+
+def _mistakes(config: Config, prefix: str = "") -> Iterator[str]:
+    """Of a config and of its sources, a line each."""
+    for field in fields(config):
+        yield from (f"{prefix}{line}" for line in _field_mistakes(field))
+    for part in (_data_mistakes(config.data), _parent_mistakes(config), _seed_mistakes(config)):
+        yield from (f"{prefix}{line}" for line in part)
+    if prefix and config.recipe == "compare":
+        yield f"{prefix}recipe = 'compare': a source is one run; {nearest('', RECIPES)}"
+    if config.recipe in CHOICES["recipe"]():
+        yield from (f"{prefix}{line}" for line in _merger_mistakes(config))
+    for name, source in config.sources.items():
+        yield from _mistakes(source, f"{prefix}sources.{name}.")
+
+
+def _field_mistakes(field: Field) -> Iterator[str]:
+    choices = choices_of(field)
+    several = isinstance(field.value, tuple)
+    for value in field.value if several else [field.value]:
+        is_value = f"{'has' if several else '='} {shown(value)}"
+        if choices and value not in choices:
+            yield f"{field.path} {is_value}: {nearest(value, choices)}"
+        # Written so that a NaN is none of these.
+        if field.at_least is not None and not field.at_least <= value <= field.at_most:
+            yield f"{field.path} {is_value}: {field.at_least} to {field.at_most} is wanted"
+
+
+def _data_mistakes(data: Data) -> Iterator[str]:
+    if len(data.synthetic.counts) != 3:
+        yield f"data.synthetic.counts = {data.synthetic.counts}: train, val, test are wanted"
+    if data.kind == "official":
+        try:
+            layout(data.name, data.variant)
+        except UserError as error:
+            yield f"data.name = {data.name!r}, data.variant = {data.variant!r}: {error}"
+        return
+    for name, value in (("variant", data.variant), ("split_table", data.split_table)):
+        if value:
+            yield f"data.{name} = {value!r}: is only for data.kind = 'official'"
+
+
+def _parent_mistakes(config: Config) -> Iterator[str]:
+    merges = not (config.recipe in RECIPES and RECIPES[config.recipe].one_parent)
+    if merges and len(config.parents) < 2:
+        yield f"parents = {list(config.parents)}: a merge wants two or more"
+    if config.start not in config.parents:
+        yield f"start = {config.start!r}: {nearest(config.start, list(config.parents))}"
+    elif merges:
+        if set(config.parents.values()) == {"zeros"}:
+            yield "parents: all are zeros; one trained parent is wanted"
+    elif config.parents[config.start] == "zeros":
+        yield f"start = {config.start!r}: is a parent of zeros; a trained one is wanted"
+
+
+def _seed_mistakes(config: Config) -> Iterator[str]:
+    seeds = config.compare.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) <= MOST:
+        yield f"compare.seeds = {shown(seeds)}: one or more different seeds are wanted"
+
+
+def _merger_mistakes(config: Config) -> Iterator[str]:
+    methods = [method for method in used_mergers(config) if method in MERGERS]
+    if not methods:
+        return
+    ancestor = config.merge_ft.ancestor
+    untrained = [n for n, value in config.parents.items() if value in ("zeros", "random")]
+    if "zeros" in config.parents.values():
+        yield "parents: one is zeros, which only medmerge can merge; merge_ft wants trained ones"
+    for method in methods:
+        if MERGERS[method].needs_heads and untrained:
+            yield (f"parents {untrained} have no head; the merger {method!r} wants trained parents")
+        if "ancestor" in merger_options(method) and ancestor not in config.parents:
+            yield f"merge_ft.ancestor = {ancestor!r}: {nearest(ancestor, list(config.parents))}"
+    yield from _option_mistakes(config, methods)
+
+
+def _option_mistakes(config: Config, methods: list[str]) -> Iterator[str]:
+    given = {n: value for n, value in config.merge_ft.options.items() if value is not None}
+    options = {method: set(merger_options(method)) - set(FROM_PARENTS) for method in methods}
+    of_any = sorted(set.union(*options.values()))
+    for name in sorted(set(given) - set(of_any)):
+        wanted = nearest(name, of_any) if of_any else f"{', '.join(methods)} has no options"
+        yield f"merge_ft.options.{name}: {wanted}"
+    for method, names in options.items():
+        count = len(config.parents) - ("ancestor" in merger_options(method))
+        try:
+            check_options(method, count, {n: given[n] for n in given if n in names})
+        except ValueError as error:
+            yield f"merge_ft.options, {method} of {count} parents: {error}"

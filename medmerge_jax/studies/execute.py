@@ -1,0 +1,84 @@
+"""An experiment in its workdir: its sources first, then its recipe or its comparison."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from medmerge_jax.config import Config, to_json
+from medmerge_jax.errors import UserError
+from medmerge_jax.recipes.checks import check_config
+from medmerge_jax.recipes.prepare import (
+    Prepared,
+    check_paths,
+    load_inputs,
+    prepare,
+    source_folder,
+    sources_of,
+)
+from medmerge_jax.recipes.run import finished, record, run_recipe
+from medmerge_jax.runtime import processes
+from medmerge_jax.runtime.progress import say
+from medmerge_jax.storage.run_directory import RunDirectory
+from medmerge_jax.studies.compare import compare
+
+
+def run(
+    config: ml_collections.ConfigDict | Config, workdir: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Runs, resumes, or returns the results of, the experiment in `workdir`.
+
+    Args:
+      config: What `get_config()` of a config file returns, or what `parse` has made of that.
+      workdir: The run directory; made if it is not there.
+
+    Returns:
+      The content of results.json.
+
+    Raises:
+      UserError: Before anything is compiled or written, if a field, path or file is unusable.
+    """
+    config, workdir = check_config(config), Path(workdir).expanduser()
+    directory = RunDirectory(workdir)
+    with directory.locked():
+        processes.from_first(lambda: directory.check_config(to_json(config)))
+        results = finished(directory)
+        if results is not None:
+            say(f"{workdir} is finished; nothing to do")
+            return results
+        check_paths(config)
+        order = _source_order(config)
+        prepared: dict[str, Prepared] = {}
+        waiting = [n for n in order if finished(_source_directory(workdir, n)) is None]
+        with processes.first_alone():
+            for name in waiting:
+                prepared[name] = prepare(config.sources[name], workdir, prepared)
+            target = prepare(config, workdir, prepared)
+        # What could be refused is past: from here on the directory belongs to this config.
+        record(config, directory, target.fingerprint, target.parents)
+        for name in prepared:
+            say(f"source {name}: {config.sources[name].recipe} on {config.sources[name].data.name}")
+            inputs = load_inputs(prepared[name], workdir)
+            run_recipe(config.sources[name], _source_directory(workdir, name), inputs)
+        inputs = load_inputs(target, workdir)
+        if config.recipe == "compare":
+            return compare(config, directory, inputs)
+        return run_recipe(config, directory, inputs)
+
+
+def _source_directory(workdir: Path, name: str) -> RunDirectory:
+    return RunDirectory(source_folder(workdir, name))
+
+
+def _source_order(config: Config) -> list[str]:
+    """The sources, each after those that it starts from."""
+    order: list[str] = []
+    waiting = sorted(config.sources)
+    while waiting:
+        ready = [name for name in waiting if sources_of(config.sources[name]) <= set(order)]
+        if not ready:
+            raise UserError(f"sources {waiting} start from each other; one must start elsewhere")
+        order += ready
+        waiting = [name for name in waiting if name not in ready]
+    return order
