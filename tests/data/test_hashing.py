@@ -157,6 +157,34 @@ def test_overlap_by_looks_and_by_pixels(hashed):
     assert not overlap.exact.any()
 
 
+def with_bits_turned(hashes, count):
+    turned = hashes.perceptual.copy()
+    for bit in range(count):
+        turned[:, bit // 64] ^= np.uint64(1 << (bit % 64))
+    ids = tuple(f"other/{row}" for row in range(len(hashes)))
+    return ImageHashes(ids, hashes.splits, turned, ~hashes.exact, hashes.scale)
+
+
+def test_copies_differ_in_up_to_32_bits(hashed):
+    """25 is what JPEG, resizing and brightness take; the nearest strangers differ in 38."""
+    _, _, hashes = hashed
+    hashes = hashes.of("test")
+    assert find_overlap(hashes, with_bits_turned(hashes, 32)).by_hash.all()
+    assert not find_overlap(hashes, with_bits_turned(hashes, 33)).any.any()
+
+
+@pytest.mark.parametrize(
+    "place", [(0, 0, 0), (0, 0, 2), (SIZE // 2, 3, 1), (SIZE - 1, SIZE - 1, 2)]
+)
+def test_one_number_of_an_image_makes_it_another(hashed, place):
+    data, parts, hashes = hashed
+    changed = {name: images.copy() for name, images in parts.items()}
+    changed["test"][(slice(None), *place)] ^= 1
+    overlap = find_overlap(hashes.of("test"), hash_images(data, changed, "squash").of("test"))
+    assert overlap.by_hash.all()
+    assert not overlap.exact.any()
+
+
 def test_overlap_by_name():
     images = pictures(6, seed=3)
     ours = hash_images(

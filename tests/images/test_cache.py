@@ -115,6 +115,26 @@ def test_whatever_shapes_the_pixels_makes_another_cache(tmp_path, split, decoded
     assert not decodes()
 
 
+def test_names_and_sizes_alone_make_another_cache(tmp_path, split, decoded):
+    """Where times of modification say nothing, as after `cp` or from an archive."""
+
+    def pixels(paths=split.paths):
+        for path in split.paths:
+            os.utime(path, ns=(0, 0))
+        decoded.clear()
+        return cached_pixels(split_of(paths), 8, "squash", tmp_path / "cache").array
+
+    size = max(path.stat().st_size for path in split.paths)
+    for path in split.paths:
+        os.truncate(path, size)  # what follows an image's end is not read
+    straight = np.array(pixels())
+    np.testing.assert_array_equal(pixels(split.paths[::-1]), straight[::-1])
+    assert decoded
+    Image.new("RGB", (8, 8), (50, 60, 70)).save(split.paths[3], compress_level=0)
+    assert split.paths[3].stat().st_size != size
+    np.testing.assert_array_equal(pixels()[3], np.full((8, 8, 3), (50, 60, 70)))
+
+
 def truncate(path):
     os.truncate(path, path.stat().st_size - 1)
 

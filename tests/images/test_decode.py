@@ -105,6 +105,16 @@ def test_sixteen_bit_greyscale_keeps_its_range(tmp_path):
     np.testing.assert_array_equal(read[..., 0], read[..., 2])
 
 
+def test_sixteen_bit_greyscale_is_rounded_not_cut_off(tmp_path):
+    """257 steps make one of 255, so that 65535 is 255 and the middle of two goes up."""
+    values = np.array(
+        [0, 128, 129, 255, 256, 385, 386, 32767, 32768, 65279, 65407, 65535] + [0] * 4
+    )
+    path = save(tmp_path / "a.png", Image.fromarray(values.astype(np.uint16).reshape(4, 4)))
+    wanted = [0, 0, 1, 1, 1, 1, 2, 127, 128, 254, 255, 255] + [0] * 4
+    np.testing.assert_array_equal(read_image(path, 4)[..., 0].ravel(), wanted)
+
+
 def test_integers_beyond_sixteen_bits_are_refused(tmp_path):
     values = np.linspace(0, 65535, 256).astype(np.int32).reshape(16, 16)
     path = save(tmp_path / "a.tiff", Image.fromarray(values))
