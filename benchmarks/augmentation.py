@@ -42,11 +42,12 @@ def main() -> None:
     start = parameterization.fine_tune(
         jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
     )
-    plain = Task(Network(model, spec.mean, spec.std), start.assemble, True, False, 1e-2)
+    plain = Task(Network(model, spec.mean, spec.std), start.assemble, True, False)
     tasks = {"none": plain}
     tasks |= {name: dataclasses.replace(plain, augmentation=POLICIES[name]) for name in POLICIES}
-    states = {name: init_state(task, start) for name, task in tasks.items()}
-    weights, rate, alone = jnp.ones(CLASSES), np.float32(1e-4), jax.jit(augment, static_argnums=0)
+    states = {name: init_state(start) for name in tasks}
+    weights, scalars = jnp.ones(CLASSES), np.float32([1e-4, 1e-2])
+    alone = jax.jit(augment, static_argnums=0)
     batch = {
         "inputs": np.random.default_rng(0).integers(0, 256, shape, np.uint8),
         "labels": np.arange(options.batch_size, dtype=np.int32) % CLASSES,
@@ -58,7 +59,7 @@ def main() -> None:
         key = epoch_key(0, number)
         for name, task in tasks.items():
             (states[name], _), seconds = timed(
-                train_step, task, states[name], start.frozen, batch, rate, weights, key
+                train_step, task, states[name], start.frozen, batch, *scalars, weights, key
             )
             times.setdefault((name, "step"), []).append(seconds)
             if task.augmentation is not None:

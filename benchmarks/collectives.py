@@ -21,7 +21,7 @@ import numpy as np
 
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.network import Network
-from medmerge_jax.runtime.mesh import by_rows, data_mesh, on_all
+from medmerge_jax.runtime.mesh import batch_sharded, data_mesh, replicated
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.step import Task, init_state, train_step
 
@@ -41,16 +41,14 @@ def program(architecture: str, stage: str, batch_size: int = 64) -> str:
         start = parameterization.fine_tune(parent)
     else:
         start = parameterization.merge_linear_probe([parent, parent], parent["params"]["head"])
-    task = Task(
-        Network(model, spec.mean, spec.std, mesh), start.assemble, True, False, weight_decay=1e-2
-    )
-    whole, rows = on_all(mesh), by_rows(mesh)
+    task = Task(Network(model, spec.mean, spec.std, mesh), start.assemble, True, False)
+    whole, rows = replicated(mesh), batch_sharded(mesh)
     padded = -(-batch_size // mesh.size) * mesh.size
 
     def placed(leaf: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
 
-    state, frozen = jax.tree.map(placed, (init_state(task, start), start.frozen))
+    state, frozen = jax.tree.map(placed, (init_state(start), start.frozen))
     batch = {
         "inputs": jax.ShapeDtypeStruct((padded, SIZE, SIZE, 3), np.uint8, sharding=rows),
         "labels": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=whole),
@@ -58,7 +56,7 @@ def program(architecture: str, stage: str, batch_size: int = 64) -> str:
     scalar, weights = (
         jax.ShapeDtypeStruct(s, np.float32, sharding=whole) for s in ((), (CLASSES,))
     )
-    lowered = train_step.lower(task, state, frozen, batch, scalar, weights)
+    lowered = train_step.lower(task, state, frozen, batch, scalar, scalar, weights)
     return lowered.compile().as_text()
 
 

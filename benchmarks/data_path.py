@@ -36,6 +36,8 @@ from medmerge_jax.models.network import Network
 from medmerge_jax.recipes.experiment import compute_dtype
 from medmerge_jax.runtime.progress import Bar
 from medmerge_jax.training import loop, parameterization
+from medmerge_jax.training.progress import Progress
+from medmerge_jax.training.stage import Stage
 from medmerge_jax.training.step import Task, init_state, train_step
 
 CLASSES, RATE = 5, 1e-4
@@ -133,8 +135,8 @@ class _Stage:
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
         self.start = parameterization.fine_tune(variables)
         network = Network(model, spec.mean, spec.std)
-        self.task = Task(network, self.start.assemble, True, False, 1e-2)
-        self.state = init_state(self.task, self.start)
+        self.task = Task(network, self.start.assemble, True, False)
+        self.state = init_state(self.start)
         self.batches, self.weights = batches, jnp.ones(CLASSES)
 
     def wait(self) -> None:
@@ -149,10 +151,10 @@ class _Steps(_Stage):
         """An epoch."""
         if not hasattr(self, "batch"):
             self.batch = next(iter(self.batches.epoch(0, 0)))
-            self.rate = jax.device_put(np.float32(RATE))
+            self.scalars = jax.device_put([np.float32(RATE), np.float32(1e-2)])
         for _ in range(self.batches.steps_per_epoch):
             self.state, _ = train_step(
-                self.task, self.state, self.start.frozen, self.batch, self.rate, self.weights
+                self.task, self.state, self.start.frozen, self.batch, *self.scalars, self.weights
             )
 
 
@@ -163,18 +165,18 @@ class _Epochs(_Stage):
 
     def __call__(self) -> None:
         """The next epoch."""
-        stage = loop.Stage("ft", epochs=1, learning_rate=RATE)
+        stage = Stage("ft", epochs=1, learning_rate=RATE)
         progress = _Position(stage, self.state)
-        rates = np.full(self.batches.steps_per_epoch, RATE, np.float32)
+        steps = self.batches.steps_per_epoch
+        progress.begin(steps, np.full(steps, RATE, np.float32))
+        constants = jax.device_put([np.float32(stage.weight_decay), self.weights])
         with Bar("ft", 1, "images") as bar:
             loop._train_epoch(
-                stage,
                 self.task,
                 progress,
                 self.start.frozen,
                 self.batches,
-                rates,
-                self.weights,
+                constants,
                 type(self).done,
                 bar,
             )
@@ -182,7 +184,7 @@ class _Epochs(_Stage):
         self.state = progress.state
 
 
-class _Position(loop._Progress):
+class _Position(Progress):
     """Without checkpoints."""
 
     def __init__(self, stage: Any, state: Any):

@@ -118,15 +118,16 @@ class _Step:
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
         start = _start(variables, parents)
         network = Network(model, spec.mean, spec.std)
-        task = Task(network, start.assemble, start.train_batch_norm, False, 1e-2)
+        task = Task(network, start.assemble, start.train_batch_norm, False)
         images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
         labels = np.arange(batch, dtype=np.int32) % classes
-        self._state = init_state(task, start)
+        self._state = init_state(start)
         self._rest = jax.device_put(
             (
                 start.frozen,
                 {"inputs": images, "labels": labels},
                 np.float32(RATE),
+                np.float32(1e-2),
                 np.ones(classes, np.float32),
             )
         )

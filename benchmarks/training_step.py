@@ -146,14 +146,15 @@ class JaxStep:
 
     def __init__(self, task: Task, start: Parameterization, inputs: Any, labels: np.ndarray):
         self.task, self.frozen = task, jax.device_put(start.frozen)
-        self.state, self.loss = init_state(task, start), jnp.zeros(())
+        self.state, self.loss = init_state(start), jnp.zeros(())
         self.batch = jax.device_put({"inputs": inputs, "labels": labels})
         self.class_weights = jnp.ones(CLASSES)
+        self.scalars = np.float32([RATE, pytorch_recipe.WEIGHT_DECAY])
 
     def __call__(self) -> None:
         """Dispatches a step."""
         self.state, self.loss = train_step(
-            self.task, self.state, self.frozen, self.batch, np.float32(RATE), self.class_weights
+            self.task, self.state, self.frozen, self.batch, *self.scalars, self.class_weights
         )
 
     def wait(self) -> None:
@@ -231,7 +232,6 @@ def jax_sides(case: Case, paths: Sequence[Path]) -> dict[str, Any]:
             start.assemble,
             start.train_batch_norm,
             multilabel=False,
-            weight_decay=pytorch_recipe.WEIGHT_DECAY,
         )
         return JaxStep(task, start, inputs, labels)
 

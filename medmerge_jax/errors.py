@@ -1,4 +1,4 @@
-"""The one error that a user of the program is meant to see, and words for it."""
+"""The errors that a user of the program is meant to see, and words for them."""
 
 import difflib
 from collections.abc import Collection
@@ -19,6 +19,14 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__("\n".join(map(_shortened, message.split("\n"))))
+
+
+class DivergedError(UserError):
+    """A loss or the weights are no longer finite: the learning rate is to blame, not a path."""
+
+
+class OutOfMemoryError(UserError):
+    """The memory does not suffice for the batch."""
 
 
 def nearest(value: Any, choices: Collection[str]) -> str:

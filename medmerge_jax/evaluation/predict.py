@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from medmerge_jax.data.batches import Batches
-from medmerge_jax.errors import UserError
+from medmerge_jax.errors import OutOfMemoryError
 from medmerge_jax.evaluation.metrics import classification_metrics
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime import preemption
-from medmerge_jax.runtime.mesh import fetch, on_all, replicate
+from medmerge_jax.runtime.mesh import fetch, replicate, replicated
 
 Tree = dict[str, Any]
 
@@ -47,7 +47,7 @@ def predict_step(network: Network, variables: Tree, inputs: jax.Array) -> jax.Ar
     """Outputs in evaluation mode: logits, or features of a network without a head."""
     outputs: Any = network.model.apply(variables, network.normalise(inputs), train=False)
     if network.mesh is not None:
-        outputs = jax.lax.with_sharding_constraint(outputs, on_all(network.mesh))
+        outputs = jax.lax.with_sharding_constraint(outputs, replicated(network.mesh))
     return outputs
 
 
@@ -64,7 +64,7 @@ def explain_memory(where: str, batch_size: int) -> Iterator[None]:
             raise
         found = next(iter(str(error).splitlines()), "") or type(error).__name__
         smaller = f"batch_size = {batch_size // 2}" if batch_size > 1 else "a smaller image_size"
-        raise UserError(
+        raise OutOfMemoryError(
             f"{where}: out of memory with batch_size = {batch_size} ({found}). Try {smaller}, or "
             "twice the accumulate, which takes the same batch in parts (batch norms then see the "
             "parts), in a new --workdir. Checkpoints of finished epochs are kept in this one."

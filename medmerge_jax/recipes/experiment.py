@@ -25,8 +25,9 @@ from medmerge_jax.storage import atomic
 from medmerge_jax.storage.npz import read_npz
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.loop import Stage, StageResult, train_stage
+from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.parameterization import Parameterization, Tree
+from medmerge_jax.training.stage import Stage, StageResult
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,12 +30,12 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:
     return Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def on_all(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """Of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def batch_sharded(mesh: Mesh) -> NamedSharding:
     """Of an array whose first axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -49,7 +49,7 @@ def own_rows(size: int, mesh: Mesh | None) -> slice:
     """Which of `size` rows, a multiple of the number of devices, this process's devices have."""
     if mesh is None:
         return slice(0, size)
-    found = by_rows(mesh).addressable_devices_indices_map((size,)).values()
+    found = batch_sharded(mesh).addressable_devices_indices_map((size,)).values()
     rows = [index[0].indices(size) for index in found if index is not None]
     return slice(min(start for start, _, _ in rows), max(stop for _, stop, _ in rows))
 
@@ -58,7 +58,7 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
     """Puts arrays, of the same values in every process, on every device."""
     if mesh is None:
         return jax.device_put(tree)
-    sharding = on_all(mesh)
+    sharding = replicated(mesh)
     if not _several_processes():
         return jax.device_put(tree, sharding)
 
@@ -88,8 +88,8 @@ def split_rows(tree: Any, size: int, mesh: Mesh | None) -> Any:
       mesh: Of all devices.
     """
     if mesh is None or not _several_processes():
-        return jax.device_put(tree, None if mesh is None else by_rows(mesh))
-    sharding = by_rows(mesh)
+        return jax.device_put(tree, None if mesh is None else batch_sharded(mesh))
+    sharding = batch_sharded(mesh)
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(
             sharding, np.asarray(rows), (size, *np.shape(rows)[1:])
@@ -98,12 +98,12 @@ def split_rows(tree: Any, size: int, mesh: Mesh | None) -> Any:
     )
 
 
-def as_in_first(tree: Any) -> Any:
+def broadcast_from_first(tree: Any) -> Any:
     """The first process's values in all processes."""
     return multihost_utils.broadcast_one_to_all(tree) if _several_processes() else tree
 
 
-def on_one(tree: Any) -> Any:
+def unreplicate(tree: Any) -> Any:
     """Arrays that every device has, as arrays of one device of this process; nothing is copied."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint.experimental import v1 as ocp
 
+from medmerge_jax.merging.trees import flatten, unflatten
+from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
+from medmerge_jax.storage.npz import read_npz
 
 _KEPT = 2
+_KEPT_MODEL = ".model.npz"
 _METADATA = "_CHECKPOINT_METADATA"
 _BLOCK = 2**20
 
@@ -156,6 +161,23 @@ class StageCheckpoints:
         if jax.process_index() == 0:
             self._summing = threading.Thread(target=self._sum, args=(number, saving))
             self._summing.start()
+
+    def keep(self, epoch: int, variables: Any) -> None:
+        """Writes a model that is a result of the stage, beside its checkpoints, to stay there."""
+        arrays = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
+        processes.from_first(
+            lambda: atomic.write_atomically(
+                self._path(epoch, _KEPT_MODEL), lambda file: np.savez(file, **arrays)
+            )
+        )
+
+    def kept(self, epoch: int) -> Any:
+        """What `keep` wrote, in NumPy.
+
+        Raises:
+          UserError: The file is gone or damaged.
+        """
+        return unflatten(read_npz(self._path(epoch, _KEPT_MODEL)))
 
     def wait(self) -> None:
         """Returns when everything saved is on the disk."""

@@ -1,21 +1,46 @@
-"""Learning rates, as one number per step."""
+"""Learning rates: optax's schedules, as one number per step."""
 
+from collections.abc import Callable
+
+import jax
 import numpy as np
+import optax
 
-SCHEDULES = ("constant", "cosine")
+from medmerge_jax.registry import Registry
+
+_BLOCK = 4096
+"""Steps computed at once. One size, so that stages of other lengths compile nothing anew."""
+
+SCHEDULES: Registry[Callable[[float, int], optax.Schedule]] = Registry("schedule")
+"""From the peak and the number of steps after the warm-up, t from 0 to 1 along these:
+
+constant     peak
+cosine       ½ peak (1 + cos πt)
+linear       peak (1 − t)
+exponential  peak · 100⁻ᵗ
+"""
+SCHEDULES.add("constant", lambda peak, steps: optax.constant_schedule(peak))
+SCHEDULES.add("cosine", optax.cosine_decay_schedule)
+SCHEDULES.add("linear", lambda peak, steps: optax.linear_schedule(peak, 0.0, steps))
+SCHEDULES.add("exponential", lambda peak, steps: optax.exponential_decay(peak, steps, 0.01))
 
 
 def learning_rates(schedule: str, peak: float, steps: int, *, warmup_steps: int = 0) -> np.ndarray:
     """Learning rate of every step of a stage, float32 (steps,).
 
     Args:
-      schedule: "constant", or "cosine": ½ peak (1 + cos πt), t from 0 to 1 after the warm-up.
+      schedule: A name of `SCHEDULES`.
       peak: The rate after the warm-up.
       steps: Of the whole stage.
       warmup_steps: The first steps rise linearly, from peak / warmup_steps to the peak.
     """
-    step = np.arange(steps)
-    progress = np.clip((step - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
-    decay = np.ones(steps) if schedule == "constant" else 0.5 * (1 + np.cos(np.pi * progress))
-    warmup = np.minimum((step + 1) / warmup_steps, 1.0) if warmup_steps else np.ones(steps)
-    return (peak * np.where(step < warmup_steps, warmup, decay)).astype(np.float32)
+    rates = SCHEDULES[schedule](peak, max(steps - warmup_steps, 1))
+    if warmup_steps:
+        warmup = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
+        rates = optax.join_schedules([warmup, rates], [warmup_steps])
+    blocks = []
+    with jax.enable_x64(True):  # the numbers are rounded once, at the end
+        for first in range(0, steps, _BLOCK):
+            values = np.asarray(rates(np.arange(first, first + _BLOCK)), np.float64)
+            blocks.append(np.broadcast_to(values, _BLOCK))  # a constant comes as one number
+    return np.concatenate(blocks)[:steps].astype(np.float32)

@@ -20,7 +20,8 @@ from medmerge_jax.models.network import Network
 from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.runtime.mesh import data_mesh, fetch, replicate
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.step import Task, accumulated_step, init_state, train_step
+from medmerge_jax.training.accumulation import accumulated_step
+from medmerge_jax.training.step import Task, init_state, train_step
 
 CLASSES = 3
 
@@ -54,22 +55,20 @@ def run(
     start = start_of(stage, depth)
     if dtype == jnp.float64:
         start = jax.tree.map(lambda x: np.asarray(x, dtype) if hasattr(x, "dtype") else x, start)
-    task = Task(
-        network, start.assemble, start.train_batch_norm, multilabel, 1e-2, POLICIES.get(policy)
-    )
+    task = Task(network, start.assemble, start.train_batch_norm, multilabel, POLICIES.get(policy))
     rng = np.random.default_rng(0)
     images, labels = drawn(rng, 50, multilabel)
     kind = StreamedBatches if stream else ResidentBatches
     batches = kind(images, labels, batch_size, mesh=mesh, accumulate=accumulate)
-    state, frozen = replicate((init_state(task, start), start.frozen), mesh)
+    state, frozen = replicate((init_state(start), start.frozen), mesh)
     weights = replicate(jnp.array([0.5, 1.0, 2.0], jnp.float32), mesh)
-    rate = np.float32(1e-4 if stage == "merge_lp" else 1e-5)
+    scalars = np.float32([1e-4 if stage == "merge_lp" else 1e-5, 1e-2])
     losses, gradients, rows = [], None, []
     for epoch in range(steps):
         key = epoch_key(3, epoch) if policy else None
         for batch in batches.epoch(3, epoch):
             take = accumulated_step if isinstance(batch, tuple) else train_step
-            state, loss = take(task, state, frozen, batch, rate, weights, key)
+            state, loss = take(task, state, frozen, batch, *scalars, weights, key)
             losses.append(float(loss))
             rows += [np.asarray(part["indices"]) for part in np.atleast_1d(batch)]
             if gradients is None:  # the first moment of Adam after one step is a tenth of them

@@ -17,7 +17,8 @@ from medmerge_jax.models.network import Network
 from medmerge_jax.models.norm import BatchNorm
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.loop import Stage, train_stage
+from medmerge_jax.training.loop import train_stage
+from medmerge_jax.training.stage import Stage
 
 CLASSES, SIZE = 3, 8
 COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -21,7 +21,8 @@ from medmerge_jax.runtime import preemption
 from medmerge_jax.storage.checkpoints import StageCheckpoints
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import loop, parameterization
-from medmerge_jax.training.loop import Stage, train_stage
+from medmerge_jax.training.loop import train_stage
+from medmerge_jax.training.stage import Stage
 
 CLASSES, FEATURES, STEPS = 3, 8, 3
 STAGE = Stage("lp", epochs=3, learning_rate=0.05, checkpoint_seconds=0.0)

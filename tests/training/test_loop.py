@@ -17,7 +17,9 @@ from medmerge_jax.models.network import Network
 from medmerge_jax.storage.checkpoints import StageCheckpoints
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import loop, parameterization
-from medmerge_jax.training.loop import Stage, train_stage
+from medmerge_jax.training.loop import train_stage
+from medmerge_jax.training.progress import Progress
+from medmerge_jax.training.stage import Stage
 
 CLASSES, FEATURES = 3, 8
 STAGE = Stage("lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)
@@ -172,13 +174,13 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, 
     restored = []
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop, "collapse", None)
-        original = loop._Progress.__init__
+        original = Progress.__init__
 
         def record(self, *args):
             original(self, *args)
             restored.append(self)
 
-        patch.setattr(loop._Progress, "__init__", record)
+        patch.setattr(Progress, "__init__", record)
         train(stage, "bad", stop)
     assert restored[0].epoch == 2
     assert_same(restored[0].state.trainable["params"], good.variables["params"])

@@ -23,7 +23,8 @@ from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.loop import Stage, train_stage
+from medmerge_jax.training.loop import train_stage
+from medmerge_jax.training.stage import Stage
 from medmerge_jax.training.step import Task, collapse, init_state, train_step
 from medmerge_jax.weights import variables_from_torch
 
@@ -211,15 +212,15 @@ def network_of(model):
 
 
 def train(start, model, batches, rate):
-    task = Task(network_of(model), start.assemble, start.train_batch_norm, False, WEIGHT_DECAY)
+    task = Task(network_of(model), start.assemble, start.train_batch_norm, False)
     weights = jnp.ones(CLASSES, jnp.float32)
-    train_state, losses, gradients = init_state(task, start), [], None
+    train_state, losses, gradients = init_state(start), [], None
     # The loss is a sum of its own type, so that the donated state keeps its types.
     loss_dtype = jax.tree.leaves(start.trainable)[0].dtype
     train_state = train_state._replace(loss_sum=jnp.zeros((), loss_dtype))
     for batch in batches:
         train_state, loss = train_step(
-            task, train_state, start.frozen, batch, loss_dtype.type(rate), weights
+            task, train_state, start.frozen, batch, *loss_dtype.type([rate, WEIGHT_DECAY]), weights
         )
         losses.append(float(loss))
         if gradients is None:  # Adam's first moment is now a tenth of the first gradient

@@ -12,8 +12,9 @@ from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.training import parameterization
+from medmerge_jax.training.loss import weighted_loss
 from medmerge_jax.training.schedules import learning_rates
-from medmerge_jax.training.step import Task, collapse, init_state, train_step, weighted_loss
+from medmerge_jax.training.step import Task, collapse, init_state, train_step
 
 CLASSES = 3
 SPEC = get_spec("resnet20")
@@ -36,12 +37,12 @@ def parent(seed, num_classes=CLASSES):
 
 def task_of(start, dtype=jnp.float32):
     network = Network(create_model("resnet20", CLASSES, dtype), SPEC.mean, SPEC.std)
-    return Task(network, start.assemble, start.train_batch_norm, False, 1e-2)
+    return Task(network, start.assemble, start.train_batch_norm, False)
 
 
-def step(task, state, start, batch, rate=1e-3, key=None):
-    weights = jnp.ones(CLASSES)
-    return train_step(task, state, start.frozen, batch, np.float32(rate), weights, key)
+def step(task, state, start, batch, rate=1e-3, key=None, decay=1e-2):
+    weights, scalars = jnp.ones(CLASSES), np.float32([rate, decay])
+    return train_step(task, state, start.frozen, batch, *scalars, weights, key)
 
 
 def test_weighted_cross_entropy_is_pytorchs(torch, rng):
@@ -75,7 +76,7 @@ def test_a_merge_step_changes_what_is_trained_and_nothing_else(batch, train_batc
     head = parent(2)["params"]["head"]
     start = parameterization.merge_linear_probe(parents, head, train_batch_norm=train_batch_norm)
     task = task_of(start)
-    state, _ = step(task, init_state(task, start), start, batch)
+    state, _ = step(task, init_state(start), start, batch)
     before, after = flatten(start.trainable), flatten(state.trainable)
     kinds = {path.rsplit("/", 1)[-1] for path in before if path.startswith("params/layer")}
     assert kinds == ({"scale", "bias"} if train_batch_norm else set())
@@ -108,7 +109,7 @@ def test_a_probe_trains_the_head_and_on_request_the_batch_norms():
 def test_a_state_is_donated_and_its_start_is_not(batch):
     start = parameterization.fine_tune(parent(0))
     task = task_of(start)
-    state = init_state(task, start)
+    state = init_state(start)
     step(task, state, start, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start.trainable))
@@ -116,7 +117,7 @@ def test_a_state_is_donated_and_its_start_is_not(batch):
 
 def test_one_compilation_for_all_rates_and_equal_tasks(batch):
     start = parameterization.fine_tune(parent(0))
-    state = init_state(task_of(start), start)
+    state = init_state(start)
     state, _ = step(task_of(start), state, start, batch)
     compiled = train_step._cache_size()
     for rate in (1e-3, 1e-5):
@@ -134,9 +135,9 @@ def test_a_step_with_augmentation_is_the_step_on_augmented_images(batch, policy)
     task, key = task_of(start), epoch_key(0, 3)
     batch["indices"] = np.array([7, 0, 3, 90], np.int32)
     before = augment(POLICIES[policy], batch["inputs"], batch["indices"], key)
-    wanted, wanted_loss = step(task, init_state(task, start), start, {**batch, "inputs": before})
-    plain = step(task, init_state(task, start), start, batch)[1]
-    found, loss = step(augmented(task, policy), init_state(task, start), start, batch, key=key)
+    wanted, wanted_loss = step(task, init_state(start), start, {**batch, "inputs": before})
+    plain = step(task, init_state(start), start, batch)[1]
+    found, loss = step(augmented(task, policy), init_state(start), start, batch, key=key)
     assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-5)
     assert float(loss) != pytest.approx(float(plain), rel=1e-5)
     for path, leaf in flatten(wanted.batch_stats).items():
@@ -148,7 +149,7 @@ def test_a_step_with_augmentation_is_the_step_on_augmented_images(batch, policy)
 def test_an_epoch_of_augmentation_does_not_compile_anew(batch):
     start = parameterization.fine_tune(parent(0))
     task = augmented(task_of(start), "minimal")
-    state, batch["indices"] = init_state(task, start), np.arange(4, dtype=np.int32)
+    state, batch["indices"] = init_state(start), np.arange(4, dtype=np.int32)
     state, _ = step(task, state, start, batch, key=epoch_key(0, 0))
     compiled = train_step._cache_size()
     for epoch in range(1, 4):
@@ -160,9 +161,11 @@ def test_without_augmentation_nothing_is_computed_for_it(batch):
     """The program is the one of a batch without indices and of no key: its results are too."""
     start = parameterization.fine_tune(parent(0))
     task = task_of(start)
-    arguments = (task, init_state(task, start), start.frozen)
+    arguments = (task, init_state(start), start.frozen)
     programs = [
-        train_step.lower(*arguments, images, np.float32(1e-3), jnp.ones(CLASSES), key).as_text()
+        train_step.lower(
+            *arguments, images, *np.float32([1e-3, 1e-2]), jnp.ones(CLASSES), key
+        ).as_text()
         for images, key in (
             (batch, None),
             ({**batch, "indices": np.arange(4, dtype=np.int32)}, epoch_key(0, 0)),
@@ -180,13 +183,13 @@ def test_augmentation_wants_images_and_a_key(batch, lacking):
         batch["inputs"] = batch["inputs"].astype(np.float32)
     key = None if lacking == "a key" else epoch_key(0, 0)
     with pytest.raises(ValueError, match="uint8 images and the key of the epoch are wanted"):
-        step(task, init_state(task, start), start, batch, key=key)
+        step(task, init_state(start), start, batch, key=key)
 
 
 def test_the_first_step_whose_loss_is_not_finite_is_remembered(batch):
     start = parameterization.fine_tune(parent(0))
     task = task_of(start)
-    state = init_state(task, start)
+    state = init_state(start)
     for rate in (1e-3, np.inf, 1e-3, 1e-3):
         assert int(state.bad_step) == -1
         state, _ = step(task, state, start, batch, rate)
@@ -202,7 +205,7 @@ def test_bfloat16_computes_and_keeps_float32(batch):
     losses = []
     for dtype in (jnp.float32, jnp.bfloat16):
         task = task_of(start, dtype)
-        state, loss = step(task, init_state(task, start), start, batch)
+        state, loss = step(task, init_state(start), start, batch)
         losses.append(float(loss))
         kept = jax.tree.leaves((state.trainable, state.batch_stats))
         assert {leaf.dtype for leaf in kept} == {jnp.dtype(jnp.float32)}

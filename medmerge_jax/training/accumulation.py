@@ -1,0 +1,73 @@
+"""The step on a batch in parts, for a batch whose activations do not fit the memory."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from medmerge_jax.runtime.mesh import replicated
+from medmerge_jax.training.loss import total_weight
+from medmerge_jax.training.parameterization import Tree
+from medmerge_jax.training.step import Batch, Task, TrainState, gradients, update
+
+
+def accumulated_step(
+    task: Task,
+    state: TrainState,
+    frozen: Tree,
+    batch: Sequence[Batch],
+    learning_rate: jax.Array,
+    weight_decay: jax.Array,
+    class_weights: jax.Array,
+    key: jax.Array | None = None,
+) -> tuple[TrainState, jax.Array]:
+    """`step.train_step` on the parts of a batch; the arguments are the same.
+
+    Loss and gradients are the sums over the parts of what they add to those of the whole batch,
+    also where classes are weighted or labels unknown. Batch norms see the parts: each is normalised
+    by its own statistics, and the running averages move once for each part.
+    """
+    total = _total_weight(task.multilabel, tuple(part["labels"] for part in batch), class_weights)
+    sums, batch_stats = _zeros(task, state.trainable), state.batch_stats
+    for part in batch:  # in a loop of the compiler, convolutions lose their threads
+        sums, batch_stats = _add_part(
+            task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, key
+        )
+    grads, loss = sums
+    # The running averages from before the first part were donated to it.
+    state = state._replace(batch_stats=batch_stats)
+    return _update(state, grads, loss, learning_rate, weight_decay), loss
+
+
+_total_weight = jax.jit(
+    lambda multilabel, labels, weights: total_weight(labels, weights, multilabel=multilabel),
+    static_argnums=0,
+)
+_update = jax.jit(update, donate_argnames="state")
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _zeros(task: Task, trainable: Tree) -> tuple[Tree, jax.Array]:
+    zeros = jax.tree.map(jnp.zeros_like, trainable), jnp.zeros((), jnp.float32)
+    mesh = task.network.mesh
+    return zeros if mesh is None else jax.lax.with_sharding_constraint(zeros, replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnames="task", donate_argnames=("sums", "batch_stats"))
+def _add_part(
+    task: Task,
+    sums: tuple[Tree, jax.Array],
+    batch_stats: Tree,
+    trainable: Tree,
+    frozen: Tree,
+    part: Batch,
+    class_weights: jax.Array,
+    total: jax.Array,
+    key: jax.Array | None,
+) -> tuple[tuple[Tree, jax.Array], Tree]:
+    """Gradients and loss added to `sums`, and the new batch statistics."""
+    (loss, batch_stats), grads = gradients(
+        task, trainable, batch_stats, frozen, part, class_weights, key, total
+    )
+    return jax.tree.map(jnp.add, sums, (grads, loss)), batch_stats

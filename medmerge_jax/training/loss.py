@@ -1,0 +1,58 @@
+"""The loss of a batch, or of a part of one."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from medmerge_jax.models.layers import at_least_float32
+
+
+def weighted_loss(
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array,
+    *,
+    multilabel: bool,
+    total: jax.Array | None = None,
+) -> jax.Array:
+    """Cross-entropy as PyTorch weighs it.
+
+    Args:
+      logits: (n, classes).
+      labels: Class indices int32 (n,); for multi-label float32 (n, classes) of 0, 1 and NaN for
+        unknown.
+      class_weights: (classes,). Multi-class: the mean is Σ w_y l / Σ w_y. Multi-label: the
+        factor of the positive term (`pos_weight`); the mean is over known labels.
+      multilabel: Which of the two.
+      total: What the sum is divided by, if not `total_weight` of these labels.
+
+    Returns:
+      A scalar, float32 (float64 for logits of that type).
+    """
+    logits = at_least_float32(logits)
+    if total is None:
+        total = total_weight(labels, class_weights, multilabel=multilabel)
+    if multilabel:
+        labelled = ~jnp.isnan(labels)
+        targets = jnp.where(labelled, labels, 0.0)
+        positive = targets * class_weights * jax.nn.log_sigmoid(logits)
+        negative = (1.0 - targets) * jax.nn.log_sigmoid(-logits)
+        return -jnp.sum((positive + negative) * labelled) / total
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.sum(class_weights[labels] * losses) / total
+
+
+def total_weight(
+    labels: jax.Array | tuple[jax.Array, ...], class_weights: jax.Array, *, multilabel: bool
+) -> jax.Array:
+    """What `weighted_loss` divides the sum over these labels by, a scalar.
+
+    Args:
+      labels: Of a batch, or of its parts.
+      class_weights: (classes,).
+      multilabel: See `weighted_loss`.
+    """
+    whole = jnp.concatenate(labels) if isinstance(labels, tuple) else labels
+    if multilabel:
+        return jnp.maximum(jnp.sum(~jnp.isnan(whole)), 1)
+    return jnp.sum(class_weights[whole])

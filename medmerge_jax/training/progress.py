@@ -1,0 +1,188 @@
+"""Where a stage stands, in memory and in its checkpoints."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax.errors import DivergedError
+from medmerge_jax.evaluation.metrics import higher_is_better
+from medmerge_jax.runtime import processes
+from medmerge_jax.runtime.progress import say
+from medmerge_jax.storage.checkpoints import StageCheckpoints
+from medmerge_jax.training.parameterization import Tree
+from medmerge_jax.training.stage import Stage
+from medmerge_jax.training.step import TrainState
+
+
+class Progress:
+    """How far a stage is: from the newest checkpoint if there is one, else at its beginning.
+
+    Attributes:
+      state: Of the last step.
+      values: JSON values that a checkpoint has beside its arrays.
+      steps_per_epoch: Known from `begin` on, like `rates`.
+      rates: Learning rate of every step.
+      saved_position: Where the newest checkpoint is, "" if there is none.
+    """
+
+    def __init__(self, stage: Stage, state: TrainState, checkpoints: StageCheckpoints):
+        self.stage, self.state = stage, state
+        self._best = _copy((state.trainable, state.batch_stats)) if stage.select == "best" else ()
+        self.values: dict[str, Any] = {
+            "epoch": 0,
+            "step": 0,
+            "epoch_seconds": 0.0,
+            "seconds": 0.0,
+            "images": 0,
+            "best_epoch": 0,
+            "best_value": None,
+            "epochs_without_progress": 0,
+            "finished": False,
+        }
+        self._checkpoints = checkpoints
+        self._last_save = time.monotonic()  # what a short stage would lose is soon done again
+        restored = checkpoints.restore(self._tree)
+        if restored is not None:
+            tree, values = restored
+            self.values.update(values)
+            self._best = tree["best"]
+            self.state = tree.get("state", self.state)
+            say(f"{stage.name}: resumed after {self.position()} of {stage.epochs}")
+        self.steps_per_epoch, self.rates = 0, np.zeros(0)
+        self._saved = (self.epoch, self.step)
+        self.saved_position = self.position() if restored else ""
+
+    def begin(self, steps_per_epoch: int, rates: np.ndarray) -> None:
+        """Takes what is known as soon as there are batches."""
+        self.steps_per_epoch, self.rates = steps_per_epoch, rates
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are done."""
+        return self.values["epoch"]
+
+    @property
+    def step(self) -> int:
+        """Steps of the next epoch that are done; all of them if only its validation is not."""
+        return self.values["step"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left."""
+        return self.values["finished"]
+
+    def position(self) -> str:
+        """Where the stage is, in words."""
+        return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
+
+    @property
+    def selected_epoch(self) -> int:
+        """The best epoch or the last, as the stage selects."""
+        return self.values["best_epoch" if self.stage.select == "best" else "epoch"]
+
+    @property
+    def selected(self) -> tuple[Tree, Tree]:
+        """After the selected epoch: what was trained, and the running statistics."""
+        return self._best or (self.state.trainable, self.state.batch_stats)
+
+    def advance(self, state: TrainState) -> None:
+        """Takes the state after one more step."""
+        self.state = state
+        self.values["step"] += 1
+
+    def finish_epoch(self, value: float | None, images: int) -> None:
+        """Counts an epoch, and saves it if it is time to.
+
+        Args:
+          value: Of the stage's metric on the validation split.
+          images: That the epoch trained on.
+        """
+        values, stage = self.values, self.stage
+        values["seconds"] += values["epoch_seconds"]
+        values["images"] += images
+        values.update(epoch=self.epoch + 1, step=0, epoch_seconds=0.0)
+        if self._is_best(value):
+            values.update(best_epoch=self.epoch, best_value=value, epochs_without_progress=0)
+            if stage.select == "best":
+                self._best = _copy((self.state.trainable, self.state.batch_stats))
+        elif value is not None and self._gain(value) < -stage.patience_delta:
+            values["epochs_without_progress"] += 1
+        stopped = 0 < stage.patience <= values["epochs_without_progress"]
+        values["finished"] = stopped or self.epoch == stage.epochs
+        if stopped:
+            say(f"{stage.name}: ends after epoch {self.epoch}, {stage.patience} without progress")
+        since = time.monotonic() - self._last_save
+        # All processes save, or none: the clock of one decides.
+        due = processes.from_first(lambda: since >= stage.checkpoint_seconds)
+        if self.finished or due:
+            self._save()
+
+    def save_inside_epoch(self) -> None:
+        """Saves what there is, unless the newest checkpoint is of it; returns when it is there.
+
+        Raises:
+          DivergedError: What there is is not finite.
+        """
+        if (self.epoch, self.step) != self._saved:
+            self.check_losses()
+            if not _all_finite((self.state.trainable, self.state.batch_stats)):
+                raise self.diverged(f"the weights were not finite after {self.position()}")
+            self._save()
+        self._checkpoints.wait()
+
+    def check_losses(self) -> float:
+        """The sum of this epoch's; raises a DivergedError if one was not finite."""
+        loss_sum, bad_step = jax.device_get((self.state.loss_sum, self.state.bad_step))
+        if bad_step >= 0:
+            epoch = int(bad_step) // self.steps_per_epoch
+            what = f"the loss was not finite at step {bad_step + 1} (epoch {epoch + 1}, learning "
+            raise self.diverged(f"{what}rate {self.rates[bad_step]:.3g})")
+        return float(loss_sum)
+
+    def diverged(self, what: str) -> DivergedError:
+        """The error that says so, what is kept and what to do."""
+        saved = self.saved_position
+        kept = f"the checkpoint after {saved} is kept" if saved else "there is no checkpoint yet"
+        return DivergedError(
+            f"stage {self.stage.name}: {what}; {kept}. "
+            "Lower the stage's learning_rate or raise its warmup_epochs, in a new --workdir."
+        )
+
+    def _save(self) -> None:
+        # Numbers that grow, also from the last step of an epoch to the end of its validation.
+        number = self.epoch * (self.steps_per_epoch + 1) + self.step
+        tree = self._tree(self.values)
+        if "state" in tree:  # its buffers are donated to the next step: the writer gets a copy
+            tree["state"] = _copy(self.state)
+        self._checkpoints.save(number, tree, dict(self.values))
+        self._last_save = time.monotonic()
+        self._saved, self.saved_position = (self.epoch, self.step), self.position()
+
+    def _is_best(self, value: float | None) -> bool:
+        """The first epoch is, and the first whose metric is defined; of equals the first."""
+        if value is None or self.values["best_value"] is None:
+            undefined = self.values["best_value"] is None
+            return self.values["best_epoch"] == 0 or (undefined and value is not None)
+        return self._gain(value) > 0
+
+    def _gain(self, value: float) -> float:
+        """By how much the value is better than the best so far."""
+        difference = value - self.values["best_value"]
+        return difference if higher_is_better(self.stage.metric) else -difference
+
+    def _tree(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint with these values holds: once finished, only what is selected."""
+        if values.get("finished"):
+            return {"best": self.selected}
+        return {"state": self.state, "best": self._best}
+
+
+def _all_finite(tree: Any) -> bool:
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree)))
+
+
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
