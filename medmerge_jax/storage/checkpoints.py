@@ -164,7 +164,7 @@ class StageCheckpoints:
 
     def keep(self, epoch: int, variables: Any) -> None:
         """Writes a model that is a result of the stage, beside its checkpoints, to stay there."""
-        arrays = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
+        arrays: Any = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
         processes.from_first(
             lambda: atomic.write_atomically(
                 self._path(epoch, _KEPT_MODEL), lambda file: np.savez(file, **arrays)
