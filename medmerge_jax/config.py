@@ -25,7 +25,7 @@ _DEEPEST = 8
 _LONGEST = 200
 """Characters that messages show of a value."""
 
-Option = bool | int | float | str | tuple | list | None
+Option = bool | int | float | str | tuple[Any, ...] | list[Any] | None
 
 
 def field(
@@ -236,7 +236,7 @@ def default_config() -> ml_collections.ConfigDict:
     return _config_dict(Config()).lock()
 
 
-class _Options(ml_collections.ConfigDict):
+class _Options(ml_collections.ConfigDict):  # type: ignore[misc]  # it has no types
     """Takes any field, for only `recipes.checks` knows the mergers and their options."""
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -301,7 +301,8 @@ def _parse(kind: Any, value: Any, path: str, mistakes: list[str]) -> Any:
         mistakes += [f"{path} has {one}" for one in _others(value, inner[0])]
         return tuple(value)
     else:
-        kinds = inner if origin is types.UnionType else (origin or kind,)
+        several = inner if origin is types.UnionType else (kind,)
+        kinds = [typing.get_origin(one) or one for one in several]
         mistakes += [f"{path} = {one}" for one in _others([value], *kinds)]
     return value
 

@@ -6,12 +6,13 @@ be it a config file, has it under its name everywhere.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, overload
 
 from medmerge_jax.errors import UserError, nearest
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Mapping[str, T]):
@@ -48,6 +49,33 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class Decorator:
+    """`@thing`, or `@thing(fact=...)`: registers a function under its name, and leaves it as it is.
+
+    Args:
+      registry: Takes the entry.
+      entry: Called with the function and the facts.
+    """
+
+    def __init__(self, registry: Registry[Any], entry: Callable[..., Any]):
+        self._registry, self._entry = registry, entry
+
+    @overload
+    def __call__(self, function: F, /) -> F: ...
+
+    @overload
+    def __call__(self, /, **facts: Any) -> Callable[[F], F]: ...
+
+    def __call__(self, function: Any = None, /, **facts: Any) -> Any:
+        """Registers the function, or returns what does so with these facts."""
+
+        def register(one: F) -> F:
+            self._registry.add(one.__name__, self._entry(one, **facts))
+            return one
+
+        return register if function is None else register(function)
 
 
 def summary(entry: object) -> str:

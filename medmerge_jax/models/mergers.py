@@ -30,7 +30,7 @@ from medmerge_jax.merging.zipit import ALPHA, BETA
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.norm import batch_statistics
 from medmerge_jax.models.taps import collect_moments
-from medmerge_jax.registry import Registry, summary
+from medmerge_jax.registry import Decorator, Registry, summary
 
 Tree = Mapping[Any, Any]
 Variables = dict[Any, Any]
@@ -93,21 +93,14 @@ class Merger:
 MERGERS: Registry[Merger] = Registry("merger")
 
 
-def merger(function: Any = None, /, **facts: Any) -> Any:
-    """Registers a function under its name as a method of `merge`.
+merger = Decorator(MERGERS, Merger)
+"""Registers a function under its name as a method of `merge`.
 
-    Its keyword-only arguments are the options: of type float, int (from 0 on), bool or str, or a
-    `Sequence[float]` with a number for each parent. Fields of the config and command-line flags
-    are named after them; the first line of its docstring says what it does.
-
-    Args:
-      function: Takes a `Task` and options, and returns variables.
-      **facts: See `Merger`.
-    """
-    if function is None:
-        return functools.partial(merger, **facts)
-    MERGERS.add(function.__name__, Merger(function, **facts))
-    return function
+The function takes a `Task` and returns variables. Its keyword-only arguments are the options: of
+type float, int (from 0 on), bool or str, or a `Sequence[float]` with a number for each parent.
+Fields of the config and command-line flags are named after them, and the first line of its
+docstring says what it does. Facts: see `Merger`.
+"""
 
 
 def merge(

@@ -281,7 +281,8 @@ class Experiment:
         """The same for every recipe of one seed."""
         head = LinearHead(self.inputs.dataset.num_classes)
         features = jnp.zeros((1, self._num_features))
-        return head.init(jax.random.key(self.config.seed), features)["params"]["head"]
+        params: Tree = head.init(jax.random.key(self.config.seed), features)["params"]["head"]
+        return params
 
 
 def compute_dtype(precision: str) -> Any:

@@ -299,7 +299,8 @@ def random_variables(config: Config) -> Tree:
     images = jnp.zeros((1, size, size, 3))
     # It runs once: what optimizing it takes is lost.
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    return init(jax.random.key(config.seed), images)
+    variables: Tree = init(jax.random.key(config.seed), images)
+    return variables
 
 
 def loss_weights(config: Config, dataset: DataSet) -> np.ndarray:
@@ -314,6 +315,6 @@ def loss_weights(config: Config, dataset: DataSet) -> np.ndarray:
     if dataset.multilabel:
         positives = np.nansum(labels, axis=0)
         negatives = np.nansum(1 - labels, axis=0)
-        return (negatives / np.maximum(positives, 1)).astype(np.float32)
+        return np.asarray(negatives / np.maximum(positives, 1), np.float32)
     counts = np.bincount(labels, minlength=dataset.num_classes)
     return (len(labels) / (dataset.num_classes * counts)).astype(np.float32)

@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from medmerge_jax.recipes.experiment import Experiment, Trained
-from medmerge_jax.registry import Registry
+from medmerge_jax.registry import Decorator, Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +25,11 @@ class Recipe:
 RECIPES: Registry[Recipe] = Registry("recipe")
 
 
-def recipe(function: Any = None, /, **facts: bool) -> Any:
-    """Registers a function under its name; the first line of its docstring says what it does.
+recipe = Decorator(RECIPES, Recipe)
+"""Registers a function under its name; the first line of its docstring says what it does.
 
-    Args:
-      function: Takes an `Experiment` and returns `Trained`.
-      **facts: See `Recipe`.
-    """
-    if function is None:
-        return lambda decorated: recipe(decorated, **facts)
-    RECIPES.add(function.__name__, Recipe(function, **facts))
-    return function
+The function takes an `Experiment` and returns `Trained`. Facts: see `Recipe`.
+"""
 
 
 @recipe(one_parent=True)

@@ -1,0 +1,66 @@
+"""`python -m medmerge_jax fields`, and that what it prints is what a config takes."""
+
+import pytest
+
+from medmerge_jax.commands import fields as command
+from medmerge_jax.config import Config, default_config, fields
+from medmerge_jax.errors import UserError
+from medmerge_jax.recipes.checks import CHOICES, choices_of
+
+
+def printed(capsys, *arguments):
+    command.main(arguments)
+    return capsys.readouterr().out.splitlines()
+
+
+def paths(config, prefix=""):
+    for name, value in config.items():
+        if name in ("data", "synthetic", "merge", "merge_ft", "lp", "ft", "select", "compare"):
+            yield from paths(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_field_has_its_lines(capsys):
+    lines = printed(capsys)
+    assert max(map(len, lines)) <= 100
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
+    plain = [name for name in names if not name.startswith("merge_ft.options.")]
+    assert sorted([*plain, "merge_ft.options"]) == sorted(paths(default_config()))
+    assert "merge_ft.options.alpha" in names
+    assert "merge_ft.options.multilabel" not in names
+
+
+def test_a_group(capsys):
+    assert printed(capsys, "merge") == [
+        "merge.granularity       str = 'kernel'",
+        "                        what has a coefficient of its own; one of kernel, layer, slice, "
+        "parameter",
+        "merge.constraint        str = 'none'",
+        "                        on coefficients; one of none, clip, sigmoid",
+        "merge.train_batch_norm  bool = True",
+        "                        whether the batch norms train beside the coefficients",
+    ]
+    assert printed(capsys, "config.ft.learning_rate") == [
+        "ft.learning_rate  float = 1e-05",
+        "                  its peak; from 0",
+    ]
+    assert printed(capsys, "merge_ft.options.alpha") == [
+        "merge_ft.options.alpha  float = 0.3",
+        "                        of zipit",
+    ]
+
+
+def test_no_such_group():
+    with pytest.raises(UserError, match=r"there is no field 'dta': did you mean 'data'\?"):
+        command.main(["dta"])
+
+
+def test_every_field_is_documented_and_its_default_can_be_used():
+    for field in fields(Config()):
+        assert 0 < len(field.doc) < 90
+        if isinstance(field.choices, str) and field.choices:
+            assert field.choices in CHOICES
+        if choices_of(field):
+            values = field.value if isinstance(field.value, tuple) else [field.value]
+            assert set(values) <= set(choices_of(field))

@@ -1,0 +1,82 @@
+"""A user's config file that registers things of its own: no file of the package is edited."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow  # it starts a Python with JAX
+
+CONFIG = '''
+from helpers import tiny_config
+from medmerge_jax.merging import weighted_average
+from medmerge_jax.models.mergers import merger
+from medmerge_jax.recipes.recipes import recipe
+
+
+@merger
+def first_mostly(task, *, share: float = 0.5):
+    """The first parent by `share`, the others by what is left."""
+    others = len(task.parents) - 1
+    return weighted_average(task.to_merge(), [share, *[(1 - share) / others] * others])
+
+
+@recipe(merges=True)
+def merge_lp(experiment):
+    """Merges without training, then trains the head alone."""
+    return experiment.linear_probe(experiment.merged())
+
+
+def get_config(variant=""):
+    config = tiny_config.get_config(variant)
+    config.merge_ft.method = "first_mostly"
+    return config
+'''
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Calls the program on a config file with the text above."""
+    path = tmp_path / "mine.py"
+    path.write_text(CONFIG)
+
+    def call(*flags):
+        environment = {
+            **os.environ,
+            "MEDMERGE_JAX_CACHE": str(tmp_path / "cache"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        command = [sys.executable, "-m", "medmerge_jax.main", f"--config={path}", *flags]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    return call
+
+
+def test_each_is_used_from_the_command_line(command, tmp_path):
+    flags = [f"--workdir={tmp_path}/run", "--config.recipe=merge_lp"]
+    result = command(*flags, "--config.merge_ft.options.share=0.875")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (found["recipe"], found["method"]) == ("merge_lp", "first_mostly")
+    assert [stage["name"] for stage in found["stages"]] == ["lp"]
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert recorded["merge_ft"]["options"]["share"] == 0.875
+    assert recorded["merge_ft"]["options"]["alpha"] is None
+    with np.load(tmp_path / "run" / "merged.npz") as merged:
+        assert "params/conv1/kernel" in merged.files
+
+
+def test_mistakes_are_named_as_those_in_what_is_built_in(command, tmp_path):
+    flags = [f"--workdir={tmp_path}/run", "--config.recipe=merge_lpp"]
+    result = command(*flags, "--config.merge_ft.method=first_mostle", "--config.compare.recipes=x")
+    assert result.returncode == 2
+    assert "recipe = 'merge_lpp': did you mean 'merge_lp'?" in result.stderr
+    assert "merge_ft.method = 'first_mostle': did you mean 'first_mostly'?" in result.stderr
+    assert "compare.recipes has 'x': one of ft, " in result.stderr
+    options = [f"--config.merge_ft.options.{option}" for option in ("shar=1", "share=all")]
+    result = command(flags[0], "--config.recipe=merge_lp", *options)
+    assert "merge_ft.options.shar: did you mean 'share'?" in result.stderr
+    assert "the option 'share' is 'all'; one number is wanted" in result.stderr
