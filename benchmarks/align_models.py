@@ -1,6 +1,6 @@
 """Measures permutation alignment on every registered architecture at full size.
 
-    python benchmarks/align_models.py planted --out runs/planted.jsonl
+    python benchmarks/align_models.py planted --seeds-to runs/planted.jsonl
     python benchmarks/align_models.py independent resnet50 densenet121
 
 `planted`: a network of random weights and batch norms, its hidden units put in a random order,
@@ -17,7 +17,6 @@ the CPU time.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,38 +26,52 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring import forget_peak, memory
+from results import RESULTS, by_row, output_option, write_table
 
 import medmerge_jax as mm
 from medmerge_jax.merging import alignment
 from medmerge_jax.merging.spaces import find_spaces
 from medmerge_jax.merging.trees import flatten, unflatten
 
+QUESTIONS = {
+    "planted": "How often does weight matching recover an order of units that was planted?",
+    "independent": "What does weight matching of two independent networks cost?",
+}
 # Each network is run but twice: compiling it well would take longer than that.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def main() -> None:
-    """Prints a line for every architecture."""
+    """Prints the table, and writes it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["planted", "independent"])
     parser.add_argument("architectures", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--start", choices=alignment.STARTS, default="forward")
-    parser.add_argument("--out", type=Path, help="file that each seed's result is appended to")
+    parser.add_argument("--seeds-to", type=Path, help="file that each seed's result is appended to")
+    output_option(parser, None)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    names = options.architectures or mm.list_models()
-    for name in names:
+    if options.here:
+        print(json.dumps(independent(options.architectures[0], options.start)))
+        return
+    output = options.output or RESULTS / f"align_{options.what}.md"
+    rows: list[dict[str, Any]] = []
+    for name in options.architectures or mm.list_models():
         if options.what == "planted":
-            planted(name, options)
-        elif options.here:
-            independent(name, options.start)
+            rows.append(planted(name, options))
+            answer = f"Recovered: {by_row(rows, ['architecture'], 'recovered')}."
         else:
             command = [sys.executable, __file__, "independent", name, "--here"]
-            subprocess.run([*command, "--start", options.start], check=True)
+            command += ["--start", options.start]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            rows.append(json.loads(done.stdout))
+            answer = f"CPU seconds: {by_row(rows, ['architecture'], 'CPU s')}."
+        write_table(output, QUESTIONS[options.what], answer, rows, [f"Start: {options.start}."])
 
 
-def planted(name: str, options: argparse.Namespace) -> None:
+def planted(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Counts how often a planted permutation is recovered."""
     model = mm.create_model(name, 10)
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
@@ -72,7 +85,7 @@ def planted(name: str, options: argparse.Namespace) -> None:
             forward = lowered.compile(compiler_options=QUICK)
         logits, same = np.asarray(forward(variables)), np.asarray(forward(permuted))
         begin = time.perf_counter()
-        found = alignment.weight_matching(
+        recovered = alignment.weight_matching(
             variables, permuted, seed=seed + 2000, start=options.start
         )
         result = {
@@ -80,22 +93,22 @@ def planted(name: str, options: argparse.Namespace) -> None:
             "seed": seed,
             "seconds": time.perf_counter() - begin,
             "recovered": all(
-                np.array_equal(found[space], inverse)
+                np.array_equal(recovered[space], inverse)
                 for space, inverse in alignment.invert_permutations(order).items()
             ),
             "difference": float(np.abs(same - logits).max() / np.abs(logits).max()),
         }
         results.append(result)
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with options.out.open("a") as file:
+        if options.seeds_to:
+            options.seeds_to.parent.mkdir(parents=True, exist_ok=True)
+            with options.seeds_to.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-    print(
-        f"{name}: recovered {sum(r['recovered'] for r in results)} of {len(results)}, logits "
-        f"differ by at most {max(r['difference'] for r in results):.1e}, "
-        f"{np.median([r['seconds'] for r in results]):.2f} s each",
-        flush=True,
-    )
+    return {
+        "architecture": name,
+        "recovered": f"{sum(r['recovered'] for r in results)} of {len(results)}",
+        "logits differ by": f"{max(r['difference'] for r in results):.1e}",
+        "s": f"{np.median([r['seconds'] for r in results]):.2f}",
+    }
 
 
 def random_network(name: str, seed: int) -> dict[str, Any]:
@@ -120,7 +133,7 @@ def shapes(name: str) -> dict[str, Any]:
     return jax.eval_shape(mm.create_model(name, 10).init, jax.random.key(0), images)
 
 
-def independent(name: str, start: str) -> None:
+def independent(name: str, start: str) -> dict[str, str]:
     """Times weight matching of two initialisations, and the assignment problems within."""
     model, images = mm.create_model(name, 10), jnp.zeros((1, 64, 64, 3))
     parents = [
@@ -138,30 +151,23 @@ def independent(name: str, start: str) -> None:
         return order
 
     alignment._assignment = timed
-    Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak.
-    before = mebibytes("VmRSS")
+    forget_peak()
+    before = memory("VmRSS")
     begin, cpu = time.perf_counter(), time.process_time()
-    found = alignment.weight_matching(*parents, start=start)
+    order = alignment.weight_matching(*parents, start=start)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    peak = mebibytes("VmHWM") - before
-    matched = alignment.permute_variables(parents[1], found)
-    print(
-        f"{name} ({start}): {seconds:.1f} s, of CPU time {cpu:.1f} s; of that "
-        f"{sum(assignments):.2f} s ({100 * sum(assignments) / cpu:.0f} %) for "
-        f"{len(assignments)} assignment problems; "
-        f"{peak:.0f} MiB beside the {before:.0f} MiB of JAX and both models; "
-        f"cosine of the kernels {cosine(*parents):.4f} before, {cosine(parents[0], matched):.4f} "
-        f"after; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
-        flush=True,
-    )
-
-
-def mebibytes(field: str) -> float:
-    """Memory of this process: "VmRSS", now, or "VmHWM", at its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    raise KeyError(field)
+    peak = memory("VmHWM") - before
+    matched = alignment.permute_variables(parents[1], order)
+    return {
+        "architecture": name,
+        "s": f"{seconds:.1f}",
+        "CPU s": f"{cpu:.1f}",
+        "assignment problems": str(len(assignments)),
+        "their share": f"{100 * sum(assignments) / cpu:.0f} %",
+        "memory, MiB": f"{peak / 2**20:.0f}",
+        "cosine of kernels before": f"{cosine(*parents):.4f}",
+        "after": f"{cosine(parents[0], matched):.4f}",
+    }
 
 
 def cosine(a: dict[str, Any], b: dict[str, Any]) -> float:

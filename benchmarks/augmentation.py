@@ -8,13 +8,12 @@ and times the augmentation by itself, so that what else the machine does falls o
 
 import argparse
 import dataclasses
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measuring import seconds, spread
+from results import by_row, output_option, write_table
 
 from medmerge_jax.images.augment import POLICIES, augment, epoch_key
 from medmerge_jax.models import create_model, get_spec
@@ -24,16 +23,18 @@ from medmerge_jax.training import parameterization
 from medmerge_jax.training.step import Task, init_state, train_step
 
 CLASSES = 5
+QUESTION = "What does augmentation cost beside the training step that it is part of?"
 
 
 def main() -> None:
-    """Prints the median and the least milliseconds of each."""
+    """Prints the table, and writes it."""
     cpu.prepare()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", default="resnet18")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=10)
+    output_option(parser, "augmentation")
     options = parser.parse_args()
 
     spec = get_spec(options.architecture)
@@ -54,29 +55,46 @@ def main() -> None:
         "indices": np.arange(options.batch_size, dtype=np.int32),
     }
     batch = jax.device_put(batch)
-    times: dict[tuple[str, str], list[float]] = {}
+    steps: dict[str, list[float]] = {name: [] for name in tasks}
+    shares: dict[str, list[float]] = {name: [] for name in POLICIES}
+    only: dict[str, list[float]] = {name: [] for name in POLICIES}
     for number in range(options.rounds + 1):
         key = epoch_key(0, number)
         for name, task in tasks.items():
-            (states[name], _), seconds = timed(
-                train_step, task, states[name], start.frozen, batch, *scalars, weights, key
-            )
-            times.setdefault((name, "step"), []).append(seconds)
+
+            def step(name: str = name, task: Task = task, key: jax.Array = key) -> None:
+                states[name], _ = jax.block_until_ready(
+                    train_step(task, states[name], start.frozen, batch, *scalars, weights, key)
+                )
+
+            def augmented(task: Task = task, key: jax.Array = key) -> None:
+                images = alone(task.augmentation, batch["inputs"], batch["indices"], key)
+                jax.block_until_ready(images)
+
+            took = seconds(step)
+            if number:  # the first round compiles
+                steps[name].append(took)
             if task.augmentation is not None:
-                images = (batch["inputs"], batch["indices"])
-                _, seconds = timed(alone, task.augmentation, *images, key)
-                times.setdefault((name, "augmentation alone"), []).append(seconds)
-    for (name, what), values in times.items():
-        measured = 1e3 * np.array(values[1:])  # the first compiles
-        print(f"{name:8} {what:18} median {np.median(measured):7.1f} ms, "
-              f"least {measured.min():7.1f} ms")  # fmt: skip
-
-
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What the function returns, computed, and the seconds that it took."""
-    started = time.perf_counter()
-    result = jax.block_until_ready(function(*arguments))
-    return result, time.perf_counter() - started
+                took = seconds(augmented)
+                if number:
+                    only[name].append(took)
+                    shares[name].append(100 * took / steps["none"][-1])
+    rows = [
+        {
+            "policy": name,
+            "augmentation alone, ms": spread(only[name], 1e-3, 1) if name in only else "–",
+            "share of the step without, %": spread(shares[name], digits=1) if name in only else "–",
+            "step with it, ms": spread(steps[name], 1e-3),
+        }
+        for name in tasks
+    ]
+    answer = by_row(rows[1:], ["policy"], "share of the step without, %")
+    notes = [
+        f"{options.architecture}, float32, {options.image_size} px, batch {options.batch_size}, "
+        f"everything trained; medians (lowest–highest) of {options.rounds} rounds."
+    ]
+    answer = f"Percent of a training step: {answer}."
+    write_table(options.output, QUESTION, answer, rows, notes)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results import output_option, write_table
 
 MOMENTS = {  # what appears when they begin
     "images are drawn": "data/.*",
@@ -37,6 +38,7 @@ MOMENTS = {  # what appears when they begin
 }
 BRIEF = ("images are drawn", "results", "report")
 START = "its start"
+QUESTION = "Does a run that is killed and resumed end in the bits of an uninterrupted one?"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 TIMES = ("seconds", "wall_seconds", "images_per_second")
 
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--longest", type=float, default=4.0, help="seconds into a stage")
     parser.add_argument("--seed", type=int, default=0)
+    output_option(parser, "chaos")
     parser.add_argument("overrides", nargs="*", help="as --config.ft.epochs=2")
     options = parser.parse_args()
     chaos = Chaos(options)
@@ -62,7 +65,7 @@ def main() -> None:
     if not (whole / "results.json").exists() and Job(options, whole).wait() != {0}:
         raise SystemExit(f"the uninterrupted run failed, see {whole.with_suffix('.log')}")
     print(f"uninterrupted: {time.monotonic() - started:.0f} s", flush=True)
-    wanted = content(whole)
+    expected = content(whole)
     kills: list[Kill] = []
     same = runs = 0
     while len(kills) < options.kills:
@@ -71,9 +74,10 @@ def main() -> None:
         kills += done
         runs += 1
         print(f"run {runs}: {len(done)} kills", flush=True)
-        same += len(done) if report(wanted, content(workdir)) == 0 else 0
-    print(table(kills))
-    print(f"{same} of {len(kills)} kills ended in the bits of the uninterrupted run")
+        same += len(done) if report(expected, content(workdir)) == 0 else 0
+    answer = f"{same} of {len(kills)} kills ended in the bits of the uninterrupted run."
+    notes = [f"{options.processes} process(es), {runs} runs."]
+    write_table(options.output, QUESTION, answer, table(kills), notes)
     sys.exit(0 if same == len(kills) else 1)
 
 
@@ -167,65 +171,67 @@ class Chaos:
 
     def _check(self, number: signal.Signals, statuses: set[int], early: bool, log: Path) -> None:
         """Whoever is stopped in the last moment may have ended by itself."""
-        wanted = {-number, 0} if number == signal.SIGKILL else {75, 0}
+        allowed = {-number, 0} if number == signal.SIGKILL else {75, 0}
         if number == signal.SIGKILL and self.options.processes > 1:
-            wanted |= {-signal.SIGABRT}  # the others, by JAX
+            allowed |= {-signal.SIGABRT}  # the others, by JAX
         if early:
-            wanted |= {-number}  # before Python could listen
-        if not statuses <= wanted:
+            allowed |= {-number}  # before Python could listen
+        if not statuses <= allowed:
             raise SystemExit(f"{number.name} led to {statuses}, see {log}")
 
 
 def begun(workdir: Path) -> dict[Path, str]:
     """What is there of the moments, oldest first, and their names."""
-    found: dict[Path, tuple[int, str]] = {}
+    moments: dict[Path, tuple[int, str]] = {}
     for name, pattern in MOMENTS.items():
         with contextlib.suppress(FileNotFoundError):  # the place where images were being drawn
             for path in workdir.glob(pattern):
-                found.setdefault(path, (path.stat().st_ctime_ns, name))
-    return {path: name for path, (_, name) in sorted(found.items(), key=lambda one: one[1])}
+                moments.setdefault(path, (path.stat().st_ctime_ns, name))
+    return {path: name for path, (_, name) in sorted(moments.items(), key=lambda one: one[1])}
 
 
-def table(kills: list[Kill]) -> str:
-    """Kills by moment and signal, in Markdown."""
+def table(kills: list[Kill]) -> list[dict[str, Any]]:
+    """Kills by moment and signal, and their sums."""
     counts = collections.Counter(kills)
     names = [number.name for number in SIGNALS]
-    lines = [f"| killed in | {' | '.join(names)} | together |", "|---|" + "--:|" * (len(names) + 1)]
+    rows = []
     for moment in (START, *MOMENTS):
-        row = [counts[moment, name] for name in names]
-        lines.append(f"| {moment} | {' | '.join(map(str, row))} | {sum(row)} |")
-    row = [sum(name == kill[1] for kill in kills) for name in names]
-    return "\n".join([*lines, f"| together | {' | '.join(map(str, row))} | {len(kills)} |"])
+        row = {name: counts[moment, name] for name in names}
+        rows.append({"killed in": moment, **row, "together": sum(row.values())})
+    sums = {name: sum(name == kill[1] for kill in kills) for name in names}
+    return [*rows, {"killed in": "together", **sums, "together": len(kills)}]
 
 
 def content(workdir: Path) -> dict[str, Any]:
     """All that a run computed, by file, without times; of other files that they are there."""
-    found: dict[str, Any] = {}
+    computed: dict[str, Any] = {}
     for path in sorted(workdir.rglob("*")):
         name = path.relative_to(workdir).as_posix()
         folders = name.split("/")[:-1]
         hidden = path.name.startswith(".")  # nothing half-written is to be left
         if not hidden and (path.is_dir() or {"data", "checkpoints", "events"} & {*folders}):
             continue
-        found[name] = None
+        computed[name] = None
         if path.suffix in (".safetensors", ".png"):
-            found[name] = path.read_bytes()
+            computed[name] = path.read_bytes()
         elif path.suffix == ".npz":
             with np.load(path) as arrays:
-                found[name] = {key: arrays[key].tobytes() for key in arrays.files}
+                computed[name] = {key: arrays[key].tobytes() for key in arrays.files}
         elif path.suffix == ".json" and not hidden:
-            found[name] = _without_times(json.loads(path.read_text()), str(workdir))
+            computed[name] = _without_times(json.loads(path.read_text()), str(workdir))
         elif path.suffix == ".jsonl":
             lines = path.read_text().splitlines()
-            found[name] = [_without_times(json.loads(line), str(workdir)) for line in lines]
-    return found
+            computed[name] = [_without_times(json.loads(line), str(workdir)) for line in lines]
+    return computed
 
 
-def report(wanted: dict[str, Any], found: dict[str, Any]) -> int:
+def report(expected: dict[str, Any], computed: dict[str, Any]) -> int:
     """Prints what was compared and what differs; 1 if anything does, or if there is nothing."""
-    differing = [name for name in wanted | found if wanted.get(name) != found.get(name)]
-    differing += sorted(wanted.keys() ^ found.keys())
-    kinds = collections.Counter(Path(name).name for name in wanted if wanted[name] is not None)
+    names = expected | computed
+    differing = [name for name in names if expected.get(name) != computed.get(name)]
+    differing += sorted(expected.keys() ^ computed.keys())
+    compared = [Path(name).name for name in expected if expected[name] is not None]
+    kinds = collections.Counter(compared)
     print("compared:", ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
     print(f"differing: {differing or 'nothing'}", flush=True)
     return 1 if differing or not kinds else 0

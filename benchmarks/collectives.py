@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from results import output_option, write_table
 
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.network import Network
@@ -26,6 +27,7 @@ from medmerge_jax.training import parameterization
 from medmerge_jax.training.step import Task, init_state, train_step
 
 CLASSES, SIZE = 8, 64
+QUESTION = "What do several devices exchange in a step?"
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(.*")
 ARRAY = re.compile(r"(f|s|u|bf|pred)(\d*)\[([\d,]*)\]")
@@ -71,36 +73,51 @@ class Collective(NamedTuple):
 
 def collectives(text: str) -> list[Collective]:
     """All that a program has."""
-    found = []
+    operations = []
     for types, kind in OPERATION.findall(text):
         shapes = [[int(n) for n in dims.split(",") if n] for _, _, dims in ARRAY.findall(types)]
         widths = [int(width or 8) // 8 for _, width, _ in ARRAY.findall(types)]
         size = sum(math.prod(shape) * width for shape, width in zip(shapes, widths, strict=True))
-        found.append(Collective(kind, len(shapes), size, max(map(len, shapes)) > 1))
-    return found
+        operations.append(Collective(kind, len(shapes), size, max(map(len, shapes)) > 1))
+    return operations
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints the table, and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("architectures", nargs="+")
     parser.add_argument("--batch_size", type=int, default=64)
+    output_option(parser, "collectives")
     options = parser.parse_args()
-    print("| model | stage | of batch norms | MB | of gradients | arrays | MB | other |")
-    print("|---|---|---:|---:|---:|---:|---:|---|")
+    rows = []
     for architecture in options.architectures:
         for stage in ("merge_lp", "ft"):
-            found = collectives(program(architecture, stage, options.batch_size))
-            reduced = [one for one in found if one.kind == "all-reduce"]
+            operations = collectives(program(architecture, stage, options.batch_size))
+            reduced = [one for one in operations if one.kind == "all-reduce"]
             norms = [one for one in reduced if not one.of_kernels]
             kernels = [one for one in reduced if one.of_kernels]
-            other = ", ".join(sorted(one.kind for one in found if one.kind != "all-reduce"))
-            sizes = [sum(one.bytes for one in part) / 1e6 for part in (norms, kernels)]
-            print(
-                f"| {architecture} | {stage} | {len(norms)} | {sizes[0]:.3f} | {len(kernels)} "
-                f"| {sum(one.arrays for one in kernels)} | {sizes[1]:.3f} | {other} |",
-                flush=True,
+            rows.append(
+                {
+                    "model": architecture,
+                    "stage": stage,
+                    "all-reduces of batch norms": len(norms),
+                    "of norms, MB": f"{sum(one.bytes for one in norms) / 1e6:.3f}",
+                    "of gradients": len(kernels),
+                    "arrays in these": sum(one.arrays for one in kernels),
+                    "of gradients, MB": f"{sum(one.bytes for one in kernels) / 1e6:.3f}",
+                    "other": ", ".join(
+                        sorted(one.kind for one in operations if one.kind != "all-reduce")
+                    )
+                    or "none",
+                }
             )
+    answer = "All-reduces of batch norms and of gradients: " + "; ".join(
+        f"{row['model']}, {row['stage']}: {row['all-reduces of batch norms']} and "
+        f"{row['of gradients']}"
+        for row in rows
+    )
+    notes = [f"Counted in the compiled step for {jax.device_count()} devices, nothing is run."]
+    write_table(options.output, QUESTION, f"{answer}.", rows, notes)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ import beside_pytorch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beside_pytorch import Side, interleave, ratio, spread
+from measuring import Side, interleave, ratio, spread
 from PIL import Image
+from results import by_row, output_option, write_table
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
 from medmerge_jax.data.dataset import Split
@@ -41,6 +42,7 @@ from medmerge_jax.training.stage import Stage
 from medmerge_jax.training.step import Task, init_state, train_step
 
 CLASSES, RATE = 5, 1e-4
+QUESTION = "How much of an epoch do loading, ordering, transfers and the loop cost?"
 
 
 def main() -> None:
@@ -53,16 +55,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2929 if gpu else 128)
     parser.add_argument("--batch-size", type=int, default=64 if gpu else 8)
     parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/data_path.md"))
+    output_option(parser, "data_path")
     options = parser.parse_args()
     labels = np.arange(options.images, dtype=np.int32) % CLASSES
     notes = [
-        f"{beside_pytorch.machine()}. {options.architecture}, {options.images} images, "
-        f"{options.image_size} px, batch {options.batch_size}, {options.blocks} epochs of each"
+        f"{options.architecture}, {options.images} images, "
+        f"{options.image_size} px, batch {options.batch_size}, {options.blocks} epochs of each."
     ]
     with tempfile.TemporaryDirectory() as name:
-        pixels, found = _decode(Path(name), labels, options.image_size)
-        notes += found
+        pixels, note = _decode(Path(name), labels, options.image_size)
+        notes.append(note)
         batches = {
             "resident": ResidentBatches(pixels, labels, options.batch_size),
             "streamed": StreamedBatches(pixels, labels, options.batch_size),
@@ -78,9 +80,7 @@ def main() -> None:
             [Side(kind, side, side.wait) for kind, side in sides.items()], options.blocks, 1
         )
         loading = interleave(
-            [Side(kind, _Loading(one), lambda: None) for kind, one in batches.items()],
-            options.blocks,
-            1,
+            [Side(kind, _Loading(one)) for kind, one in batches.items()], options.blocks, 1
         )
     alone, rows = costs["steps alone"], []
     for kind, found_costs in costs.items():
@@ -96,10 +96,12 @@ def main() -> None:
             spread([cost.wall / steps for cost in only], 1e-3, digits=2) if only else ""
         )
         rows.append(row)
-    beside_pytorch.write_table(options.output, notes, rows, {"rows": rows, "notes": notes})
+    answer = by_row(rows[:2], ["batches"], "beside its steps alone")
+    answer = f"An epoch beside its steps alone, median (lowest–highest): {answer}."
+    write_table(options.output, QUESTION, answer, rows, notes)
 
 
-def _decode(folder: Path, labels: np.ndarray, size: int) -> tuple[np.ndarray, list[str]]:
+def _decode(folder: Path, labels: np.ndarray, size: int) -> tuple[np.ndarray, str]:
     """The cache of drawn JPEGs, and how long it took to make and to find."""
     rng = np.random.default_rng(0)
     paths = []
@@ -116,9 +118,9 @@ def _decode(folder: Path, labels: np.ndarray, size: int) -> tuple[np.ndarray, li
         seconds.append(time.perf_counter() - started)
     note = (
         f"Decoded and kept: {len(labels) / seconds[0]:.0f} images/s of 640 × 480; found again in "
-        f"{seconds[1] * 1e3:.1f} ms"
+        f"{seconds[1] * 1e3:.1f} ms."
     )
-    return pixels, [note]
+    return pixels, note
 
 
 def _check(batches: dict[str, Any], pixels: np.ndarray) -> None:

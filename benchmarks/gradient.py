@@ -25,13 +25,15 @@ import numpy as np
 import optax
 import pytorch_recipe
 import torch
-from beside_pytorch import Side, interleave, spread
+from measuring import Side, interleave, spread
+from results import by_row, output_option, write_table
 from torch.nn import functional
 from training_step import CLASSES, GRADIENT_TOLERANCE, SIDES, Case, parents, relative_difference
 
 import medmerge_jax as mm
 from medmerge_jax.weights import variables_to_torch
 
+QUESTION = "How long does a gradient take beside PyTorch's, without an optimizer?"
 CASES = ("densenet121:4", "resnet50:4", "resnet18:8", "resnet18:4")
 
 
@@ -43,36 +45,37 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--blocks", type=int, default=13, help="of one gradient of each side")
     parser.add_argument("--processes", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gradient.md"))
+    output_option(parser, "gradient")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
         print(json.dumps(measure(case_of(options.cases[0], options), options.blocks)))
         return
     notes = [
-        f"{beside_pytorch.machine()}. float32, {options.image_size} px; medians of "
-        f"{options.blocks} blocks, of {options.processes} processes the median (lowest–highest)"
+        f"float32, {options.image_size} px; medians of "
+        f"{options.blocks} blocks, of {options.processes} processes the median (lowest–highest)."
     ]
     rows, raw = [], []
     for case in options.cases:
         command = [sys.executable, __file__, "--alone", "--cases", case]
         command += ["--blocks", str(options.blocks), "--image-size", str(options.image_size)]
-        found = [
+        processes = [
             json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             for _ in range(options.processes)
         ]
-        medians = {name: [float(np.median(one[name])) for one in found] for name in SIDES}
-        ratios = [float(np.median(np.divide(*(one[name] for name in SIDES)))) for one in found]
+        medians = {name: [float(np.median(one[name])) for one in processes] for name in SIDES}
+        ratios = [float(np.median(np.divide(*(one[name] for name in SIDES)))) for one in processes]
         rows.append(
             {
                 "model, batch": case.replace(":", ", "),
                 **{f"{name} ms": spread(medians[name], 1e-3, 0) for name in SIDES},
                 "JAX / PyTorch": spread(ratios, digits=2),
-                "gradients differ by": f"{max(one['difference'] for one in found):.0e}",
+                "gradients differ by": f"{max(one['difference'] for one in processes):.0e}",
             }
         )
-        raw.append({"case": case, "processes": found})
-        beside_pytorch.write_table(options.output, notes, rows, raw)
+        raw.append({"case": case, "processes": processes})
+        answer = by_row(rows, ["model, batch"], "JAX / PyTorch")
+        write_table(options.output, QUESTION, f"JAX / PyTorch: {answer}.", rows, notes, raw=raw)
 
 
 def case_of(text: str, options: argparse.Namespace) -> Case:
@@ -90,8 +93,9 @@ def measure(case: Case, blocks: int) -> dict[str, Any]:
     images = np.random.default_rng(0).standard_normal(case.shape, np.float32)
     with parents(case) as (path, _):
         ours, theirs = (make(case, path, images) for make in (jax_gradient, torch_gradient))
-    found, wanted = ours(), theirs()  # ours also has the running statistics
-    difference = relative_difference({name: found[name] for name in wanted}, wanted)
+    # Ours also has the running statistics.
+    gradients, expected = ours(), theirs()
+    difference = relative_difference({name: gradients[name] for name in expected}, expected)
     if not difference <= GRADIENT_TOLERANCE:
         raise SystemExit(f"{case}: the gradients differ by {difference:.1e}")
     sides = [Side(n, f.step, f.wait) for n, f in zip(SIDES, (ours, theirs), strict=True)]

@@ -17,14 +17,14 @@ some GFLOP. Classes and the size of the data set cost nothing worth the name.
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import beside_pytorch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beside_pytorch import Side, interleave, ratio, spread
+from measuring import Side, interleave, ratio, spread
+from results import by_row, output_option, write_table
 
 from medmerge_jax.data import ResidentBatches
 from medmerge_jax.data.batches import epoch_order
@@ -36,6 +36,7 @@ from medmerge_jax.training.parameterization import Parameterization
 from medmerge_jax.training.step import Task, init_state, train_step
 
 RATE, MIB = 1e-4, 2**20
+QUESTION = "How do a step's time and memory grow with what is given to it?"
 QUANTITIES = ("batch", "image size", "parents", "classes", "images in the data set")
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--quantities", nargs="+", choices=QUANTITIES, default=QUANTITIES)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10 if gpu else 2, help="in a block")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/growth.md"))
+    output_option(parser, "growth")
     options = parser.parse_args()
     base = (options.architecture, options.batch_size, options.image_size, options.classes)
     _, batch, size, _ = base
@@ -69,8 +70,8 @@ def main() -> None:
         )
     )
     notes = [
-        f"{beside_pytorch.machine()}. {options.architecture}, batch {batch}, {size} px, "
-        f"{options.classes} classes where not varied; {options.blocks} blocks of {options.steps}"
+        f"{options.architecture}, batch {batch}, {size} px, "
+        f"{options.classes} classes where not varied; {options.blocks} blocks of {options.steps}."
     ]
     rows: list[dict[str, str]] = []
     for quantity in options.quantities:
@@ -95,7 +96,10 @@ def main() -> None:
                     "arguments, MiB": f"{side.arguments / MIB:.1f}",
                 }
             )
-        beside_pytorch.write_table(options.output, notes, rows, rows)
+        largest = [row for row in rows if row["value"] == str(values[row["varied"]][-1])]
+        answer = by_row(largest, ["varied", "value"], "beside the first")
+        answer = f"The largest value beside the smallest: {answer}."
+        write_table(options.output, QUESTION, answer, rows, notes)
 
 
 def _side(quantity: str, value: int, base: tuple[str, int, int, int]) -> Any:

@@ -4,34 +4,51 @@
 
 Each folder holds JPEG files anywhere below it and `split.csv` with the columns `id` (the file's
 stem) and `group` (patient or lesion). Prints, for each folder, how far apart the hashes of pictures
-of different groups are, and how far those of changed copies; then the seconds that hashing and a
-search of 25,000 images among 10,000 take.
+of different groups are, and how far those of changed copies; then how fast images are hashed, and
+how long a search of 25,000 images among 10,000 takes.
 """
 
 import argparse
 import csv
 import io
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from measuring import seconds
 from PIL import Image, ImageEnhance
+from results import output_option, write_table
 
 from medmerge_jax.data.hashing import NEAR, nearest, perceptual_hashes
 from medmerge_jax.images.decode import read_image, resize_pixels
 
 SIZE, COPIES, THREADS, ROWS = 224, 1500, 2, 128
 LIMITS = (16, 20, 24, 28, 32, 36, 40, 44)
+QUESTION = "How well and how fast does the audit tell copies of a picture from other pictures?"
 
 
 def main():
     """Measures all folders, then the speed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path)
-    for folder in parser.parse_args().folders:
-        measure(folder)
-    measure_speed()
+    parser.add_argument("folders", nargs="*", type=Path)
+    output_option(parser, "image_hashes")
+    options = parser.parse_args()
+    rows, copies = [], {}
+    for folder in options.folders:
+        row, copies[f"Copies of {folder.name}"] = measure(folder)
+        rows.append(row)
+    rate, took = measure_speed()
+    answer = (
+        f"{rate:,.0f} images of {SIZE} px hashed per second, 25,000 searched among 10,000 in "
+        f"{took:.2f} s; "
+    )
+    if rows:
+        answer += f"pairs of other groups within {NEAR} bits: " + ", ".join(
+            f"{row[f'within {NEAR}']} of {row['pairs of other groups']}" for row in rows
+        )
+    else:
+        answer += "copies were not looked for"
+    write_table(options.output, QUESTION, f"{answer}.", rows, more=copies)
 
 
 def measure(folder):
@@ -43,15 +60,27 @@ def measure(folder):
         images = np.stack(list(pool.map(lambda path: read_image(path, SIZE), paths)))
     hashes = in_chunks(images)
     pairs = distances_between_groups(hashes, np.asarray([groups[path.stem] for path in paths]))
-    print(f"\n{folder.name}: {len(paths)} images, {pairs.sum() / 1e6:.1f} million pairs of groups")
-    print(f"least distance {np.flatnonzero(pairs)[0]} bits; pairs within", end=" ")
-    print(", ".join(f"{limit}: {pairs[: limit + 1].sum()}" for limit in LIMITS))
+    row = {
+        "folder": folder.name,
+        "images": len(paths),
+        "pairs of other groups": f"{pairs.sum():,}",
+        "least distance, bits": np.flatnonzero(pairs)[0],
+        **{f"within {limit}": pairs[: limit + 1].sum() for limit in LIMITS},
+    }
     chosen = np.random.default_rng(0).permutation(len(images))[:COPIES]
+    rows = []
     for name, change in CHANGES.items():
         copies = np.stack([changed(images[row], change) for row in chosen])
         bits = np.bitwise_count(hashes[chosen] ^ in_chunks(copies)).sum(axis=1)
-        found = np.mean(bits <= NEAR)
-        print(f"  {name}: median {np.median(bits):.0f}, most {bits.max()}, found {found:.1%}")
+        rows.append(
+            {
+                "copy": name,
+                "median bits": f"{np.median(bits):.0f}",
+                "most bits": bits.max(),
+                "recognised": f"{np.mean(bits <= NEAR):.1%}",
+            }
+        )
+    return row, rows
 
 
 def distances_between_groups(hashes, groups):
@@ -103,18 +132,12 @@ CHANGES = {
 
 
 def measure_speed():
-    """Of hashing on one thread, and of the search."""
+    """Images hashed per second, and the seconds of a search."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (512, SIZE, SIZE, 3), np.uint8)
-    started = time.perf_counter()
-    in_chunks(images)
-    rate = len(images) / (time.perf_counter() - started)
-    ours, known = (rng.integers(0, 2**64, (n, 4), np.uint64) for n in (25_000, 10_000))
-    started = time.perf_counter()
-    nearest(ours, known, NEAR)
-    seconds = time.perf_counter() - started
-    print(f"\nhashing: {rate:.0f} images of {SIZE} px per second and thread")
-    print(f"25,000 images searched among 10,000: {seconds:.2f} s")
+    rate = len(images) / seconds(lambda: in_chunks(images))
+    ours, others = (rng.integers(0, 2**64, (n, 4), np.uint64) for n in (25_000, 10_000))
+    return rate, seconds(lambda: nearest(ours, others, NEAR))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ Expected: on a CPU both are bound by the arithmetic; XLA's convolutions are a li
 oneDNN's, and it does not fold batch norms into them.
 """
 
-import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import beside_pytorch
@@ -22,13 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytorch_recipe
 import torch
-from beside_pytorch import Peak, Side, forward_work, interleave, median, ratio, spread
+from beside_pytorch import Peak, forward_work
+from measuring import Side, interleave, median, ratio, spread
+from results import by_row, write_table
 from training_step import CLASSES, Case, JaxFeatures, TorchFeatures, parents
 
 import medmerge_jax as mm
 from medmerge_jax.models import get_spec
 from medmerge_jax.models.network import Network
 
+QUESTION = "How many images per second are predicted, beside PyTorch?"
 TOLERANCE = 1e-3
 """Of the logits, float32, relative to the largest."""
 
@@ -36,26 +37,15 @@ TOLERANCE = 1e-3
 def main() -> None:
     """Prints the table, and writes it."""
     beside_pytorch.prepare_process()
-    gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="resnet18,resnet50,densenet121")
-    parser.add_argument("--batch-size", type=int, default=256 if gpu else 8)
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
-    parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=20 if gpu else 2, help="in a block")
-    parser.add_argument("--compile", default=pytorch_recipe.default_compile(), help="mode, or off")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/inference.md"))
+    parser = beside_pytorch.parser(__doc__, "inference")
+    parser.set_defaults(models="resnet18,resnet50,densenet121")
+    parser.add_argument("--batch-size", type=int, default=256 if torch.cuda.is_available() else 8)
     options = parser.parse_args()
-    dtype = options.dtype or ("bfloat16" if gpu else "float32")
+    dtype = options.dtype
     peak = Peak.of_machine(getattr(torch, dtype))
-    notes = [
-        beside_pytorch.machine(),
-        f"{dtype}, batch {options.batch_size}, {options.image_size} px, {options.blocks} blocks of "
-        f"{options.steps}; torch.compile: {options.compile}. Peak: {peak}",
-    ]
+    notes = [f"Batch {options.batch_size}, {beside_pytorch.described(options, peak)}"]
     rows, raw = [], []
-    for model in options.models.split(","):
+    for model in options.models:
         case = Case(model, options.batch_size, options.image_size, dtype, options.compile)
         notes.append(f"{model}: {_check(case)}")
         costs = interleave(_sides(case), options.blocks, options.steps)
@@ -68,18 +58,17 @@ def main() -> None:
             f"{work.bytes / case.batch_size / 1e6:.3g}",
             "floor, images/s": f"{case.batch_size / work.seconds(peak):.0f}",
         }
-        for name, found in costs.items():
-            rates = [case.batch_size / cost.wall for cost in found]
+        for name, blocks in costs.items():
+            rates = [case.batch_size / cost.wall for cost in blocks]
             row[f"{name}, images/s"] = spread(rates, digits=1)
-            row[f"{name}, per CPU second"] = f"{case.batch_size / median(found, 'cpu'):.1f}"
+            row[f"{name}, per CPU second"] = f"{case.batch_size / median(blocks, 'cpu'):.1f}"
         row["JAX / PyTorch, time"] = spread(ratio(ours, theirs), digits=2)
         row["in CPU time"] = spread(ratio(ours, theirs, "cpu"), digits=2)
         rows.append(row)
-        blocks = {
-            name: [dataclasses.asdict(cost) for cost in found] for name, found in costs.items()
-        }
-        raw.append({**dataclasses.asdict(case), "blocks": blocks})
-        beside_pytorch.write_table(options.output, notes, rows, raw)
+        seconds = {name: [dataclasses.asdict(cost) for cost in costs[name]] for name in costs}
+        raw.append({**dataclasses.asdict(case), "blocks": seconds})
+        answer = f"JAX / PyTorch: {by_row(rows, ['model'], 'JAX / PyTorch, time')}."
+        write_table(options.output, QUESTION, answer, rows, notes, raw=raw)
 
 
 def _sides(case: Case) -> list[Side]:
@@ -105,8 +94,8 @@ def _check(case: Case) -> str:
         for side in _sides(checked):
             side.step()
             side.wait()
-            found = side.step.outputs  # type: ignore[attr-defined]
-            outputs.append(np.asarray(found.cpu() if isinstance(found, torch.Tensor) else found))
+            logits = side.step.outputs  # type: ignore[attr-defined]
+            outputs.append(np.asarray(logits.cpu() if isinstance(logits, torch.Tensor) else logits))
     pytorch_recipe.allow_tf32(True)
     difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[1]).max())
     if not difference <= TOLERANCE:

@@ -21,10 +21,11 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import forget_peak, memory, spread
+from results import by_row, output_option, write_table
 
 MERGERS: dict[str, dict[str, Any]] = {
     "uniform": {},
@@ -39,6 +40,7 @@ MERGERS: dict[str, dict[str, Any]] = {
 }
 COMPILED = "/jax/core/compile/backend_compile_duration"
 CLASSES = 5
+QUESTION = "What do the mergers cost, in seconds and in memory beyond the two networks?"
 
 
 def main() -> None:
@@ -49,15 +51,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=1, help="processes for each merger")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/mergers.md"))
+    output_option(parser, "mergers")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
         print(json.dumps(_measure(*options.only, options.images, options.image_size)))
         return
-    import beside_pytorch
-
-    notes = [f"{beside_pytorch.machine()}. {options.images} images, {options.image_size} px"]
+    notes = [f"{options.images} images (fisher: 4), {options.image_size} px."]
     rows, raw = [], []
     for model in options.models.split(","):
         for merger in options.mergers.split(","):
@@ -65,13 +65,13 @@ def main() -> None:
                 sys.executable, __file__, "--only", model, merger,
                 "--images", str(options.images), "--image-size", str(options.image_size),
             ]  # fmt: skip
-            found = [
+            runs = [
                 json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
                 for _ in range(options.repeats)
             ]
 
-            def shown(name: str, unit: float = 1.0, digits: int = 2, found: list = found) -> str:
-                return beside_pytorch.spread([one[name] for one in found], unit, digits)
+            def shown(name: str, unit: float = 1.0, digits: int = 2, runs: list = runs) -> str:
+                return spread([one[name] for one in runs], unit, digits)
 
             rows.append(
                 {
@@ -83,12 +83,13 @@ def main() -> None:
                     "again, s": shown("again"),
                     "again, CPU s": shown("again_cpu"),
                     "memory, MiB": shown("memory", 2**20, 0),
-                    "of one network": f"{found[0]['memory'] / found[0]['model']:.1f}",
+                    "of one network": f"{runs[0]['memory'] / runs[0]['model']:.1f}",
                     "on the GPU, MiB": shown("on_gpu", 2**20, 0),
                 }
             )
-            raw.append({"model": model, "merger": merger, "runs": found})
-            beside_pytorch.write_table(options.output, notes, rows, raw)
+            raw.append({"model": model, "merger": merger, "runs": runs})
+            answer = f"Seconds of the second call: {by_row(rows, ['model', 'merger'], 'again, s')}."
+            write_table(options.output, QUESTION, answer, rows, notes, raw=raw)
 
 
 def _measure(model: str, merger: str, num_images: int, size: int) -> dict[str, float]:
@@ -120,15 +121,14 @@ def _measure(model: str, merger: str, num_images: int, size: int) -> dict[str, f
         chosen["ancestor"] = _variables(shapes, 2)
 
     def merged(models: list[Any]) -> Any:
-        found = mergers.merge(merger, model, models, images, **chosen)
-        return jax.block_until_ready(found)
+        return jax.block_until_ready(mergers.merge(merger, model, models, images, **chosen))
 
     compiled.clear()
-    _forget_peak()
-    before, started = _memory("VmRSS"), time.perf_counter()
+    forget_peak()
+    before, started = memory("VmRSS"), time.perf_counter()
     merged(parents)
     first, programs, compiling = time.perf_counter() - started, len(compiled), sum(compiled)
-    memory = _memory("VmHWM") - before
+    most = memory("VmHWM") - before
     started, used = time.perf_counter(), time.process_time()
     merged(parents)
     again, again_cpu = time.perf_counter() - started, time.process_time() - used
@@ -140,7 +140,7 @@ def _measure(model: str, merger: str, num_images: int, size: int) -> dict[str, f
         "programs": programs,
         "again": again,
         "again_cpu": again_cpu,
-        "memory": memory,
+        "memory": most,
         "on_gpu": gpu.get("peak_bytes_in_use", 0),
         "model": sum(leaf.nbytes for leaf in jax.tree.leaves(parents[0])),
     }
@@ -164,29 +164,16 @@ def _variables(shapes: Any, seed: int) -> Any:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def _check(merger: str, found: Any, wanted: Any, chosen: dict[str, Any]) -> None:
+def _check(merger: str, merged: Any, parent: Any, chosen: dict[str, Any]) -> None:
     """Raises unless it is finite, and one network merged with itself is that network."""
     import jax
 
     exact = merger not in ("activation_matching", "zipit") and "ancestor" not in chosen
-    for ours, theirs in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+    for ours, theirs in zip(*map(jax.tree.leaves, (merged, parent)), strict=True):
         if exact:
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=merger)
         if not np.isfinite(ours).all():
             raise SystemExit(f"{merger}: the merged network is not finite")
-
-
-def _forget_peak() -> None:
-    """Lets the system measure the peak of this process anew."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory(name: str) -> int:
-    """Bytes that this process has, "VmRSS", or has had at most, "VmHWM". On Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise SystemExit(f"the system does not tell {name}")
 
 
 if __name__ == "__main__":

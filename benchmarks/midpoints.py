@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+from results import by_row, output_option, write_table
 
 import medmerge_jax as mm
 from medmerge_jax import weights
@@ -25,10 +26,11 @@ from medmerge_jax.evaluation.predict import evaluate
 from medmerge_jax.models import get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.recipes.inputs import decode, load_data
-from medmerge_jax.recipes.run import run
 from medmerge_jax.runtime import cpu
+from medmerge_jax.studies.execute import run
 
 SEEDS = (0, 1)
+QUESTION = "What is the middle between two networks trained from different seeds worth?"
 OMITTED = ("weighted", "task_arithmetic")  # the first is uniform; the second wants an ancestor
 
 
@@ -41,13 +43,18 @@ def main() -> None:
         run(_parent(options, seed), folder)
     parents = [weights.load_parent(folder, options.architecture)[0] for folder in folders]
     measure = _Measure(options)
-    print("| model | accuracy | macro F1 | accuracy, recalibrated | macro F1 | seconds |")
-    print("|---|--:|--:|--:|--:|--:|")
     for seed, parent in zip(SEEDS, parents, strict=True):
-        measure.show(f"parent, seed {seed}", lambda parent=parent: parent)
+        measure.add(f"parent, seed {seed}", lambda parent=parent: parent)
     for method in mm.list_mergers():
         if method not in OMITTED:
-            measure.show(method, lambda method=method: measure.merge(method, parents))
+            measure.add(method, lambda method=method: measure.merge(method, parents))
+    answer = by_row(measure.rows, ["model"], "accuracy, recalibrated")
+    notes = [
+        f"{options.architecture}, {options.image_size} px, {options.epochs} epochs of each parent, "
+        f"calibration on {options.images} training images, test split."
+    ]
+    answer = f"Accuracy with statistics estimated anew: {answer}."
+    write_table(options.output, QUESTION, answer, measure.rows, notes)
 
 
 class _Measure:
@@ -60,6 +67,7 @@ class _Measure:
         spec = get_spec(options.architecture)
         model = mm.create_model(options.architecture, num_classes=dataset.num_classes)
         self.architecture = options.architecture
+        self.rows: list[dict[str, str]] = []
         self.network = Network(model, spec.mean, spec.std)
         self.test = make_batches(pixels["test"].array, dataset.splits["test"].labels, 64)
         rows = np.sort(epoch_order(len(pixels["train"].array), 0, 0)[: options.images])
@@ -69,16 +77,19 @@ class _Measure:
         """As `mm.merge`, on the calibration images."""
         return mm.merge(method, self.architecture, parents, self.images, **options)
 
-    def show(self, name, make):
-        """Prints a line: as `make()` gives it, and with its statistics re-estimated."""
+    def add(self, name, make):
+        """A row of the table: as `make()` gives it, and with its statistics re-estimated."""
         started = time.perf_counter()
         model = make()
         seconds = time.perf_counter() - started
-        cells = []
-        for variables in (model, self.merge("uniform", [model], recalibrate=True)):
+        row = {"model": name}
+        recalibrated = self.merge("uniform", [model], recalibrate=True)
+        for variables, suffix in ((model, ""), (recalibrated, ", recalibrated")):
             metrics = evaluate(self.network, variables, self.test, multilabel=False)
-            cells += [f"{metrics[key]:.3f}" for key in ("accuracy", "macro_f1")]
-        print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+            row[f"accuracy{suffix}"] = f"{metrics['accuracy']:.3f}"
+            row[f"macro F1{suffix}"] = f"{metrics['macro_f1']:.3f}"
+        self.rows.append({**row, "seconds": f"{seconds:.0f}"})
+        print(self.rows[-1], flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -91,6 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--images", type=int, default=1024, help="to calibrate with")
+    output_option(parser, "midpoints")
     return parser.parse_args()
 
 

@@ -472,13 +472,13 @@ def conv_outputs(network: nn.Module, shape: Sequence[int]) -> list[tuple[nn.Modu
       network: Is not computed, only its shapes.
       shape: Of the images, (n, h, w, 3).
     """
-    found: list[tuple[nn.Module, torch.Size]] = []
+    outputs: list[tuple[nn.Module, torch.Size]] = []
     network = copy.deepcopy(network).to("meta")
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda m, _, output: found.append((m, output.shape)))
+            module.register_forward_hook(lambda m, _, output: outputs.append((m, output.shape)))
     network(torch.empty(shape[0], 3, *shape[1:3], device="meta"))
-    return found
+    return outputs
 
 
 if __name__ == "__main__":

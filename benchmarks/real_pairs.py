@@ -26,15 +26,18 @@ import random
 from pathlib import Path
 
 import ml_collections
+from results import RESULTS, output_option, write_table
 
+import medmerge_jax as mm
 from medmerge_jax.analysis import results_text
-from medmerge_jax.config import MERGERS, default_config
-from medmerge_jax.recipes.run import run
+from medmerge_jax.config import default_config
 from medmerge_jax.runtime import cpu
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
+from medmerge_jax.studies.execute import run
 
 PAIRS = ("dermoscopy", "chest_x_ray")
+QUESTION = "Is MedMerge better than its baselines on the pair {}?"
 LP_RATES = (1e-3, 1e-2)
 FT_RATES = (1e-4, 1e-3)
 TUNING_SEED = 100
@@ -59,12 +62,16 @@ def main() -> None:
     print(f"chosen: lp {config.lp.learning_rate:g}, ft {config.ft.learning_rate:g}\n")
     if options.mergers:
         config.compare.recipes = ("lp_ft", "medmerge", "medmerge_aligned", "merge_ft")
-        config.compare.mergers = MERGERS
+        config.compare.mergers = tuple(mm.list_mergers())
         config.merge_ft.ancestor = "c"  # parent b was trained from it
         config.merge_ft.options.weights = (0.7, 0.3)
     results = run(config, options.workdir / ("mergers" if options.mergers else "compare"))
     print(f"classes {results['data']['counts']}\n")
-    print(results_text(results))
+    text = results_text(results)
+    name = f"{options.pair}{'_mergers' if options.mergers else ''}"
+    output = options.output or RESULTS / f"real_pairs_{name}.md"
+    answer = "The table is what the comparison printed; * marks the best of a column."
+    write_table(output, QUESTION.format(name), answer, [], ["```\n" + text.strip() + "\n```"])
 
 
 def _options() -> argparse.Namespace:
@@ -79,6 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=15, help="of each stage")
     parser.add_argument("--mergers", action="store_true", help="compare every merger instead")
     parser.add_argument("--scratch-epochs", type=int, default=30, help="of parent c from scratch")
+    output_option(parser, None)
     return parser.parse_args()
 
 

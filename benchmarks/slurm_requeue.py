@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 
 from chaos import content, report
+from results import output_option, write_table
 
+QUESTION = "Does a run that SLURM preempts and requeues end in the bits of an uninterrupted one?"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--preempting", help="a partition whose jobs preempt")
     parser.add_argument("--sbatch", action="append", default=[], help="as --sbatch=--gpus=2")
     parser.add_argument("--seed", type=int, default=0)
+    output_option(parser, "slurm_requeue")
     parser.add_argument("arguments", nargs="+", help="of medmerge_jax.main, without --workdir")
     options = parser.parse_args()
     kinds = ["signal", "requeue", *(["preempt"] if options.preempting else [])]
@@ -40,7 +43,7 @@ def main() -> None:
     whole, stopped = (options.workdir / name for name in ("whole", "stopped"))
     if not (whole / "results.json").exists():
         _end(_submit(whole, options))
-    job = _submit(stopped, options)
+    job, rows = _submit(stopped, options), []
     for restart in range(options.stops):
         _wait(job, "RUNNING", restart)
         time.sleep(rng.uniform(0.0, options.longest))
@@ -51,9 +54,14 @@ def main() -> None:
         begun = time.monotonic()
         _stop(job, kind, options.preempting)
         _wait(job, None, restart + 1)
-        print(f"{kind}: in the queue again after {time.monotonic() - begun:.1f} s", flush=True)
-    print(f"restarts: {_end(job)}")
-    sys.exit(report(content(whole), content(stopped)))
+        rows.append({"stop": kind, "in the queue again, s": f"{time.monotonic() - begun:.1f}"})
+        print(rows[-1], flush=True)
+    restarts = _end(job)
+    status = report(content(whole), content(stopped))
+    answer = f"{restarts} restarts of {options.tasks} task(s): "
+    answer += "the results differ." if status else "the results are the same."
+    write_table(options.output, QUESTION, answer, rows)
+    sys.exit(status)
 
 
 def _submit(workdir: Path, options: argparse.Namespace) -> str:
@@ -76,9 +84,9 @@ def _stop(job: str, kind: str, partition: str) -> None:
 
 def _state(job: str) -> tuple[str, int]:
     text = _command("scontrol", "show", "job", job)
-    found = re.search(r"JobState=(\w+).*?Restarts=(\d+)", text, re.DOTALL)
-    assert found, text
-    return found[1], int(found[2])
+    match = re.search(r"JobState=(\w+).*?Restarts=(\d+)", text, re.DOTALL)
+    assert match, text
+    return match[1], int(match[2])
 
 
 def _wait(job: str, state: str | None, restarts: int) -> None:

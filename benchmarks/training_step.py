@@ -14,12 +14,11 @@ gradient of a coefficient is a sum over its kernel's; on a GPU both are bound by
 batch norms and activations are read more often than the floor says.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytorch_recipe
 import torch
-from beside_pytorch import (
-    Cost,
-    Peak,
-    Side,
-    Work,
-    forward_work,
-    interleave,
-    median,
-    ratio,
-    spread,
-    training_work,
-)
+from beside_pytorch import Peak, Work, forward_work, training_work
+from measuring import Cost, Side, interleave, median, ratio, spread
+from results import by_row, write_table
 
 import medmerge_jax as mm
 from medmerge_jax.evaluation.predict import predict_step
@@ -52,6 +42,7 @@ from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.step import Task, init_state, train_step
 from medmerge_jax.weights import variables_to_torch
 
+QUESTION = "How long does a training step take beside PyTorch's?"
 CLASSES = 5
 RATE = 1e-4
 TOLERANCE = 1e-4
@@ -72,25 +63,13 @@ SIDES = ("JAX", "PyTorch")
 def main() -> None:
     """Prints the table, and writes it."""
     beside_pytorch.prepare_process()
-    gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=_listed(str), default="densenet121,resnet50")
-    parser.add_argument("--batch-sizes", type=_listed(int), default="64,128" if gpu else "4")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
-    parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=20 if gpu else 2, help="in a block")
-    parser.add_argument("--compile", default=pytorch_recipe.default_compile(), help="mode, or off")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training_step.md"))
+    parser = beside_pytorch.parser(__doc__, "training_step")
+    sizes = "64,128" if torch.cuda.is_available() else "4"
+    parser.add_argument("--batch-sizes", type=beside_pytorch.listed(int), default=sizes)
     options = parser.parse_args()
-    dtype = options.dtype or ("bfloat16" if gpu else "float32")
-
+    dtype = options.dtype
     peak = Peak.of_machine(getattr(torch, dtype))
-    notes = [
-        beside_pytorch.machine(),
-        f"{dtype}, {options.image_size} px, {options.blocks} blocks of {options.steps} steps; "
-        f"torch.compile: {options.compile}. Peak: {peak}",
-    ]
+    notes = [beside_pytorch.described(options, peak)]
     rows, raw = [], []
     for model in options.models:
         for batch_size in options.batch_sizes:
@@ -102,11 +81,8 @@ def main() -> None:
             costs = measure(case, options.blocks, options.steps)
             rows += table(case, costs, peak)
             raw.append({**dataclasses.asdict(case), "costs": as_json(costs)})
-            beside_pytorch.write_table(options.output, notes, rows, raw)
-
-
-def _listed(kind: type) -> Callable[[str], list[Any]]:
-    return lambda text: [kind(part) for part in text.split(",")]
+            answer = by_row(rows, ["model, batch", "stage"], "JAX / PyTorch")
+            write_table(options.output, QUESTION, f"JAX / PyTorch: {answer}.", rows, notes, raw=raw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,29 +264,35 @@ def check(case: Case) -> str:
             step()
             step.wait()
     pytorch_recipe.allow_tf32(True)
-    found = {
+    differences = {
         "features": relative_difference(
             {"": ours[FEATURES].outputs}, {"": theirs[FEATURES].outputs}
         )
     }
     for stage in (FINE_TUNE, MERGE, HEAD):
         mine, other = ours[stage], theirs[stage]
-        found[f"{stage}: loss"] = relative_difference({"": mine.loss}, {"": other.loss})
+        differences[f"{stage}: loss"] = relative_difference({"": mine.loss}, {"": other.loss})
         gradients, statistics = by_torch_name(case, mine.state)
-        found[f"{stage}: gradients"] = relative_difference(
+        differences[f"{stage}: gradients"] = relative_difference(
             gradients, pytorch_recipe.first_moments(other.step)
         )
         buffers = dict(other.step.network.named_buffers())
         running = {name: buffers[name] for name in statistics if name in buffers}
-        found[f"{stage}: statistics"] = relative_difference(
+        differences[f"{stage}: statistics"] = relative_difference(
             {name: statistics[name] for name in running}, running
         )
-    allowed = {n: GRADIENT_TOLERANCE if n.endswith("gradients") else TOLERANCE for n in found}
-    if not all(found[name] <= allowed[name] for name in found):  # nor of what is not a number
-        listed = "\n".join(f"  {n}: {found[n]:.1e}, allowed {allowed[n]}" for n in found)
+    allowed = {
+        name: GRADIENT_TOLERANCE if name.endswith("gradients") else TOLERANCE
+        for name in differences
+    }
+    # What is not a number is not allowed either.
+    if not all(differences[name] <= allowed[name] for name in differences):
+        listed = "\n".join(
+            f"  {name}: {differences[name]:.1e}, allowed {allowed[name]}" for name in differences
+        )
         raise SystemExit(f"{case}: the sides differ:\n{listed}")
-    worst = max(found, key=found.__getitem__)
-    return f"the sides agree; what differs most is {worst}, by {found[worst]:.0e}"
+    worst = max(differences, key=differences.__getitem__)
+    return f"the sides agree; what differs most is {worst}, by {differences[worst]:.0e}"
 
 
 def by_torch_name(case: Case, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -336,14 +318,14 @@ def by_torch_name(case: Case, state: Any) -> tuple[dict[str, Any], dict[str, Any
     return {n: tensors[n] for n in trained}, {n: tensors[n] for n in statistics}
 
 
-def relative_difference(found: dict[str, Any], wanted: dict[str, Any]) -> float:
-    """Of all arrays together, relative to the norm of what is wanted."""
-    if found.keys() != wanted.keys():
-        raise SystemExit(f"only one side has {sorted(found.keys() ^ wanted.keys())}")
-    wanted = {name: np.asarray(tensor.cpu()) for name, tensor in wanted.items()}
-    error = sum(np.sum((np.asarray(found[name]) - wanted[name]) ** 2) for name in wanted)
-    norm = sum(np.sum(array**2) for array in wanted.values())
-    return float(np.sqrt(error / norm)) if wanted else 0.0
+def relative_difference(arrays: dict[str, Any], reference: dict[str, Any]) -> float:
+    """Of all arrays together, relative to the norm of the reference."""
+    if arrays.keys() != reference.keys():
+        raise SystemExit(f"only one side has {sorted(arrays.keys() ^ reference.keys())}")
+    reference = {name: np.asarray(tensor.cpu()) for name, tensor in reference.items()}
+    error = sum(np.sum((np.asarray(arrays[name]) - reference[name]) ** 2) for name in reference)
+    norm = sum(np.sum(array**2) for array in reference.values())
+    return float(np.sqrt(error / norm)) if reference else 0.0
 
 
 def measure(case: Case, blocks: int, steps: int) -> dict[tuple[str, str], list[Cost]]:
@@ -381,11 +363,11 @@ def table(case: Case, costs: dict[tuple[str, str], list[Cost]], peak: Peak) -> l
             "floor: operations, bytes (ms)": f"{work.operations / peak.operations * 1e3:.3g}, "
             f"{work.bytes / peak.bandwidth * 1e3:.3g}",
         }
-        for name, found in zip(SIDES, (ours, theirs), strict=True):
-            row[f"{name} ms"] = spread([cost.wall for cost in found], 1e-3, digits=2)
-            row[f"{name} images/s"] = f"{case.batch_size / median(found):.4g}"
-            row[f"{name} CPU ms"] = f"{median(found, 'cpu') * 1e3:.3g}"
-            row[f"{name} page faults"] = f"{median(found, 'faults'):.0f}"
+        for name, blocks in zip(SIDES, (ours, theirs), strict=True):
+            row[f"{name} ms"] = spread([cost.wall for cost in blocks], 1e-3, digits=2)
+            row[f"{name} images/s"] = f"{case.batch_size / median(blocks):.4g}"
+            row[f"{name} CPU ms"] = f"{median(blocks, 'cpu') * 1e3:.3g}"
+            row[f"{name} page faults"] = f"{median(blocks, 'faults'):.0f}"
         row["JAX / PyTorch"] = spread(ratio(ours, theirs), digits=2)
         row["in CPU time"] = spread(ratio(ours, theirs, "cpu"), digits=2)
         fine_tune = costs[FINE_TUNE, "JAX"]
@@ -397,8 +379,8 @@ def table(case: Case, costs: dict[tuple[str, str], list[Cost]], peak: Peak) -> l
 def as_json(costs: dict[tuple[str, str], list[Cost]]) -> list[dict[str, Any]]:
     """All blocks."""
     return [
-        {"stage": stage, "side": side, "blocks": [dataclasses.asdict(cost) for cost in found]}
-        for (stage, side), found in costs.items()
+        {"stage": stage, "side": side, "blocks": [dataclasses.asdict(cost) for cost in blocks]}
+        for (stage, side), blocks in costs.items()
     ]
 
 

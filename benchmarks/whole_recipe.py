@@ -32,7 +32,6 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # of this process, which leaves the GPU to those it starts
 
-import beside_pytorch
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +39,7 @@ import pytorch_recipe
 import torch
 from beside_pytorch import Peak, Work, forward_work, training_work
 from PIL import Image
+from results import by_row, output_option, write_table
 from safetensors.numpy import save_file
 
 from medmerge_jax.data import write_synthetic
@@ -47,6 +47,7 @@ from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.storage import atomic
 
 HERE = Path(__file__).parent
+QUESTION = "How long do whole recipes take beside PyTorch's, from the command to the results?"
 APTOS = {"train": 2929, "val": 366, "test": 367}
 CLASSES = 4  # of the drawn eyes
 DRAWN_SIZE = 64
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=50, help="of each stage")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of images")
     parser.add_argument("--dtype", choices=TOLERANCES, default="bfloat16" if gpu else "float32")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/whole_recipe.md"))
+    output_option(parser, "whole_recipe")
     options = parser.parse_args()
     check_workdir(options)
 
@@ -79,10 +80,9 @@ def main() -> None:
     draw_images(options.workdir / "data", counts, options.stored_size)
     make_parents(options)
     notes = [
-        beside_pytorch.machine(),
         f"{options.architecture}, {options.dtype}, {options.image_size} px, batch "
         f"{options.batch_size}, {'/'.join(map(str, counts.values()))} images, {options.epochs} "
-        f"epochs a stage. Peak: {peak}",
+        f"epochs a stage. Peak: {peak}.",
     ]
     rows, raw = [], []
     for recipe in options.recipes:
@@ -92,7 +92,8 @@ def main() -> None:
             notes.append(f"{recipe}, caches {caches}: {check(options, ours, theirs)}")
             rows.append(row(recipe, caches, floor, ours, theirs))
             raw.append({"recipe": recipe, "caches": caches, "JAX": ours, "PyTorch": theirs})
-            beside_pytorch.write_table(options.output, notes, rows, raw)
+            answer = by_row(rows, ["recipe", "caches"], "PyTorch / JAX")
+            write_table(options.output, QUESTION, f"PyTorch / JAX: {answer}.", rows, notes, raw=raw)
 
 
 def check_workdir(options: argparse.Namespace) -> None:
@@ -230,13 +231,13 @@ def check(options: argparse.Namespace, ours: dict[str, Any], theirs: dict[str, A
     Raises:
       SystemExit: Too far.
     """
-    found, wanted = (np.concatenate(list(side["losses"].values())) for side in (ours, theirs))
-    compared = len(found) if options.dtype == "float32" else 1
-    worst = float(np.max(np.abs(found / wanted - 1)[:compared]))
+    losses, expected = (np.concatenate(list(side["losses"].values())) for side in (ours, theirs))
+    compared = len(losses) if options.dtype == "float32" else 1
+    worst = float(np.max(np.abs(losses / expected - 1)[:compared]))
     tolerance = TOLERANCES[options.dtype]
     if not worst <= tolerance:
         raise SystemExit(f"losses differ by {worst:.1e}, more than {tolerance}: {ours}\n{theirs}")
-    return f"losses of {compared} epochs differ by {worst:.0e} at most"
+    return f"losses of {compared} epochs differ by {worst:.0e} at most."
 
 
 def recipe_work(options: argparse.Namespace, recipe: str, counts: dict[str, int]) -> Work:

@@ -28,6 +28,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(
     tmp_path, compiled_programs, processes, recipes, kills, models
 ):
     script = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), f"--workdir={tmp_path}"]
+    script += [f"--output={tmp_path}/chaos.md"]
     options = [f"--config={ROOT}/tests/helpers/tiny_config.py:compare", f"--processes={processes}"]
     overrides = [f"--config.compare.recipes={recipes}", "--config.compare.seeds=(0,)"]
     environment = {
