@@ -1,7 +1,7 @@
 """Everything that is measured on a GPU, one program after another.
 
     python benchmarks/gpu.py                  # results in benchmarks/results, or in $OUT
-    python benchmarks/gpu.py --tiny           # the same at small sizes, on anything
+    python benchmarks/gpu.py --tiny           # the same at small sizes, on anything; in runs/gpu/tiny
 
 In the order of what is asked of a GPU: steps and whole recipes beside PyTorch's, an epoch beside
 its steps, prediction; then mergers and growth. Each program checks first that what it compares
@@ -18,7 +18,10 @@ import sys
 import time
 from pathlib import Path
 
+from results import RESULTS
+
 HERE = Path(__file__).parent
+RUNS = HERE.parent / "runs" / "gpu"
 LIMIT_SECONDS = 600
 MODELS = ("densenet121", "resnet50")
 # Not smaller: batch norms over the few numbers of a last map magnify rounding, so that the sides
@@ -40,7 +43,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    output = Path(os.environ.get("OUT", HERE / "results"))
+    default = RUNS / "tiny" if options.tiny else RESULTS
+    output = Path(os.environ.get("OUT", default))
     failed = [
         f"{program} of {model}"
         for program in options.programs
@@ -57,7 +61,7 @@ def succeeds(program: str, model: str, output: Path, tiny: bool) -> bool:
     command += ["--output", output / f"{program}-{model}.md"]
     if program == "whole_recipe":
         size = "tiny" if tiny else "full"
-        command += ["--workdir", HERE.parent / "runs" / "gpu" / f"{program}-{model}-{size}"]
+        command += ["--workdir", RUNS / f"{program}-{model}-{size}"]
     one_model = program in ("whole_recipe", "data_path", "growth")
     command += ["--architecture" if one_model else "--models", model]
     command += TINY[program].split() if tiny else []

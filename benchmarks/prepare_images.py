@@ -26,40 +26,42 @@ import importlib
 import itertools
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 
 import jax
 import numpy as np
 import PIL
+from measuring import seconds, spread
 from PIL import Image, features
+from results import Row, output_option, write_table
 
 from medmerge_jax.data import Split
 from medmerge_jax.data.batches import ResidentBatches, StreamedBatches
 from medmerge_jax.images import cached_pixels, read_image
 
 CORES = 2
+QUESTION = "How fast are photographs decoded and shrunk, and prepared pixels read?"
 LOOP = "loop over Pillow"
+TORCHVISION = "torchvision `ImageFolder`, 2 workers"
 THREADS = "`cached_pixels`, 2 threads"
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Prints the tables, and writes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--distinct", type=int, default=50)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--folder", type=Path, help="for the images; default: a temporary one")
+    output_option(parser, "prepare_images")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # the DataLoader's
@@ -67,12 +69,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         blocks = _photographs(Path(name), options.images, options.distinct, options.blocks)
         paths = list(itertools.chain.from_iterable(blocks))
-        _describe(paths)
-        _stages(paths[:20], options.size)
-        _demand(paths[:320], options.size, Path(name))
-        _prepare(blocks, options.size, Path(name))
+        more = {
+            "Milliseconds of the parts, on one core": _stages(paths[:20], options.size),
+            "Cores that `cached_pixels` wants": _demand(paths[:320], options.size, Path(name)),
+        }
+        rates, difference = _prepare(blocks, options.size, Path(name))
         pixels = cached_pixels(_split(paths), options.size, "squash", Path(name, "cache"))
-        _read(pixels.array)
+        more["Reading the prepared pixels, batches of 64"] = _read(pixels.array)
+    beside = {row["method"]: row["beside the loop"] for row in rates if row["blocks"] == "all"}
+    answer = "Images per second beside a loop over Pillow: " + "; ".join(
+        f"{name}: {beside[name]}" for name in (TORCHVISION, THREADS)
+    )
+    total = sum(len(path.read_bytes()) for path in paths[: options.distinct])
+    notes = [
+        f"{options.images} files of {total / min(options.distinct, len(paths)) / 1e6:.2f} MB, to "
+        f"{options.size} px; libjpeg-turbo {features.version('libjpeg_turbo')}. {difference}"
+    ]
+    write_table(options.output, QUESTION, f"{answer}.", rates, notes, more)
 
 
 def _photographs(folder: Path, count: int, distinct: int, blocks: int) -> list[list[Path]]:
@@ -114,14 +127,7 @@ def _describe(paths: list[Path]) -> None:
     print(f"{len(paths)} files, {total / len(paths) / 1e6:.2f} MB each\n", flush=True)
 
 
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
-
-
-def _stages(paths: list[Path], size: int) -> None:
+def _stages(paths: list[Path], size: int) -> list[Row]:
     """Milliseconds of the parts, on one core."""
 
     def load(path: Path, shrunk: int) -> Image.Image:
@@ -151,11 +157,11 @@ def _stages(paths: list[Path], size: int) -> None:
         methods[f"decode, shrunk by 4, {name}"] = lambda i, decode=decode: decode(paths[i])
     times: dict[str, list[float]] = {name: [] for name in methods}
     for i, (name, method) in itertools.product(range(len(paths)), methods.items()):
-        times[name].append(_seconds(lambda method=method, i=i: method(i)))
-    print("| part | ms |\n|---|---:|")
-    for name, seconds in times.items():
-        print(f"| {name} | {statistics.median(seconds) * 1e3:.1f} |")
-    print(flush=True)
+        times[name].append(seconds(lambda method=method, i=i: method(i)))
+    return [
+        {"part": name, "ms": f"{statistics.median(values) * 1e3:.1f}"}
+        for name, values in times.items()
+    ]
 
 
 def _other_decoders() -> dict[str, Callable[[Path], object]]:
@@ -174,7 +180,7 @@ def _other_decoders() -> dict[str, Callable[[Path], object]]:
     return decoders
 
 
-def _prepare(blocks: list[list[Path]], size: int, folder: Path) -> None:
+def _prepare(blocks: list[list[Path]], size: int, folder: Path) -> tuple[list[Row], str]:
     """Images per second of each method, and their ratio to the loop over the same block."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(CORES) as pool:
@@ -188,7 +194,7 @@ def _prepare(blocks: list[list[Path]], size: int, folder: Path) -> None:
 
         methods: dict[str, Callable[[list[Path]], np.ndarray]] = {
             LOOP: lambda paths: np.stack([_plain(path, size) for path in paths]),
-            "torchvision `ImageFolder`, 2 workers": _torchvision(size),
+            TORCHVISION: _torchvision(size),
             THREADS: lambda paths: ours(paths, 2),
             "`cached_pixels`, 1 thread": lambda paths: ours(paths, 1),
             "`read_image`, 2 processes": lambda paths: np.stack(
@@ -204,13 +210,13 @@ def _prepare(blocks: list[list[Path]], size: int, folder: Path) -> None:
             for name in order:
                 start, used = time.perf_counter(), _processor_time()
                 results[name] = methods[name](paths)
-                seconds = time.perf_counter() - start
-                rates[name].append(len(paths) / seconds)
-                cores[name].append((_processor_time() - used) / seconds)
+                took = time.perf_counter() - start
+                rates[name].append(len(paths) / took)
+                cores[name].append((_processor_time() - used) / took)
             plain = results[LOOP].astype(np.int16)
             shrunk = np.abs(results[THREADS] - plain)
             differences.append((shrunk.mean(), shrunk.max()))
-            loaded = results["torchvision `ImageFolder`, 2 workers"].transpose(0, 2, 3, 1)
+            loaded = results[TORCHVISION].transpose(0, 2, 3, 1)
             if (loaded != plain).any():
                 raise SystemExit("torchvision's pixels are not those of the loop")
     alone = [
@@ -218,19 +224,17 @@ def _prepare(blocks: list[list[Path]], size: int, folder: Path) -> None:
         for number in range(len(blocks))
         if cores[LOOP][number] >= 0.9 and cores[THREADS][number] >= 1.7
     ]
-    _print_rates("all blocks", rates, cores, range(len(blocks)))
-    _print_rates("undisturbed blocks", rates, cores, alone)
+    rows = _rates("all", rates, cores, range(len(blocks)))
+    rows += _rates("undisturbed", rates, cores, alone)
     mean, most = np.mean([d[0] for d in differences]), max(d[1] for d in differences)
-    print(
-        f"\n`cached_pixels` and the loop differ by {mean:.2f} of 255 on average, {most} at most\n"
+    return rows, (
+        f"`cached_pixels` and the loop differ by {mean:.2f} of 255 on average, {most} at most."
     )
-    sys.stdout.flush()
 
 
-def _demand(paths: list[Path], size: int, folder: Path) -> None:
+def _demand(paths: list[Path], size: int, folder: Path) -> list[Row]:
     """Threads that wait for each other, or for the interpreter's lock, want less than a core."""
-    print("| `cached_pixels` | cores wanted | cores got | images per processor second |")
-    print("|---|---:|---:|---:|")
+    rows: list[Row] = []
     for workers in (1, 2, 1, 2):
         samples: list[tuple[float, int, float, float]] = []
 
@@ -247,10 +251,16 @@ def _demand(paths: list[Path], size: int, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             cached_pixels(_split(paths), size, "squash", Path(cache), workers, sample)
         first, *_, last = [s for s in samples[1:] if s[1] <= len(paths) - 64]  # all are at work
-        seconds, done, ran, waited = np.subtract(last, first)
-        print(f"| {workers} threads | {(ran + waited) / seconds:.2f} | ", end="")
-        print(f"{ran / seconds:.2f} | {done / ran:.1f} |")
-    print(flush=True)
+        took, done, ran, waited = np.subtract(last, first)
+        rows.append(
+            {
+                "threads": workers,
+                "cores wanted": f"{(ran + waited) / took:.2f}",
+                "cores got": f"{ran / took:.2f}",
+                "images per processor second": f"{done / ran:.1f}",
+            }
+        )
+    return rows
 
 
 def _processor_time() -> float:
@@ -263,30 +273,30 @@ def _processor_time() -> float:
     return total
 
 
-def _print_rates(
-    title: str,
+def _rates(
+    which: str,
     rates: dict[str, list[float]],
     cores: dict[str, list[float]],
     numbers: Sequence[int],
-) -> None:
-    print(f"Of {title}, {len(numbers)}: median, lowest, highest\n")
-    if not numbers:
-        return
-    print("| method | images/s | | beside the loop | | cores | images per processor second |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for name in rates:
+) -> list[Row]:
+    rows: list[Row] = []
+    for name in rates if numbers else ():
         values = [rates[name][number] for number in numbers]
         ratios = [rates[name][number] / rates[LOOP][number] for number in numbers]
         got = [cores[name][number] for number in numbers]
         efficiency = statistics.median(v / c for v, c in zip(values, got, strict=True))
-        print(f"| {name} | {_spread(values)} | {_spread(ratios, '×')} | ", end="")
-        print(f"{statistics.median(got):.2f} | {efficiency:.1f} |")
-    print()
-
-
-def _spread(values: list[float], unit: str = "") -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:.1f}{unit} | {low:.1f}, {high:.1f}"
+        rows.append(
+            {
+                "method": name,
+                "blocks": which,
+                "number": len(numbers),
+                "images/s": spread(values, digits=1),
+                "beside the loop": spread(ratios, digits=1),
+                "cores": f"{statistics.median(got):.2f}",
+                "images per processor second": f"{efficiency:.1f}",
+            }
+        )
+    return rows
 
 
 def _split(paths: list[Path]) -> Split:
@@ -314,7 +324,7 @@ def _torchvision(size: int) -> Callable[[list[Path]], np.ndarray]:
     return load
 
 
-def _read(array: np.ndarray, batch_size: int = 64, repeats: int = 7) -> None:
+def _read(array: np.ndarray, batch_size: int = 64, repeats: int = 7) -> list[Row]:
     """GB/s of a pass over the pixels: batches in random order, and copies of the same memory."""
     labels = np.zeros(len(array), np.int32)
     streamed = StreamedBatches(array, labels, batch_size, threads=CORES)
@@ -340,20 +350,17 @@ def _read(array: np.ndarray, batch_size: int = 64, repeats: int = 7) -> None:
     times: dict[str, list[float]] = {name: [] for name in methods}
     for number in range(repeats + 1):
         for name, method in methods.items():
-            seconds = _seconds(lambda method=method, number=number: method(number))
+            took = seconds(lambda method=method, number=number: method(number))
             if number:  # the first fills the caches and compiles
-                times[name].append(seconds)
-    print("| reading | GB/s | lowest, highest | images/s |\n|---|---:|---:|---:|")
-    for name, seconds in times.items():
-        rates = [bytes_read / value / 1e9 for value in seconds]
+                times[name].append(took)
+    rows: list[Row] = []
+    for name, values in times.items():
+        rates = [bytes_read / value / 1e9 for value in values]
         images = statistics.median(rates) * 1e9 / array[0].nbytes
-        print(f"| {name} | {_spread(rates)} | {images:,.0f} |")
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+        rows.append(
+            {"reading": name, "GB/s": spread(rates, digits=1), "images/s": f"{images:,.0f}"}
+        )
+    return rows
 
 
 if __name__ == "__main__":
