@@ -1,7 +1,7 @@
 """Everything that is measured on a GPU, one program after another.
 
     python benchmarks/gpu.py                  # results in benchmarks/results, or in $OUT
-    python benchmarks/gpu.py --tiny           # the same at small sizes, on anything; in runs/gpu/tiny
+    python benchmarks/gpu.py --tiny           # the same at small sizes, into runs/gpu/tiny
 
 In the order of what is asked of a GPU: steps and whole recipes beside PyTorch's, an epoch beside
 its steps, prediction; then mergers and growth. Each program checks first that what it compares

@@ -37,7 +37,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import PIL
 from measuring import seconds, spread
 from PIL import Image, features
 from results import Row, output_option, write_table
@@ -117,14 +116,6 @@ def _photograph(rng: np.random.Generator, width: int, height: int) -> np.ndarray
             pixels[..., channel] += 90 * 0.66**octave * np.asarray(smooth)
     pixels += 5 * rng.standard_normal((height, width, 1), np.float32)
     return np.clip(pixels, 0, 255).astype(np.uint8)
-
-
-def _describe(paths: list[Path]) -> None:
-    total = sum(len(path.read_bytes()) for path in paths)
-    print(f"{date.today()}, {_processor()}, cores {sorted(os.sched_getaffinity(0))}, load ", end="")
-    print(f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, ", end="")
-    print(f"Pillow {PIL.__version__} (libjpeg-turbo {features.version('libjpeg_turbo')})")
-    print(f"{len(paths)} files, {total / len(paths) / 1e6:.2f} MB each\n", flush=True)
 
 
 def _stages(paths: list[Path], size: int) -> list[Row]:

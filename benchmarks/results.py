@@ -137,7 +137,8 @@ def command() -> str:
     """The command of this process, without `--output` and without the machine's folders."""
     words = [word for word in sys.argv[1:] if not word.startswith("--output=")]
     if "--output" in words:
-        del words[words.index("--output") :][:2]
+        place = words.index("--output")
+        del words[place : place + 2]
     words = [re.sub(r"(^|=)/(?:.*/)?", r"\1", word.rstrip("/")) for word in words]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
@@ -147,8 +148,8 @@ def summary(path: Path) -> str:
     question, answer, measured, command_line, *_ = path.read_text().split("\n\n")
     where = measured.removeprefix("Measured: ").split(";")[0].rstrip(".")
     return (
-        f"{question.removeprefix('# ')} {command_line.strip()}.\n\n"
-        f"**{answer.strip()}** {where}. [All figures]({RESULTS.name}/{path.name}).\n"
+        f"{question.removeprefix('# ')} {command_line.removeprefix('Command: ').strip()}\n"
+        f"**{answer}** {where}; [all figures]({RESULTS.name}/{path.name}).\n"
     )
 
 
