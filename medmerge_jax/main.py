@@ -98,7 +98,7 @@ def entry_point() -> None:
     except preemption.Preempted as stopped:
         if processes.is_first():
             print(preemption.message(stopped), file=sys.stderr)
-        sys.exit(preemption.EXIT_STATUS)  # all processes end here, and wait for each other
+        sys.exit(preemption.exit_status())  # all processes end here, and wait for each other
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         _leave(130)

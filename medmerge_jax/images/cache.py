@@ -22,7 +22,7 @@ import PIL
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image, resize_pixels
 from medmerge_jax.runtime.cores import usable_cores
-from medmerge_jax.storage import atomic
+from medmerge_jax.storage import atomic, locks
 
 _FORMAT = 2
 """Raised whenever the same files would give other pixels than before."""
@@ -104,7 +104,9 @@ def cached_pixels(
     if found is None:
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with _locked(cache_dir / f"{name}.lock") as locked:
+            # Others that want the same images wait here. Where files cannot be locked they decode
+            # them themselves, which costs time only.
+            with locks.waited_for(cache_dir / f"{name}.lock") as locked:
                 found = _open(array_path, card_path, shape)  # another process may have made it
                 if found is None:
                     with _part(array_path, shape, locked) as part:
@@ -317,27 +319,6 @@ def _explain(error: OSError, cache_dir: Path, shape: tuple[int, ...]) -> str:
         f"{cache_dir}: the cache of decoded images cannot be written ({error.strerror}); set "
         "MEDMERGE_JAX_CACHE to a folder that can"
     )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Waits for other processes that build the same cache, so that they decode it once.
-
-    The system frees the lock of a killed process. Yields False where files cannot be locked;
-    then several processes may build the same cache, which costs time only.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield False
-        return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-        else:
-            yield True
 
 
 def _remove_leftovers(path: Path, kept: Path) -> None:

@@ -1,6 +1,5 @@
 """One run: a recipe, from its inputs to what it leaves in its run directory."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from medmerge_jax.training.parameterization import Tree
 
 
 def finished(directory: RunDirectory) -> dict[str, Any] | None:
-    """The results of a finished run; its report is made up for if it was killed before that."""
+    """The results of a finished run, whose last acts are made up for if it was killed in them."""
     results: dict[str, Any] | None = processes.from_first(lambda: _read_results(directory))
     return results
 
@@ -36,6 +35,7 @@ def _read_results(directory: RunDirectory) -> dict[str, Any] | None:
     try:
         analysis.results_text(results)
         if not (directory.path / "report.html").exists():
+            directory.clean_up(results)
             analysis.write_report(directory.path)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
@@ -72,7 +72,7 @@ def leave_audit(directory: RunDirectory, inputs: Inputs) -> None:
 
 def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[str, Any]:
     """One recipe, from its stages to results.json, which is written last but the report."""
-    started = time.monotonic()
+    directory.start_clock()
     record(config, directory, inputs.fingerprint, inputs.parents)
     leave_audit(directory, inputs)
     experiment = Experiment(config, directory, inputs)
@@ -94,7 +94,7 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
         },
         "parents": {name: card for name, (_, card) in inputs.parents.items()},
         "versions": package_versions(),
-        "wall_seconds": round(time.monotonic() - started, 3),
+        "wall_seconds": directory.wall_seconds(),
     }
 
     def leave() -> None:
@@ -103,7 +103,7 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
         analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
         if trained.coefficients is not None:
             _leave_coefficients(experiment, trained.coefficients)
-        directory.write_json("results.json", results)
+        directory.finish(results)
         directory.close()
         analysis.write_report(directory.path)
 

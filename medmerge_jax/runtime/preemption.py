@@ -1,10 +1,11 @@
-"""Signals that ask the program to stop and to be started again: SIGTERM and SIGUSR1.
+"""Signals that ask the program to stop and to be started again: SIGTERM, SIGUSR1 and Ctrl-C.
 
-Schedulers send them some time before they kill. While a stage trains they are only noted, and
-`check` raises at the next step. Elsewhere there is nothing to save: the process ends at once, with
-`EXIT_STATUS`, and leaves what it would leave if it were killed. Of several processes all end then,
-whichever was asked. A thread sees to that, because a main thread that waits for another process, or
-for the compiler, does not come to handle signals.
+Schedulers send the first two some time before they kill. While a stage trains the signals are only
+noted, and `check` raises at the next step; a second Ctrl-C does not wait for that. Elsewhere there
+is nothing to save: the process ends at once, with `exit_status()`, and leaves what it would leave
+if it were killed. Of several processes all end then, whichever was asked. A thread sees to that,
+because a main thread that waits for another process, or for the compiler, does not come to handle
+signals.
 """
 
 import atexit
@@ -22,7 +23,13 @@ from medmerge_jax.runtime import processes
 EXIT_STATUS = os.EX_TEMPFAIL
 """Of a program that was asked to stop (75): the same command goes on from there."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+INTERRUPTED = 128 + signal.SIGINT
+"""Of one that Ctrl-C stopped (130), as shells have it."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+_ONE_PRESS = 0.3
+"""Seconds. A Ctrl-C sooner after the first is the same, sent on by a program that started this."""
 
 _PATIENCE = 15.0
 """Seconds in which processes that start meet, and in which all hear that they are to end."""
@@ -51,7 +58,8 @@ def install() -> None:
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in SIGNALS:
-        signal.signal(number, note)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as that of jobs in the background is
+            signal.signal(number, note)
     thread = threading.Thread(target=_listen, args=(reading,), name="preemption", daemon=True)
     thread.start()
 
@@ -67,35 +75,50 @@ def note(number: int, frame: FrameType | None = None) -> None:
     del frame
     while _Noted.ending:
         time.sleep(1.0)  # or it would fail for want of another process, which has ended
-    _Noted.name = signal.Signals(number).name
+    _Noted.name = _name(number)
+
+
+def exit_status() -> int:
+    """Of this process, if it was asked to stop."""
+    return INTERRUPTED if _Noted.name == _name(signal.SIGINT) else EXIT_STATUS
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def _listen(pipe: int) -> None:
     """Ends the process as soon as a signal has come and no stage is to be saved."""
+    first_interrupt = None
     while True:
         if select.select([pipe], [], [], 1.0)[0]:
             number = os.read(pipe, 1)[0]
-            if number in SIGNALS:
-                _Noted.name = signal.Signals(number).name
-            elif number == _STOP:
+            if number == _STOP:
                 return
-        if _Noted.obeyed:  # all processes end by themselves, whatever comes now
-            return
+            if number in SIGNALS:
+                _Noted.name = _name(number)
+            if number == signal.SIGINT:
+                now = time.monotonic()
+                first_interrupt = first_interrupt or now
+                if now - first_interrupt > _ONE_PRESS:
+                    _end(_Noted.name, 0.0)
+        if _Noted.obeyed:  # all processes end by themselves, whatever else comes now
+            continue
         # After a stage that ended before it could stop, too.
         if (_Noted.name and not _Noted.depth) or processes.another_ends():
-            _end(_Noted.name or _ANOTHERS)
+            _end(_Noted.name or _ANOTHERS, _PATIENCE)
 
 
-def _end(why: str) -> None:
-    processes.wait_for_start(_PATIENCE)
+def _end(why: str, patience: float) -> None:
+    processes.wait_for_start(patience)
     _Noted.ending = True
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
     if processes.is_first():
         with contextlib.suppress(OSError):  # whoever read it may have been stopped, too
             os.write(2, f"{message(why)}\n".encode())  # the main thread may be in a print
     with contextlib.suppress(Exception):  # another process has ended all the same
-        processes.end_together(_PATIENCE)
-    os._exit(EXIT_STATUS)
+        processes.end_together(patience)
+    os._exit(exit_status())
 
 
 def message(stopped: object) -> str:

@@ -5,28 +5,33 @@ checkpoints/<stage>/    see `checkpoints`
 data_audit.json         what is in two splits or in a parent's training data
 image_hashes.npz        by which those who start from this model find such images
 metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
-merged.npz              what the recipe merge_ft has merged, to go on from
+merged.npz              what the recipe merge_ft has merged, until the run is finished
+seconds.json            how long its processes have been at work, until the run is finished
 coefficients.npz, model/, predictions.npz, results.json, report.html, figures/
 """
 
 import contextlib
-import fcntl
 import json
-import os
-import platform
-from collections.abc import Iterator, Mapping
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from medmerge_jax.config import recorded_default
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
-from medmerge_jax.storage import atomic
+from medmerge_jax.storage import atomic, locks
 
 Record = dict[str, Any]
 
-_HELD: dict[Path, IO[str]] = {}
-"""Lock files of the directories that this process works in."""
+_HELD: dict[Path, Callable[[], bool]] = {}
+"""Of the directories that this process works in: whether they are there."""
+
+_CLOCKS: dict[Path, float] = {}
+"""When the runs that are at work began, had every process gone on where the last one ended."""
+
+_SECONDS, _MERGED = "seconds.json", "merged.npz"
 
 _WRITTEN = (
     "config.json",
@@ -34,7 +39,8 @@ _WRITTEN = (
     "image_hashes.npz",
     "metrics.jsonl",
     "coefficients.npz",
-    "merged.npz",
+    _MERGED,
+    _SECONDS,
     "predictions.npz",
     "results.json",
     "report.html",
@@ -69,58 +75,71 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("a+")
-        except OSError as error:
-            raise UserError(
-                f"workdir {self.path} cannot be written ({error.strerror}); "
-                "choose a folder of yours with --workdir"
-            ) from error
-        with lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                lock.seek(0)
-                holder = lock.read().strip() or "another process"
+                self.path.mkdir(parents=True, exist_ok=True)
+                _HELD[self.path] = stack.enter_context(locks.held(self.path / ".lock"))
+            except locks.InUseError as error:
                 raise UserError(
-                    f"workdir {self.path} is in use by {holder}; wait for it to end, "
+                    f"workdir {self.path} is in use by {error}; wait for it to end, "
                     "or choose another --workdir"
                 ) from error
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {platform.node()}")
-            lock.flush()
-            _HELD[self.path] = lock
+            except OSError as error:
+                raise UserError(
+                    f"workdir {self.path} cannot be written ({error.strerror}); "
+                    "choose a folder of yours with --workdir"
+                ) from error
             try:
                 if (self.path / "config.json").exists():  # else it may be any folder of the user's
                     atomic.remove_leftovers(self.path, _WRITTEN)
                 yield
             finally:
+                _save_clocks()
+                _CLOCKS.clear()
                 del _HELD[self.path]
-                lock.truncate(0)
                 self.close()
                 self._remove_if_unused()
 
     def _remove_if_unused(self) -> None:
         """A start that failed before anything was written leaves no folder."""
-        with contextlib.suppress(OSError):  # it is gone, or cannot be written any more
-            if [path.name for path in self.path.iterdir()] == [".lock"]:
-                (self.path / ".lock").unlink()
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or cannot be written any more
+            first, *others = self.path.iterdir()
+            if first.name.startswith(".lock") and not others:
+                first.unlink()
                 self.path.rmdir()
 
     def check_there(self) -> None:
         """Raises a UserError if the locked directory has vanished: it would be made anew."""
-        for path, lock in _HELD.items():
-            try:
-                there = os.path.samestat(os.fstat(lock.fileno()), (path / ".lock").stat())
-            except OSError:
-                there = False
-            if not there:
+        for path, is_there in _HELD.items():
+            if not is_there():
                 raise UserError(
                     f"workdir {path} has vanished while the run was at work in it. Put it back and "
                     "give the same command again: it goes on from the last checkpoint in it; "
                     "without it, it begins anew."
                 )
+
+    def start_clock(self) -> None:
+        """Counts the run's seconds from here on, on top of those of the processes before."""
+        before = (self.read_json(_SECONDS) or {}).get("wall_seconds")
+        _CLOCKS[self.path] = time.monotonic() - (before if type(before) is float else 0.0)
+
+    def wall_seconds(self) -> float:
+        """How long the run's processes have been at work, all together."""
+        return round(time.monotonic() - _CLOCKS[self.path], 3)
+
+    def finish(self, results: Record) -> None:
+        """Writes results.json, and removes what only a run that goes on has a use for."""
+        self.write_json("results.json", results)
+        self.clean_up(results)
+
+    def clean_up(self, results: Record) -> None:
+        """Removes it: the last stage's checkpoint too, which says the same as model/."""
+        _CLOCKS.pop(self.path, None)
+        if processes.is_first():
+            for name in (_SECONDS, _MERGED):
+                (self.path / name).unlink(missing_ok=True)
+            for stage in results.get("stages", [])[-1:]:
+                _remove_checkpoints(self.path / "checkpoints" / stage["name"])
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         """Raises a UserError if the directory holds a run of another config, with the fields."""
@@ -160,11 +179,11 @@ class RunDirectory:
         changed = []
         if recorded["data_fingerprint"] != data_fingerprint:
             changed.append("other data: images, labels or splits")
-        known = recorded["parent_fingerprints"]
+        before = recorded["parent_fingerprints"]
         changed += [
             f"another parent {name}: its weights"
             for name, fingerprint in parents.items()
-            if known.get(name, fingerprint) != fingerprint
+            if before.get(name, fingerprint) != fingerprint
         ]
         if changed:
             raise UserError(
@@ -185,10 +204,10 @@ class RunDirectory:
                 )
         return recorded
 
-    def _refuse_differences(self, recorded: Record, wanted: Record) -> None:
+    def _refuse_differences(self, recorded: Record, config: Record) -> None:
         differing = [
             f"  {field}: {_show(old)} there, {_show(new)} now"
-            for field, old, new in _differences(recorded, wanted)
+            for field, old, new in _differences(recorded, config)
         ]
         if differing:
             raise UserError(
@@ -262,6 +281,7 @@ class RunDirectory:
             return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
+        _save_clocks()
         if self._events is None:
             from tensorboardX import SummaryWriter
 
@@ -276,6 +296,27 @@ class RunDirectory:
         if self._events is not None:
             self._events.close()
             self._events = None
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    """Those that are whole, with their checksums; damaged ones and kept models stay."""
+    for path in [path for path in folder.glob("[0-9]*") if path.stem.isdecimal()]:
+        if path.name.isdecimal():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".json":
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()  # unless there are other stages'
+
+
+def _save_clocks() -> None:
+    """Of all runs that are at work: a comparison is while one of its parts is."""
+    for path, began in _CLOCKS.items():
+        if processes.is_first() and (path / "config.json").exists():  # or it would be made anew
+            seconds = {"wall_seconds": round(time.monotonic() - began, 3)}
+            with contextlib.suppress(OSError):  # nothing fails for want of a number
+                atomic.write_json(path / _SECONDS, seconds)
 
 
 def _differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,7 +1,6 @@
 """The comparison: every recipe on the same parents, splits and seeds, in one table."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def _rows(config: Config) -> list[_Row]:
 
 def compare(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[str, Any]:
     """Every recipe on the same parents, splits and seeds; each run in a directory of its own."""
-    started = time.monotonic()
+    directory.start_clock()
     leave_audit(directory, inputs)
     runs: dict[_Row, list[dict[str, Any]]] = {row: [] for row in _rows(config)}
     for seed in config.compare.seeds:
@@ -76,9 +75,9 @@ def compare(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[str
         "data": next(iter(runs.values()))[0]["data"],
         "parents": {name: card for name, (_, card) in inputs.parents.items()},
         "versions": package_versions(),
-        "wall_seconds": round(time.monotonic() - started, 3),
+        "wall_seconds": directory.wall_seconds(),
     }
-    directory.write_json("results.json", results)
+    directory.finish(results)
     if processes.is_first():
         analysis.write_report(directory.path)
     return results

@@ -331,9 +331,10 @@ def test_a_whole_run_and_what_it_leaves(program, folder_flags, tmp_path):
     for name in ("config.json", "metrics.jsonl", "coefficients.npz", "predictions.npz",
                  "results.json", "report.html", "model/model.safetensors", "model/model.json",
                  "figures/coefficients.png", "figures/learning_curves.png",
-                 "figures/confusion_matrix.png", "checkpoints/merge_lp", "checkpoints/ft",
-                 "events"):  # fmt: skip
+                 "figures/confusion_matrix.png", "checkpoints/merge_lp", "events"):  # fmt: skip
         assert (run / name).exists(), name
+    for name in ("checkpoints/ft", "seconds.json"):  # model/ and results.json say the same
+        assert not (run / name).exists(), name
 
     # Again: nothing is done, the results are printed, and a report that is missing is written.
     (run / "report.html").unlink()

@@ -16,7 +16,7 @@ from PIL import Image
 from medmerge_jax.data import Split
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import cache, cached_pixels, decode
-from medmerge_jax.storage import atomic
+from medmerge_jax.storage import atomic, locks
 
 N = 50
 
@@ -75,7 +75,7 @@ def test_a_second_call_decodes_and_writes_nothing(tmp_path, split, decoded, monk
     first = cached_pixels(split, 8, "squash", tmp_path / "cache")
     assert sorted(decoded) == sorted(split.paths)
     decoded.clear()
-    monkeypatch.setattr(cache, "_locked", None)  # a complete cache may be read-only
+    monkeypatch.setattr(locks, "waited_for", None)  # a complete cache may be read-only
     second = cached_pixels(split, 8, "squash", tmp_path / "cache")
     assert not decoded
     assert first.sha256 == second.sha256
@@ -392,7 +392,7 @@ def test_where_files_cannot_be_locked_nothing_is_shared(tmp_path, split, decoded
     def unlocked(path):
         yield False
 
-    monkeypatch.setattr(cache, "_locked", unlocked)
+    monkeypatch.setattr(locks, "waited_for", unlocked)
     with pytest.raises(KeyboardInterrupt):
         cached_pixels(split, 8, "squash", tmp_path / "cache", progress=interrupt_after(32))
     assert contents(tmp_path) == []

@@ -22,7 +22,7 @@ from medmerge_jax.runtime import processes
 
 preemption.install()
 processes.start(None, None, None)
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+threading.Timer(0.3, os.kill, (os.getpid(), signal.{signal})).start()
 try:
     {}
 finally:
@@ -33,20 +33,76 @@ finally:
 @pytest.mark.parametrize(
     "busy", ["time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 300_000_000)"]
 )
-def test_a_signal_ends_the_process_at_once(busy):
+@pytest.mark.parametrize(
+    "number, name, status", [("SIGUSR1", "SIGUSR1", EXIT_STATUS), ("SIGINT", "Ctrl-C", 130)]
+)
+def test_a_signal_ends_the_process_at_once(busy, number, name, status):
     """Also when the main thread is in C, where it runs no handlers of signals."""
+    program = ALONE.format(busy, signal=number)
     result = subprocess.run(
-        [sys.executable, "-c", ALONE.format(busy)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
-    assert result.returncode == EXIT_STATUS
-    assert result.stderr == "stopped by SIGUSR1; the same command goes on from here\n"
+    assert result.returncode == status
+    assert result.stderr == f"stopped by {name}; the same command goes on from here\n"
     assert result.stdout == ""
+
+
+STAGE = """
+import os, signal, sys, time
+from medmerge_jax.runtime import preemption, processes
+
+preemption.install()
+processes.start(None, None, None)
+with preemption.deferred():
+    print("training", flush=True)
+    time.sleep(float(sys.argv[1]))
+    print("saving", flush=True)
+    try:
+        preemption.check()
+    except preemption.Preempted as stopped:
+        print(stopped, flush=True)
+        time.sleep(float(sys.argv[2]))
+        sys.exit(preemption.exit_status())
+"""
+
+
+@pytest.mark.parametrize("step, saving", [(60, 0), (1, 60)])
+def test_a_second_ctrl_c_ends_it_at_once(step, saving):
+    """Inside a step, and while what the first one asked for is being saved."""
+    command = [sys.executable, "-c", STAGE, str(step), str(saving)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout.readline() == "training\n"
+        for _ in range(2):  # sent on by a launcher, it is the same
+            program.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        if saving:
+            assert program.stdout.readline() == "saving\n"
+            assert program.stdout.readline() == "Ctrl-C\n"
+        else:
+            time.sleep(0.5)
+        assert program.poll() is None
+        program.send_signal(signal.SIGINT)
+        assert program.wait(5) == 130
+        assert program.stderr.read() == "stopped by Ctrl-C; the same command goes on from here\n"
+
+
+def test_ctrl_c_is_ignored_where_it_was_ignored_before():
+    """As in jobs that a shell has put into the background."""
+    program = "import signal; from medmerge_jax.runtime import preemption; preemption.install(); "
+    program += "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        subprocess.run([sys.executable, "-c", program], check=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_ends_the_process_also_when_nobody_hears_what_it_says():
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-c", ALONE.format("time.sleep(60)")]
+    command = [sys.executable, "-c", ALONE.format("time.sleep(60)", signal="SIGUSR1")]
     assert subprocess.run(command, stderr=writing, timeout=50).returncode == EXIT_STATUS
     os.close(writing)
 

@@ -1,15 +1,17 @@
 """What a run leaves, also where it was killed while it wrote."""
 
+import contextlib
 import copy
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from helpers import tiny_config
 
 from medmerge_jax.config import parse, to_json
 from medmerge_jax.errors import UserError
-from medmerge_jax.storage import atomic
+from medmerge_jax.storage import atomic, run_directory
 from medmerge_jax.storage.run_directory import RunDirectory
 
 
@@ -72,6 +74,86 @@ def test_a_killed_process_leaves_its_temporaries_to_the_next(directory, monkeypa
     with directory.locked():
         left = {path.name for path in directory.path.rglob("*")}
     assert left == {".lock", "config.json", "lp-b", "data", "clinic", ".synthetic.json"}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only goes on where it is told to."""
+    now = [1000.0]
+    monkeypatch.setattr(run_directory.time, "monotonic", lambda: now[0])
+
+    def advance(seconds):
+        now[0] += seconds
+
+    return advance
+
+
+def test_the_seconds_of_all_processes_are_counted(tmp_path, clock):
+    """Of a comparison too, while its parts are at work; a killed process loses an epoch's."""
+    whole, part = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run" / "lp")
+    with contextlib.suppress(InterruptedError), whole.locked():
+        for directory in (whole, part):
+            directory.start_clock()
+            directory.write_json("config.json", {})
+            clock(10)
+        raise InterruptedError
+    clock(500)  # nobody is at work
+    with whole.locked():
+        for directory in (whole, part):
+            directory.start_clock()
+        clock(5)
+        part.log({"stage": "lp", "epoch": 1})
+        saved = [(directory.path / "seconds.json").read_bytes() for directory in (whole, part)]
+        clock(7)
+    for directory, content in zip((whole, part), saved, strict=True):
+        (directory.path / "seconds.json").write_bytes(content)  # as if killed without a word
+    with whole.locked():
+        for directory in (whole, part):
+            directory.start_clock()
+        clock(1)
+        assert (whole.wall_seconds(), part.wall_seconds()) == (26, 16)
+        part.finish({"wall_seconds": part.wall_seconds()})
+        clock(3)
+        assert whole.wall_seconds() == 29
+        whole.finish({})
+    assert not list(tmp_path.rglob("seconds.json"))
+
+
+def test_a_run_of_which_nothing_is_left_is_not_made_anew_for_its_seconds(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    with directory.locked():
+        directory.start_clock()
+        directory.write_json("config.json", {})
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_keeps_no_checkpoint_that_its_model_repeats(directory):
+    """What is the only copy of something stays, and what is damaged, to be looked at."""
+    folder = directory.path / "checkpoints"
+    stays = ["lp/8/d/x", "lp/8.json", "ft/5.model.npz", "ft/12.damaged/d/x"]
+    goes = ["ft/8/d/x", "ft/8.json", "ft/12/d/x", "ft/12.json"]
+    for name in stays + goes + ["../merged.npz"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    directory.finish({"stages": [{"name": "lp"}, {"name": "ft"}]})
+    left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert left == set(stays)
+    assert sorted(p.name for p in directory.path.iterdir()) == ["checkpoints", "results.json"]
+
+
+def test_where_the_last_stage_was_the_only_one_no_folder_is_left(directory):
+    (directory.path / "checkpoints" / "ft" / "8").mkdir(parents=True)
+    directory.finish({"stages": [{"name": "ft"}]})
+    assert [p.name for p in directory.path.iterdir()] == ["results.json"]
+
+
+def test_checkpoints_are_there_until_the_results_are(directory, monkeypatch):
+    (directory.path / "checkpoints" / "ft" / "8").mkdir(parents=True)
+    monkeypatch.setattr(atomic, "write_json", mock.Mock(side_effect=OSError))
+    with pytest.raises(OSError):
+        directory.finish({"stages": [{"name": "ft"}]})
+    assert (directory.path / "checkpoints" / "ft" / "8").exists()
 
 
 def test_a_directory_in_which_nothing_was_written_goes_again(tmp_path):

@@ -95,6 +95,7 @@ def run(parents, tmp_path):
             "stage",
             epochs=changes.get("epochs", 3),
             learning_rate=changes.get("rate", 1e-3),
+            weight_decay=changes.get("decay", 1e-2),
             schedule="cosine",
             warmup_epochs=1,
             checkpoint_seconds=0.0,
@@ -160,10 +161,10 @@ def test_nothing_compiles_after_the_first_epoch_and_no_step_waits_for_the_host(
 
 
 @pytest.mark.parametrize("stage", ["fine-tuning", "merge linear probe", "fine-tuning, accumulated"])
-def test_all_seeds_rates_and_lengths_share_what_was_compiled(run, events, stage):
+def test_all_seeds_rates_decays_and_lengths_share_what_was_compiled(run, events, stage):
     run(stage)
     before = events[COMPILED]
-    run(stage, name="another", seed=1, rate=3e-4, epochs=2)
+    run(stage, name="another", seed=1, rate=3e-4, decay=0.1, epochs=2)
     assert events[COMPILED] == before
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from medmerge_jax.data import ResidentBatches
-from medmerge_jax.errors import UserError
+from medmerge_jax.errors import DivergedError, OutOfMemoryError, UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead
 from medmerge_jax.models.network import Network
@@ -147,6 +147,17 @@ def test_stopped_while_it_validates_it_trains_no_step_again(
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
+def test_ctrl_c_saves_too(train, data, tmp_path, signals):
+    whole = train("whole")
+    with pytest.raises(preemption.Preempted, match="Ctrl-C in lp, after step 1 of epoch 2"):
+        train("cut", train=Signalled(*data, 8, number=signal.SIGINT, at=4))
+    assert preemption.exit_status() == 130
+    restarted(signals)
+    assert preemption.exit_status() == preemption.EXIT_STATUS
+    assert_same(train("cut"), whole)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
 def test_stopped_again_and_again(train, data, tmp_path, signals, steps):
     """Also where checkpoints are rare, and in the first step after each start."""
     stage = dataclasses.replace(STAGE, checkpoint_seconds=1e9)
@@ -265,7 +276,7 @@ def test_no_weights_are_saved_that_are_not_finite(train, data, signals, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", broken)
-        with pytest.raises(UserError) as error:
+        with pytest.raises(DivergedError) as error:
             train("cut", train=Signalled(*data, 8, number=signal.SIGTERM, at=5))
     assert "the weights were not finite after step 2 of epoch 2" in str(error.value)
     assert "the checkpoint after epoch 1 is kept" in str(error.value)
@@ -286,7 +297,7 @@ class Greedy(nn.Module):
 
 
 def test_out_of_memory_says_which_batch_size_to_try(train, tmp_path):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(OutOfMemoryError) as error:
         train(model=Greedy(CLASSES))
     message = str(error.value)
     assert "stage lp: out of memory with batch_size = 8" in message

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
-from medmerge_jax.errors import UserError
+from medmerge_jax.errors import DivergedError, UserError
 from medmerge_jax.evaluation.predict import evaluate, predict
 from medmerge_jax.images.augment import POLICIES, epoch_key
 from medmerge_jax.merging.trees import flatten, without_head
@@ -151,6 +151,102 @@ def test_the_best_epoch_or_the_last(train, tmp_path):
     assert_same(train(shorter, "shorter").variables, best.variables)
 
 
+def scripted(monkeypatch, values, metric="loss"):
+    """Has validation find these values, one an epoch."""
+    given = iter(values)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {metric: next(given)})
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "selected"),
+    [
+        ("loss", [0.5, 0.3, 0.3, 0.4], 2),  # the lowest; of equals the first
+        ("accuracy", [0.5, 0.7, 0.7, 0.6], 2),
+        ("kappa", [None, None, -0.5, -0.5], 3),  # the first that is defined
+        ("kappa", [None] * 4, 1),
+    ],
+)
+def test_which_epoch_is_the_best(train, monkeypatch, metric, values, selected):
+    scripted(monkeypatch, values, metric)
+    result = train(dataclasses.replace(STAGE, metric=metric))
+    assert result.summary["selected_epoch"] == selected
+    assert result.summary[f"best_val_{metric}"] == values[selected - 1]
+    shorter = dataclasses.replace(STAGE, epochs=selected, select="last", metric=metric)
+    scripted(monkeypatch, values, metric)
+    assert_same(train(shorter, "shorter").variables, result.variables)
+
+
+PATIENT = dataclasses.replace(STAGE, epochs=8, metric="loss", patience=2, patience_delta=0.01)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "epochs"),
+    [
+        ("loss", [0.5, 0.6, 0.6], 3),  # worse by more than the delta, twice
+        ("loss", [0.5, 0.6, 0.49, 0.6, 0.6], 5),  # a new best begins the count anew
+        ("loss", [0.5, 0.505, 0.505, 0.6, 0.5, 0.505, 0.6], 7),  # others leave it as it is
+        ("accuracy", [0.5, 0.4, 0.4], 3),
+        ("accuracy", [0.5, 0.6, 0.7, 0.8, 0.7, 0.795, 0.7], 7),
+        ("kappa", [None, None, 0.5, None, 0.4, None, 0.4], 7),
+        ("loss", [0.5, 0.6, 0.505, 0.5, 0.505, 0.5, 0.505, 0.5], 8),
+    ],
+)
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_a_stage_ends_for_want_of_progress(train, monkeypatch, metric, values, epochs, select):
+    stage = dataclasses.replace(PATIENT, metric=metric, select=select)
+    scripted(monkeypatch, values, metric)
+    result = train(stage)
+    assert result.summary["epochs"] == epochs == len(values)
+    again = train(stage)  # finished, it asks for nothing
+    assert again.summary == result.summary
+    assert_same(again.variables, result.variables)
+
+
+def test_without_patience_all_epochs_are_trained(train, monkeypatch):
+    scripted(monkeypatch, range(8))
+    assert train(dataclasses.replace(PATIENT, patience=0)).summary["epochs"] == 8
+
+
+@pytest.mark.parametrize("at", [(1, 1), (3, 0), (4, 2)])
+def test_the_count_of_patience_survives_an_interruption(train, data, monkeypatch, at):
+    values = [0.5, 0.6, 0.4, 0.6, 0.5]
+    scripted(monkeypatch, values)
+    whole = train(PATIENT, "whole")
+    scripted(monkeypatch, values)
+    with pytest.raises(Killed):
+        train(PATIENT, "cut", lambda split: Interrupted(*data, 8, at=at))
+    scripted(monkeypatch, values[at[0] :])
+    resumed = train(PATIENT, "cut")
+    assert resumed.summary["epochs"] == whole.summary["epochs"] == 5
+    assert_same(resumed.variables, whole.variables)
+
+
+@pytest.mark.parametrize("at", [None, (1, 2), (2, 0), (2, 2)])
+def test_kept_epochs_are_results(train, data, tmp_path, at):
+    """Also of a stage that was killed and went on, and of one that was finished before."""
+    stage = dataclasses.replace(STAGE, keep=(2, 3, 9), checkpoint_seconds=0.0 if at else 1e9)
+    if at:
+        with pytest.raises(Killed):
+            train(stage, "run", lambda split: Interrupted(*data, 8, at=at))
+    for _ in range(2):
+        kept = train(stage).kept
+        assert list(kept) == [2, 3]
+        for epoch, variables in kept.items():
+            shorter = dataclasses.replace(STAGE, epochs=epoch, select="last")
+            assert_same(variables, train(shorter, f"only {epoch}").variables)
+
+
+def test_a_kept_model_that_is_damaged_is_named(train, tmp_path):
+    stage = dataclasses.replace(STAGE, keep=(2,))
+    train(stage)
+    (path,) = tmp_path.rglob("2.model.npz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"2\.model\.npz"):
+        train(stage)
+
+
 def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, monkeypatch):
     good = train(dataclasses.replace(STAGE, epochs=2, select="last"), "good")
     rates = loop.learning_rates
@@ -161,7 +257,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, 
         return values
 
     stage = dataclasses.replace(STAGE, select="last")
-    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+    with monkeypatch.context() as patch, pytest.raises(DivergedError) as error:
         patch.setattr(loop, "learning_rates", explode)
         train(stage, "bad")
     assert "stage lp: the loss was not finite at step 9 (epoch 3" in str(error.value)

@@ -13,7 +13,7 @@ from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loss import weighted_loss
-from medmerge_jax.training.schedules import learning_rates
+from medmerge_jax.training.schedules import SCHEDULES, learning_rates
 from medmerge_jax.training.step import Task, collapse, init_state, train_step
 
 CLASSES = 3
@@ -211,6 +211,39 @@ def test_bfloat16_computes_and_keeps_float32(batch):
         assert {leaf.dtype for leaf in kept} == {jnp.dtype(jnp.float32)}
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_weight_decay_is_a_part_of_the_step(batch):
+    """Decoupled: a step changes a parameter p by −rate · (Adam's direction + decay · p)."""
+    start = parameterization.fine_tune(parent(0))
+    task = task_of(start)
+    ends = [
+        step(task, init_state(start), start, batch, decay=decay)[0].trainable
+        for decay in (0.0, 0.5)
+    ]
+    for path, leaf in flatten(start.trainable).items():
+        difference = flatten(ends[1])[path] - flatten(ends[0])[path]
+        np.testing.assert_allclose(difference, -1e-3 * 0.5 * leaf, rtol=1e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps, warmup", [(1, 0), (1, 1), (7, 0), (9, 3), (5000, 4500), (4, 9)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_learning_rates_are_those_of_the_formulas(schedule, steps, warmup):
+    formulas = {
+        "constant": lambda t: np.ones_like(t),
+        "cosine": lambda t: (1 + np.cos(np.pi * t)) / 2,
+        "linear": lambda t: 1 - t,
+        "exponential": lambda t: 100.0**-t,
+    }
+    number = np.arange(steps)
+    t = np.clip((number - warmup) / max(steps - warmup, 1), 0, 1)
+    rising = (number + 1) / max(warmup, 1)
+    expected = 0.3 * np.where(number < warmup, rising, formulas[schedule](t))
+    rates = learning_rates(schedule, 0.3, steps, warmup_steps=warmup)
+    assert rates.dtype == np.float32
+    np.testing.assert_allclose(rates, expected, rtol=1e-7)
+    if schedule == "constant":
+        np.testing.assert_array_equal(rates, expected.astype(np.float32))
 
 
 def test_learning_rates():

@@ -1,0 +1,95 @@
+"""Locks between processes, also on file systems that have none."""
+
+import contextlib
+import errno
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What `flock` fails with on a file system that has no locks."""
+
+_SECONDS = 0.2
+"""In which a marker is tried again: that of a process that has ended is removed at first."""
+
+
+class InUseError(Exception):
+    """Another process has the lock; the message says which."""
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[Callable[[], bool]]:
+    """Holds the lock of the file `path`, in which it says who does; it ends with the process.
+
+    Where the file system has no locks, a file `<path>.holder` is there for as long as the lock is
+    held. The next process on the same host removes that of a killed one; that of a process on
+    another host, which cannot be asked, is the user's to delete.
+
+    Yields:
+      Whether the file is still the one that is locked.
+
+    Raises:
+      InUseError: Another process has the lock.
+      OSError: The file cannot be written.
+    """
+    lock: FileLock | SoftFileLock = FileLock(
+        path, thread_local=False, fallback_to_soft=False, on_acquired=_sign
+    )
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InUseError(path.read_text().strip() or "another process") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        path.unlink(missing_ok=True)  # nobody can have it
+        path = path.with_name(f"{path.name}.holder")
+        lock = SoftFileLock(path, thread_local=False)
+        try:
+            lock.acquire(timeout=_SECONDS)
+        except Timeout:
+            raise InUseError(_marked(path)) from None
+    with path.open("rb") as file:  # while it is open, no other file has its inode
+
+        def is_there() -> bool:
+            with contextlib.suppress(OSError):
+                return os.path.samestat(os.fstat(file.fileno()), path.stat())
+            return False
+
+        try:
+            yield is_there
+        finally:
+            lock.release()
+
+
+@contextlib.contextmanager
+def waited_for(path: Path) -> Iterator[bool]:
+    """Waits for the lock of a file; False where the file system has no locks."""
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _sign(file: int) -> None:
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+
+
+def _marked(path: Path) -> str:
+    """Who wrote a marker, as filelock does: process and host on lines of their own."""
+    with contextlib.suppress(OSError, ValueError):
+        process, host, *_ = path.read_text().split()
+        return f"process {process} on {host.split('?')[0]} (if that has ended, delete {path})"
+    return f"another process (if that has ended, delete {path})"
