@@ -100,28 +100,28 @@ def cached_pixels(
     name = _key(split, size, resize)
     array_path, card_path = cache_dir / f"{name}.npy", cache_dir / f"{name}.json"
     shape = (len(split), size, size, 3)
-    found = _open(array_path, card_path, shape)
-    if found is None:
+    cached = _open(array_path, card_path, shape)
+    if cached is None:
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             # Others that want the same images wait here. Where files cannot be locked they decode
             # them themselves, which costs time only.
             with locks.waited_for(cache_dir / f"{name}.lock") as locked:
-                found = _open(array_path, card_path, shape)  # another process may have made it
-                if found is None:
+                cached = _open(array_path, card_path, shape)  # another process may have made it
+                if cached is None:
                     with _part(array_path, shape, locked) as part:
                         _fill(part, split, size, resize, workers or usable_cores(), progress)
                         # Before the array: killed between the two, the part is still there.
                         card = {"sha256": part.digest.hexdigest(), "shape": list(shape)}
                         atomic.write_json(card_path, card)
-                    found = _open(array_path, card_path, shape)
+                    cached = _open(array_path, card_path, shape)
         except OSError as error:
             raise UserError(_explain(error, cache_dir, shape)) from error
-    if found is None:
+    if cached is None:
         raise UserError(f"{array_path}: changed while it was opened; run the command again")
     if progress is not None:
         progress(len(split), len(split))
-    return found
+    return cached
 
 
 def _key(split: Images, size: int, resize: str) -> str:

@@ -24,10 +24,10 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh | None:
 
     Devices of one process are neighbours, so that each process has consecutive rows of a batch.
     """
-    found = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
-    if len(found) == 1:
+    devices = sorted(devices or jax.devices(), key=lambda one: (one.process_index, one.id))
+    if len(devices) == 1:
         return None
-    return Mesh(np.array(found), (AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -49,8 +49,8 @@ def own_rows(size: int, mesh: Mesh | None) -> slice:
     """Which of `size` rows, a multiple of the number of devices, this process's devices have."""
     if mesh is None:
         return slice(0, size)
-    found = batch_sharded(mesh).addressable_devices_indices_map((size,)).values()
-    rows = [index[0].indices(size) for index in found if index is not None]
+    indices = batch_sharded(mesh).addressable_devices_indices_map((size,)).values()
+    rows = [index[0].indices(size) for index in indices if index is not None]
     return slice(min(start for start, _, _ in rows), max(stop for _, stop, _ in rows))
 
 

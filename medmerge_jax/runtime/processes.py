@@ -22,9 +22,11 @@ HEARTBEAT_SECONDS = 20
 _END_SECONDS = 30
 
 _ASKED_EVERY, _STOPPED_AFTER = 4, 8
-"""Calls of `all_stop`. A process is at most five ahead of another: it waits for the results of the
-step before the last four, which no process has without the others. So all hear of the call at
-which they stop before they come there."""
+"""Both count calls of `all_stop`, of which there is one before each step. Every so many calls a
+process asks the store whether all are to stop; the first process then names a call that lies so
+many calls ahead. No process runs more than five steps ahead of another, because the host waits for
+the result of an earlier step, which takes all processes. So each has asked, and knows the call at
+which all stop, before it comes there."""
 
 _STOP, _END = "medmerge_jax/stop", "medmerge_jax/end"
 _WEEK = 7 * 24 * 3600 * 1000
@@ -107,8 +109,8 @@ _FLAGS = "--coordinator HOST:PORT --num_processes N --process_id I"
 
 def _slurm_has_several() -> bool:
     """Whether this is one of several tasks of srun."""
-    there = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= os.environ.keys()
-    return there and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    is_task = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= os.environ.keys()
+    return is_task and int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def _slurm_devices() -> list[int] | None:
@@ -187,21 +189,21 @@ def wait_for_all() -> None:
         _client().wait_at_barrier(f"medmerge_jax/{next(_Us.calls)}", _WEEK)
 
 
-def all_stop(wanted: bool) -> bool:
-    """Whether all processes stop now, at the same call, because one of them wants it.
+def all_stop(asked: bool) -> bool:
+    """Whether all processes stop now, at the same call, because one of them was asked to.
 
     Args:
-      wanted: Whether this one does.
+      asked: Whether this one was.
     """
     call = next(_Us.stop_calls)
     if _Us.stop_at is None and call % _ASKED_EVERY == 0:
         told = dict(_client().key_value_dir_get(_STOP))
         if not is_first():
-            if wanted and not told:
-                _client().key_value_set(f"{_STOP}/wanted", "", allow_overwrite=True)
-            found = told.get(f"{_STOP}/at")
-            _Us.stop_at = None if found is None else int(found)
-        elif wanted or told:
+            if asked and not told:
+                _client().key_value_set(f"{_STOP}/asked", "", allow_overwrite=True)
+            stop_at = told.get(f"{_STOP}/at")
+            _Us.stop_at = None if stop_at is None else int(stop_at)
+        elif asked or told:
             _Us.stop_at = call + _STOPPED_AFTER
             _client().key_value_set(f"{_STOP}/at", str(_Us.stop_at))
     return _Us.stop_at is not None and call >= _Us.stop_at

@@ -45,10 +45,10 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     That is `.<name>.` and eight characters of `tempfile`, as `write_atomically` and
     `weights.save_model` name their temporaries; nothing else is touched.
     """
-    known = "|".join(map(re.escape, names))
-    leftover = re.compile(rf"\.({known})\.[a-z0-9_]{{8}}")
-    for parent, folders, found in os.walk(folder):
-        for name in filter(leftover.fullmatch, found):
+    written = "|".join(map(re.escape, names))
+    leftover = re.compile(rf"\.({written})\.[a-z0-9_]{{8}}")
+    for parent, folders, files in os.walk(folder):
+        for name in filter(leftover.fullmatch, files):
             Path(parent, name).unlink(missing_ok=True)
         for name in filter(leftover.fullmatch, folders):
             shutil.rmtree(Path(parent, name), ignore_errors=True)

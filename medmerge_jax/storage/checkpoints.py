@@ -41,13 +41,14 @@ class StageCheckpoints:
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._held = os.open(directory, os.O_RDONLY)  # or another might get its inode
+        # While the folder is open, no other gets its inode: `_is_there` can tell one made anew.
+        self._held = os.open(directory, os.O_RDONLY)
         self._failed = False
         self._summing: threading.Thread | None = None
         self._checkpointer = self._open()
 
     def _open(self) -> Any:
-        # Orbax reads the metadata of all of them at once, and does not start if one is damaged.
+        # Orbax reads the metadata of all checkpoints at once and does not start if one is damaged.
         for number in self._numbers():
             problem = self._damage(number, _METADATA)
             if problem or not _is_metadata(self._path(number) / _METADATA):
@@ -86,7 +87,7 @@ class StageCheckpoints:
                     values = dict(self._checkpointer.metadata(newest.step).custom_metadata)
                     return self._checkpointer.load(newest.step, _abstract(like(values))), values
                 except Exception as error:  # what Orbax and TensorStore raise is of many kinds
-                    if self._known_checksums(newest.step):
+                    if self._recorded_checksums(newest.step):
                         raise  # it is whole, so something else is wrong
                     problem = f"{type(error).__name__} while it was read"
             self._checkpointer.close()
@@ -118,19 +119,19 @@ class StageCheckpoints:
 
     def _damage(self, number: int, pattern: str = "**/*") -> str:
         """What differs from the checksums, if there are any."""
-        wanted = self._known_checksums(number)
-        found = _checksums(self._path(number), pattern)
-        for name in sorted(wanted if pattern == "**/*" else wanted.keys() & {pattern}):
-            if found.get(name) != wanted[name]:
-                return f"{name} {'has changed' if name in found else 'is missing'}"
+        recorded = self._recorded_checksums(number)
+        current = _checksums(self._path(number), pattern)
+        for name in sorted(recorded if pattern == "**/*" else recorded.keys() & {pattern}):
+            if current.get(name) != recorded[name]:
+                return f"{name} {'has changed' if name in current else 'is missing'}"
         return ""
 
-    def _known_checksums(self, number: int) -> dict[str, Any]:
+    def _recorded_checksums(self, number: int) -> dict[str, Any]:
         try:
-            known = json.loads(self._path(number, ".json").read_text())
+            recorded = json.loads(self._path(number, ".json").read_text())
         except (OSError, ValueError):  # killed before they were written, or damaged themselves
             return {}
-        return known if isinstance(known, dict) else {}
+        return recorded if isinstance(recorded, dict) else {}
 
     def _sum(self, number: int, saving: Any) -> None:
         """Writes the checksums of a checkpoint when it is on the disk."""
@@ -217,9 +218,9 @@ class StageCheckpoints:
         if isinstance(error, OSError):
             return error.errno or 0
         # TensorStore says it in the text of a ValueError.
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        if found:
-            return int(found.group(1))
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code:
+            return int(code.group(1))
         # Orbax misses what it wrote itself, while somebody is removing the folder.
         return errno.ENOENT if str(self._directory.absolute()) in str(error) else 0
 
@@ -256,7 +257,7 @@ def _is_metadata(path: Path) -> bool:
 
 def _checksums(folder: Path, pattern: str = "**/*") -> dict[str, list[int]]:
     """Size and CRC-32 of files, by path below `folder`."""
-    found = {}
+    checksums = {}
     for path in sorted(folder.glob(pattern)):
         if path.is_file():
             size = checksum = 0
@@ -266,5 +267,5 @@ def _checksums(folder: Path, pattern: str = "**/*") -> dict[str, list[int]]:
                         size, checksum = size + len(block), zlib.crc32(block, checksum)
             except OSError:
                 size = -1
-            found[path.relative_to(folder).as_posix()] = [size, checksum]
-    return found
+            checksums[path.relative_to(folder).as_posix()] = [size, checksum]
+    return checksums

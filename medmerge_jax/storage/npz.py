@@ -1,7 +1,9 @@
-"""Strangers' `.npz` files: arrays of what the archive says and has, and no pickles.
+"""Reads `.npz` files of unknown origin safely.
 
-`numpy.load` makes room for the shape in an array's header before it looks at the data, and unpacks
-whatever an archive holds, which may be a thousand times its own size.
+`numpy.load` trusts them: it allocates the shape that an array's header claims before it looks at
+the data, and it unpacks a whole archive, which may become a thousand times larger. Here the data of
+an array must be as long as its header says, an archive may unpack to 20 times its size at most, and
+pickled objects are refused.
 """
 
 import contextlib
@@ -94,10 +96,10 @@ def open_member(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[Mem
         shape, fortran, dtype = read_header(file)
         if dtype.hasobject:
             raise UserError(f"{path}: {name} holds pickled objects, which are never read")
-        data, wanted = info.file_size - file.tell(), math.prod(shape) * dtype.itemsize
-        if data != wanted or not dtype.itemsize or min(shape, default=0) < 0:
+        data, claimed = info.file_size - file.tell(), math.prod(shape) * dtype.itemsize
+        if data != claimed or not dtype.itemsize or min(shape, default=0) < 0:
             raise UserError(
-                f"{path}: {name} of type {dtype} and shape {shape} has {data} bytes; {wanted} are "
+                f"{path}: {name} of type {dtype} and shape {shape} has {data} bytes; {claimed} are "
                 "wanted. Fetch or save it again"
             )
         yield Member(file, shape, dtype, fortran)

@@ -1,4 +1,7 @@
-"""Rows of an array on the disk, with errors that can be told where a mapped file kills."""
+"""Reads rows of an array from its file, so that a disk error can be caught and reported.
+
+Reading a memory-mapped file that was cut short, or whose disk is gone, ends the process (SIGBUS).
+"""
 
 import mmap
 import os
@@ -13,8 +16,8 @@ from medmerge_jax.errors import UserError
 class FileRows:
     """The rows of a mapped array, read from its file.
 
-    A file that is deleted can be read to its end. One that is cut short, or whose disk is gone,
-    ends a process that reads it through its mapping (SIGBUS); here it raises.
+    A file that was deleted can still be read to its end, because it stays open. One that was cut
+    short raises a UserError.
 
     Args:
       mapped: As `np.load(path, mmap_mode="r")` gives it.
@@ -32,20 +35,20 @@ class FileRows:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """The rows of these numbers, int (n,), in this order. Threads may read at once."""
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        place = memoryview(found.data).cast("B")
+        array = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        place = memoryview(array.data).cast("B")
         for index, row in enumerate(rows):
             start = index * self._row_bytes
             self._read(
                 place[start : start + self._row_bytes], self._offset + int(row) * self._row_bytes
             )
-        return found
+        return array
 
     def whole(self) -> np.ndarray:
         """All rows."""
-        found = np.empty(self.shape, self.dtype)
-        self._read(memoryview(found.data).cast("B"), self._offset)
-        return found
+        array = np.empty(self.shape, self.dtype)
+        self._read(memoryview(array.data).cast("B"), self._offset)
+        return array
 
     def _read(self, place: memoryview, start: int) -> None:
         done = 0
