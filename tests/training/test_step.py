@@ -9,7 +9,7 @@ import pytest
 
 from medmerge_jax.images.augment import POLICIES, augment, epoch_key
 from medmerge_jax.merging.trees import flatten
-from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models import LinearHead, create_model, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loss import weighted_loss
@@ -213,17 +213,19 @@ def test_bfloat16_computes_and_keeps_float32(batch):
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-def test_weight_decay_is_a_part_of_the_step(batch):
+def test_weight_decay_is_a_part_of_the_step(rng):
     """Decoupled: a step changes a parameter p by −rate · (Adam's direction + decay · p)."""
-    start = parameterization.fine_tune(parent(0))
-    task = task_of(start)
+    batch = {"inputs": rng.normal(size=(4, 5)).astype(np.float32), "labels": np.arange(4) % CLASSES}
+    head = LinearHead(CLASSES)
+    start = parameterization.fine_tune(head.init(jax.random.key(0), batch["inputs"]))
+    task = Task(Network(head), start.assemble, start.train_batch_norm, False)
     ends = [
-        step(task, init_state(start), start, batch, decay=decay)[0].trainable
+        flatten(step(task, init_state(start), start, batch, decay=decay)[0].trainable)
         for decay in (0.0, 0.5)
     ]
     for path, leaf in flatten(start.trainable).items():
-        difference = flatten(ends[1])[path] - flatten(ends[0])[path]
-        np.testing.assert_allclose(difference, -1e-3 * 0.5 * leaf, rtol=1e-2, atol=1e-7)
+        np.testing.assert_allclose(ends[1][path] - ends[0][path], -1e-3 * 0.5 * leaf, rtol=1e-2,
+                                   atol=1e-7)  # fmt: skip
 
 
 @pytest.mark.parametrize("steps, warmup", [(1, 0), (1, 1), (7, 0), (9, 3), (5000, 4500), (4, 9)])
