@@ -131,7 +131,7 @@ class Stage:
         0, "epochs without a better validation metric that end the stage; 0: none do", at_least=0
     )
     patience_delta: float = field(0.0, "by how much an epoch must be better to count", at_least=0)
-    keep: tuple[int, ...] = field((), "epochs, from 1, whose models are results too")
+    keep: tuple[int, ...] = field((), "epochs whose models are results too", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,7 @@ def test_the_configs_that_come_with_the_project(path):
         ({"lp.learning_rate": float("nan")}, ["lp.learning_rate = nan"]),
         ({"weight_decay": float("inf")}, ["weight_decay = inf"]),
         ({"seed": 2**40}, ["seed = 1099511627776"]),
+        ({"ft.keep": (0, 60)}, ["ft.keep has 0: 1 to ", "ft.keep = (0, 60): [60] come after"]),
         ({"batch_size": 10**5000}, ["batch_size = an enormous number"]),
     ],
 )

@@ -93,6 +93,9 @@ def _mistakes(config: Config, prefix: str = "") -> Iterator[str]:
     """Of a config and of its sources, a line each."""
     for field in fields(config):
         yield from (f"{prefix}{line}" for line in _field_mistakes(field))
+    for name, stage in (("lp", config.lp), ("ft", config.ft)):
+        if late := [epoch for epoch in stage.keep if epoch > stage.epochs]:
+            yield f"{prefix}{name}.keep = {shown(stage.keep)}: {late} come after {name}.epochs"
     for part in (_data_mistakes(config.data), _parent_mistakes(config), _seed_mistakes(config)):
         yield from (f"{prefix}{line}" for line in part)
     if prefix and config.recipe == "compare":

@@ -65,16 +65,26 @@ class Trained:
       variables: Of an ordinary model, with a head.
       coefficients: Effective ones of the merge linear probe that led here, if one did.
       stages: Summaries of the stages that led here, in order, for results.json.
+      kept: Variables after the epochs that a stage was to keep, by stage and epoch: "ft-3".
     """
 
     variables: Tree
     coefficients: Tree | None = None
     stages: tuple[dict[str, Any], ...] = ()
+    kept: dict[str, Tree] = dataclasses.field(default_factory=dict)
 
-    def after(self, result: StageResult, **changes: Any) -> "Trained":
-        """What the stage has made of it."""
-        changes = {"variables": result.variables, **changes}
-        return dataclasses.replace(self, stages=(*self.stages, result.summary), **changes)
+    def after(
+        self, result: StageResult, complete: Callable[[Tree], Tree] = lambda variables: variables
+    ) -> "Trained":
+        """What a stage has made of it; `complete` adds what the stage did not see."""
+        stage = result.summary["name"]
+        kept = {f"{stage}-{epoch}": complete(model) for epoch, model in result.kept.items()}
+        return dataclasses.replace(
+            self,
+            variables=complete(result.variables),
+            stages=(*self.stages, result.summary),
+            kept={**self.kept, **kept},
+        )
 
 
 class Experiment:
@@ -188,8 +198,10 @@ class Experiment:
             model=LinearHead(self.inputs.dataset.num_classes),
             batches=lambda split: self._feature_batches(variables, split, shared_as),
         )
-        params = {**variables["params"], **result.variables["params"]}
-        return model.after(result, variables={**variables, "params": params})
+        return model.after(
+            result,
+            lambda head: {**variables, "params": {**variables["params"], **head["params"]}},
+        )
 
     def merge_linear_probe(self, parents: Sequence[Tree]) -> Trained:
         """Trains coefficients, batch norms and head; returns the collapsed model."""
@@ -205,7 +217,7 @@ class Experiment:
         coefficients = effective_coefficients(
             result.trainable["coefficients"], len(parents), merge.constraint
         )
-        return Trained(result.variables, coefficients, (result.summary,))
+        return Trained(result.variables, coefficients).after(result)
 
     def logits(self, variables: Tree, split: str) -> np.ndarray:
         """(images, classes) float32 in evaluation mode."""
@@ -231,6 +243,9 @@ class Experiment:
             metric=config.select.metric,
             checkpoint_seconds=config.checkpoint_seconds,
             augmentation=self._augmentation,
+            patience=settings.patience,
+            patience_delta=settings.patience_delta,
+            keep=settings.keep,
         )
         return train_stage(
             stage,

@@ -99,7 +99,11 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
 
     def leave() -> None:
         card = _model_card(config, inputs)
-        weights.save_model(directory.path / "model", config.architecture, trained.variables, card)
+        for folder, variables in (
+            *((directory.path / "kept" / name, kept) for name, kept in trained.kept.items()),
+            (directory.path, trained.variables),
+        ):
+            weights.save_model(folder / "model", config.architecture, variables, card)
         analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
         if trained.coefficients is not None:
             _leave_coefficients(experiment, trained.coefficients)

@@ -5,6 +5,7 @@ checkpoints/<stage>/    see `checkpoints`
 data_audit.json         what is in two splits or in a parent's training data
 image_hashes.npz        by which those who start from this model find such images
 metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
+kept/<stage>-<epoch>/   models of the epochs that a stage was to keep, each a parent like a run
 merged.npz              what the recipe merge_ft has merged, until the run is finished
 seconds.json            how long its processes have been at work, until the run is finished
 coefficients.npz, model/, predictions.npz, results.json, report.html, figures/

@@ -11,9 +11,12 @@ from PIL import Image
 
 from medmerge_jax import merging
 from medmerge_jax.errors import UserError
+from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes import experiment, inputs
+from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.studies import run
+from medmerge_jax.training.stage import Stage
 from medmerge_jax.weights import load_parent, save_weights
 
 
@@ -142,6 +145,59 @@ def test_a_probe_of_augmented_images_is_not_one_of_features(config, tmp_path, mo
     for path, leaf in models["none"].items():
         same = [np.array_equal(models[name][path], leaf) for name in ("minimal", "heavy")]
         assert same == [not path.startswith("params/head")] * 2, path
+
+
+@pytest.mark.slow
+def test_epochs_that_are_kept_are_models(config, tmp_path):
+    config.recipe, config.select.epoch = "lp_ft", "last"
+    config.lp.keep, config.ft.keep = (1,), (1, 2)
+    run(config, tmp_path / "run")
+    kept = {path.name: path for path in (tmp_path / "run" / "kept").iterdir()}
+    assert set(kept) == {"lp-1", "ft-1", "ft-2"}
+    models = {name: flatten(load_parent(path, "resnet20")[0]) for name, path in kept.items()}
+    final = flatten(load_parent(tmp_path / "run", "resnet20")[0])
+    for path, leaf in final.items():
+        np.testing.assert_array_equal(models["ft-2"][path], leaf, err_msg=path)
+    start = flatten(inputs.random_variables(check_config(config)))
+    same = {path for path, leaf in start.items() if np.array_equal(models["lp-1"][path], leaf)}
+    assert same == start.keys()  # the probe trains the head alone
+    assert not np.array_equal(models["ft-1"]["params/conv1/kernel"], final["params/conv1/kernel"])
+
+
+def test_fields_reach_the_stages(config, tmp_path, monkeypatch):
+    stages = []
+
+    def capture(stage, *_, **__):
+        stages.append(stage)
+        raise InterruptedError
+
+    monkeypatch.setattr(experiment, "train_stage", capture)
+    config.recipe = "ft"
+    config.ft.update(patience=3, patience_delta=0.25, keep=(2,), schedule="cosine")
+    config.ft.warmup_epochs, config.weight_decay = 0.5, 0.125
+    config.augmentation, config.select.metric = "minimal", "accuracy"
+    with pytest.raises(InterruptedError):
+        run(config, tmp_path / "run")
+    (stage,) = stages
+    assert stage == Stage(
+        name="ft", epochs=2, learning_rate=1e-3, schedule="cosine", warmup_epochs=0.5,
+        weight_decay=0.125, select="best", metric="accuracy", checkpoint_seconds=0.0,
+        augmentation=POLICIES["minimal"], patience=3, patience_delta=0.25, keep=(2,),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_does_not_merge_again(config, tmp_path, monkeypatch):
+    config.recipe, config.merge_ft.method = "merge_ft", "uniform"
+    expected = run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(experiment.Experiment, "fine_tune", interrupt)
+        run(config, tmp_path / "run")
+    monkeypatch.setattr(experiment.mergers, "merge", interrupt)
+    assert run(config, tmp_path / "run")["test"] == expected["test"]
+    models = [flatten(load_parent(tmp_path / name, "resnet20")[0]) for name in ("whole", "run")]
+    for path, leaf in models[0].items():
+        np.testing.assert_array_equal(models[1][path], leaf, err_msg=path)
 
 
 @pytest.mark.slow
