@@ -1,5 +1,6 @@
 """The README's Python runs as it stands."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 from helpers import small_layouts
 
 import medmerge_jax as mm
+from medmerge_jax.models.mergers import MERGERS, describe_merger
 from medmerge_jax.recipes.checks import check_config
+from medmerge_jax.recipes.recipes import RECIPES
+from medmerge_jax.registry import summary
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -51,6 +55,24 @@ def test_the_merge_of_nnx_models():
     names = run(BLOCKS[3])
     kernels = [names[model].conv.kernel[...] for model in "bc"]
     assert jnp.allclose(names["model"].conv.kernel[...], (kernels[0] + kernels[1]) / 2)
+
+
+def test_the_tables_of_recipes_and_mergers_are_the_registries():
+    recipes = [f"| `{name}` | {summary(one.function)} |" for name, one in RECIPES.items()]
+    assert table("--config.recipe")[:-1] == recipes  # the last is the study `compare`
+    mergers = []
+    for name in MERGERS:
+        text, options = describe_merger(name)
+        code = ", ".join(f"`{one}`" for one in options.split(", ") if options)
+        mergers.append(f"| `{name}` | {text} | {code} |")
+    assert table("method") == mergers
+
+
+def table(title):
+    """The rows of the README's table whose first column has this title."""
+    lines = README.read_text().splitlines()
+    (start,) = [n for n, line in enumerate(lines) if re.match(rf"\| `?{title}`? \|", line)]
+    return list(itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]))
 
 
 def test_commands_name_files_that_are_there():
