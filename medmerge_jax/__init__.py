@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medmerge_jax.models import list_models as list_models
     from medmerge_jax.models.mergers import list_mergers as list_mergers
     from medmerge_jax.models.mergers import merge as merge
+    from medmerge_jax.studies import run as run
     from medmerge_jax.weights import load_weights as load_weights
     from medmerge_jax.weights import save_weights as save_weights
 
@@ -37,6 +38,7 @@ _HOMES = {
     "merge": "models.mergers",
     "load_weights": "weights",
     "merge_kernels": "merging",
+    "run": "studies",
     "merge_variables": "merging",
     "save_weights": "weights",
     "zeros_parent": "merging",

@@ -265,7 +265,7 @@ def _config_dict(group: Any) -> ml_collections.ConfigDict:
     return result
 
 
-def parse(config: ml_collections.ConfigDict | Config) -> Config:
+def parse(config: ml_collections.ConfigDict | dict[str, Any] | Config) -> Config:
     """Typed values of a config file's config.
 
     Raises:

@@ -25,15 +25,23 @@ class Registry(Mapping[str, T]):
     def __init__(self, noun: str):
         self.noun = noun
         self._entries: dict[str, T] = {}
+        self._origins: dict[str, str] = {}
 
-    def add(self, name: str, entry: T) -> T:
+    def add(self, name: str, entry: T, origin: str = "") -> T:
         """Adds an entry and returns it.
+
+        Args:
+          name: Of the entry.
+          entry: Anything.
+          origin: Where it is defined. An entry from the same place is replaced, as when a cell of
+            a notebook runs again.
 
         Raises:
           ValueError: The name is another entry's already.
         """
-        if self._entries.setdefault(name, entry) is not entry:
+        if name in self._entries and not (origin and self._origins.get(name) == origin):
             raise ValueError(f"there is a {self.noun} {name!r} already; choose another name")
+        self._entries[name], self._origins[name] = entry, origin
         return entry
 
     def __getitem__(self, name: str) -> T:
@@ -72,7 +80,8 @@ class Decorator:
         """Registers the function, or returns what does so with these facts."""
 
         def register(one: F) -> F:
-            self._registry.add(one.__name__, self._entry(one, **facts))
+            origin = f"{one.__module__}.{one.__qualname__}"
+            self._registry.add(one.__name__, self._entry(one, **facts), origin)
             return one
 
         return register if function is None else register(function)

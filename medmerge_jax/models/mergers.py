@@ -80,8 +80,8 @@ class Merger:
         in `FROM_PARENTS` is filled in by those who load the parents.
       needs_images: Whether it looks at activations or gradients.
       needs_heads: Whether every parent must have been trained.
-      check: Called with as many parents of one number, {"x": (1,)}, as there are, and the options;
-        raises a ValueError if no parents can be merged so.
+      check: Called before there are parents, with stand-ins for them, {"x": a number}, and the
+        options. It raises a ValueError if no parents can be merged so.
     """
 
     function: Callable[..., Variables]
@@ -234,11 +234,11 @@ def align(
     """
     models = [without_head(reference), without_head(variables)]
     if images is None:
-        found = merging.weight_matching(*models, seed=seed)
+        order = merging.weight_matching(*models, seed=seed)
     else:
         task = Task(architecture, models, False, _checked_images(images), 32)
-        found = _match_to_first(task)[1]
-    return merging.permute_variables(models[1], found)
+        order = _match_to_first(task)[1]
+    return merging.permute_variables(models[1], order)
 
 
 def recalibrated(task: Task, variables: Tree) -> Variables:
@@ -386,8 +386,8 @@ def _average_of_permuted(
     weights: Sequence[float] | None,
 ) -> Variables:
     permuted = [
-        merging.permute_variables(parent, found)
-        for parent, found in zip(parents, permutations, strict=True)
+        merging.permute_variables(parent, order)
+        for parent, order in zip(parents, permutations, strict=True)
     ]
     if weights is None:
         return merging.uniform_average(permuted)
@@ -399,15 +399,15 @@ def _correlations(task: Task) -> dict[str, np.ndarray]:
     spaces = merging.find_spaces(without_head(task.parents[0]))
     assert task.images is not None
     moments = collect_moments(task.architecture, task.parents, spaces, task.images, task.batch_size)
-    return {name: merging.correlation(found) for name, found in moments.items()}
+    return {name: merging.correlation(part) for name, part in moments.items()}
 
 
 def _match_to_first(task: Task) -> list[dict[str, np.ndarray]]:
-    found = _correlations(task)
+    correlations = _correlations(task)
     permutations = []
     for index in range(len(task.parents)):
         blocks = {}
-        for name, matrix in found.items():
+        for name, matrix in correlations.items():
             size = len(matrix) // len(task.parents)
             blocks[name] = matrix[:size, index * size : (index + 1) * size]
         permutations.append(merging.activation_matching(blocks))
@@ -444,12 +444,12 @@ def _checked_parents(architecture: str, parents: Sequence[Tree], heads: str) -> 
         raise ValueError(f"heads is {heads!r}; one of {', '.join(HEADS)} is wanted")
     if isinstance(parents, Mapping):
         raise ValueError("parents is a mapping; a sequence of variables is wanted")
-    wanted = _shapes_of(architecture)
+    expected = _shapes_of(architecture)
     for index, parent in enumerate(parents):
         if not isinstance(parent, Mapping) or "params" not in parent:
             raise ValueError(f'parent {index} is not a mapping with a collection "params"')
         backbone = flatten(without_head(parent))
-        check_parents([wanted, backbone], names=[architecture, f"parent {index}"])
+        check_parents([expected, backbone], names=[architecture, f"parent {index}"])
         check_finite(backbone, f"parent {index}")
     if not parents:
         raise ValueError("0 parents; one or more are wanted")
@@ -463,11 +463,13 @@ def _check_heads(parents: Sequence[Tree], heads: str) -> None:
         check_finite({f"params/head/{p}": leaf for p, leaf in flat.items()}, f"parent {index}")
     classes = [len(flat["bias"]) if "bias" in flat else 0 for flat in flats]
     if heads == "merge" and len(set(classes)) > 1:
-        found = ", ".join(
+        heads_text = ", ".join(
             f"parent {index} has {f'{count} classes' if count else 'no head'}"
             for index, count in enumerate(classes)
         )
-        raise ValueError(f"the heads differ: {found}; merge the backbones alone with heads='drop'")
+        raise ValueError(
+            f"the heads differ: {heads_text}; merge the backbones alone with heads='drop'"
+        )
     if heads == "merge":
         check_parents(flats, "params/head/")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import ml_collections
 
@@ -39,7 +40,7 @@ CHOICES: dict[str, Callable[[], Collection[str]]] = {
 register more."""
 
 
-def check_config(config: ml_collections.ConfigDict | Config) -> Config:
+def check_config(config: ml_collections.ConfigDict | dict[str, Any] | Config) -> Config:
     """The typed config; all options of mergers are in it, None where they are not given.
 
     Raises:

@@ -42,7 +42,7 @@ class Inputs:
       fingerprint: Of the data: labels, splits and pixels.
       hashes: Of the images, and of those that the parents were trained on.
       audit: See `data.audit.audit`.
-      mesh: The devices, see `training.mesh`.
+      mesh: The devices, see `runtime.mesh`.
       features: Filled by linear probes: a parent's features, by (parent, split).
     """
 

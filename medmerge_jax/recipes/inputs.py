@@ -157,7 +157,9 @@ def audit_data(
     pixels: dict[str, Pixels],
     parents: dict[str, ImageHashes | None],
 ) -> tuple[DataSet, dict[str, Pixels], ImageHashes, dict[str, Any]]:
-    """Says what makes results too good, and leaves it out if the config wants that.
+    """Looks for images that two splits share, or that a parent was trained on, and reports them.
+
+    If `config.data.exclude_overlap` is set, val and test images of the latter kind are removed.
 
     Args:
       config: The experiment.
@@ -166,12 +168,11 @@ def audit_data(
       parents: Hashes of the images that they were trained on, None where those are not known.
 
     Returns:
-      The data set and its pixels, without the val and test images that a parent was trained on
-      if `config.data.exclude_overlap`; their hashes with those of the parents' training images;
-      and the audit, see `data.audit`.
+      The data set and its pixels, without the removed images; their hashes with those of the
+      parents' training images; and the audit, see `data.audit`.
     """
     hashes = hash_images(dataset, {n: p.array for n, p in pixels.items()}, config.data.resize)
-    found = audit_data_set(dataset, hashes, parents)
+    audit = audit_data_set(dataset, hashes, parents)
     if config.data.exclude_overlap:
         rows = overlapping(hashes, parents)
         dataset = without(dataset, rows)
@@ -183,23 +184,24 @@ def audit_data(
             for name, part in pixels.items()
         }
         hashes = hashes.without(rows)
-        found = {
+        audit = {
             **audit_data_set(dataset, hashes, parents),
             "excluded": {name: int(leave.sum()) for name, leave in rows.items()},
         }
-    found["summary"] = short_text(found)
-    for line in found["summary"]:
+    audit["summary"] = short_text(audit)
+    for line in audit["summary"]:
         say(line)
-    return dataset, pixels, hashes.inheriting([known for known in parents.values() if known]), found
+    inherited = [one for one in parents.values() if one]
+    return dataset, pixels, hashes.inheriting(inherited), audit
 
 
 def hashes_of_parent(card: dict[str, Any]) -> ImageHashes | None:
-    """Of the images that a model on the disk was trained on, if its run has left them."""
+    """Hashes of the images that a model on the disk was trained on, if its run has left them."""
     return find_hashes(Path(card["file"]), card.get("data_fingerprint"))
 
 
 def hashes_of_source(finished: Path) -> ImageHashes | None:
-    """Likewise for a source that was trained before."""
+    """Hashes of the images that a finished source was trained on."""
     path = finished / HASHES_FILE
     return load_hashes(path)[0] if path.exists() else None
 
@@ -235,7 +237,7 @@ def load_parents(
 
 
 def _provenance(card: dict[str, Any]) -> str:
-    """Where it was found, and the checksum of what was downloaded or the model's fingerprint."""
+    """Where it comes from, and the checksum of what was downloaded or the model's fingerprint."""
     checksum = card.get("sha256") or card.get("fingerprint")
     return ", ".join(
         [card.get("origin", card["source"]), *([f"sha256 {checksum}"] if checksum else [])]
@@ -297,7 +299,7 @@ def random_variables(config: Config) -> Tree:
     model = create_model(config.architecture, num_classes=0)
     size = get_spec(config.architecture).input_size
     images = jnp.zeros((1, size, size, 3))
-    # It runs once: what optimizing it takes is lost.
+    # It runs once, so that optimizing it takes longer than it saves.
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
     variables: Tree = init(jax.random.key(config.seed), images)
     return variables

@@ -77,21 +77,21 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
     dataset = inputs.load_data(config, workdir)
     dataset.check()
     names = needed_parents(config)
-    there = [name for name in names if not config.parents[name].startswith("source:")]
-    parents = inputs.load_parents(config, there, {})
+    on_disk = [name for name in names if not config.parents[name].startswith("source:")]
+    parents = inputs.load_parents(config, on_disk, {})
     pixels = inputs.decode(config, dataset)
-    known: dict[str, ImageHashes | None] = {}
+    trained_on: dict[str, ImageHashes | None] = {}
     for name in names:
         value = config.parents[name]
         if value.removeprefix("source:") in sources:
-            known[name] = sources[value.removeprefix("source:")].hashes
+            trained_on[name] = sources[value.removeprefix("source:")].hashes
         elif value.startswith("source:"):
             finished = source_folder(workdir, value.removeprefix("source:"))
-            known[name] = inputs.hashes_of_source(finished)
+            trained_on[name] = inputs.hashes_of_source(finished)
         elif value not in ("imagenet", "random", "zeros"):
-            known[name] = inputs.hashes_of_parent(parents[name][1])
-    dataset, pixels, hashes, found = inputs.audit_data(config, dataset, pixels, known)
-    return Prepared(config, dataset, pixels, parents, hashes, found)
+            trained_on[name] = inputs.hashes_of_parent(parents[name][1])
+    dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
+    return Prepared(config, dataset, pixels, parents, hashes, audit)
 
 
 def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:

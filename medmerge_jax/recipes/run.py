@@ -23,7 +23,7 @@ from medmerge_jax.training.parameterization import Tree
 
 
 def finished(directory: RunDirectory) -> dict[str, Any] | None:
-    """The results of a finished run, whose last acts are made up for if it was killed in them."""
+    """The results of a finished run, or None; completes what a kill cut short, as its report."""
     results: dict[str, Any] | None = processes.from_first(lambda: _read_results(directory))
     return results
 

@@ -31,15 +31,16 @@ class _Row:
     @property
     def variant(self) -> str:
         """What tells it from other lines of the same recipe."""
-        return self.start if RECIPES[self.recipe].one_parent else self.method
+        start = self.start if RECIPES[self.recipe].one_parent else ""
+        return "-".join(filter(None, (start, self.method)))
 
     @property
     def folder(self) -> str:
-        """Of its runs, in the workdir."""
+        """Name of the folder of its runs in the workdir."""
         return "-".join(filter(None, (self.recipe, self.variant)))
 
     def config(self, whole: Config, seed: int) -> Config:
-        """Of one of its runs."""
+        """The config of its run with a seed."""
         merge_ft = whole.merge_ft
         if self.method:
             merge_ft = dataclasses.replace(merge_ft, method=self.method)

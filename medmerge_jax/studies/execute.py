@@ -25,7 +25,7 @@ from medmerge_jax.studies.compare import compare
 
 
 def run(
-    config: ml_collections.ConfigDict | Config, workdir: str | os.PathLike[str]
+    config: ml_collections.ConfigDict | dict[str, Any] | Config, workdir: str | os.PathLike[str]
 ) -> dict[str, Any]:
     """Runs, resumes, or returns the results of, the experiment in `workdir`.
 

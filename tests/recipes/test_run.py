@@ -9,6 +9,7 @@ from helpers import tiny_config
 from helpers.random_models import variables_of
 from PIL import Image
 
+import medmerge_jax as mm
 from medmerge_jax import merging
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.augment import POLICIES
@@ -162,6 +163,17 @@ def test_epochs_that_are_kept_are_models(config, tmp_path):
     same = {path for path, leaf in start.items() if np.array_equal(models["lp-1"][path], leaf)}
     assert same == start.keys()  # the probe trains the head alone
     assert not np.array_equal(models["ft-1"]["params/conv1/kernel"], final["params/conv1/kernel"])
+
+
+@pytest.mark.slow
+def test_from_python(config, tmp_path):
+    """With what a config file returns or what that was parsed to; the workdir may be a text."""
+    config.recipe = "lp"
+    results = mm.run(config, str(tmp_path / "run"))
+    assert results["recipe"] == "lp"
+    assert mm.run(check_config(config), tmp_path / "run") == results
+    with pytest.raises(UserError, match="recipe = 'pl'"):
+        mm.run({**config.to_dict(), "recipe": "pl"}, tmp_path / "run")
 
 
 def test_fields_reach_the_stages(config, tmp_path, monkeypatch):
