@@ -258,7 +258,9 @@ augmented = jax.jit(augment, static_argnums=0)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize("size", [1, 5, 12])
+@pytest.mark.parametrize(
+    "size", [4, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))]
+)
 def test_the_batch_does_not_matter(images, name, size):
     """Whatever is beside an image, and wherever it is, the same becomes of it."""
     policy, key = POLICIES[name], epoch_key(3, 1)

@@ -1,5 +1,6 @@
 """Every operation against torchvision's, on Pillow images and, where the two agree, on tensors."""
 
+import functools
 import importlib
 
 import jax
@@ -45,8 +46,14 @@ def on_tensors(torch, operation, images):
     return np.moveaxis(operation(tensors).numpy(), 1, -1)
 
 
-def ours(operation, images):
-    return np.asarray(jax.jit(lambda images: jax.lax.map(operation, images))(images))
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def each(operation, images, options, static):
+    return jax.lax.map(lambda image: operation(image, *options, *static), images)
+
+
+def ours(operation, images, *options, static=()):
+    """Compiled once for all values of the options; `static` ones come last."""
+    return np.asarray(each(operation, images, options, static))
 
 
 def assert_close(found, wanted, share=0.0, most=1):
@@ -64,7 +71,7 @@ CROPS = [(0, 0, 96, 96), (3, 5, 80, 90), (40, 1, 28, 33), (10, 50, 77, 17), (95,
 @pytest.mark.parametrize("size", [(96, 96), (40, 64), (128, 50)])
 @pytest.mark.parametrize("crop", CROPS)
 def test_resized_crop(torch, functional, images, crop, size):
-    found = ours(lambda image: ops.resized_crop(image, *map(jnp.int32, crop), size), images)
+    found = ours(ops.resized_crop, images, *map(jnp.int32, crop), static=(size,))
 
     def wanted(image):
         return functional.resized_crop(image, *crop, list(size), antialias=True)
@@ -85,7 +92,7 @@ def test_flip(functional, images):
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "sharpness"])
 def test_blends(torch, functional, images, name, factor):
     adjust = getattr(ops, f"adjust_{name}")
-    found = ours(lambda image: adjust(image, jnp.float32(factor)), images)
+    found = ours(adjust, images, jnp.float32(factor))
     theirs = getattr(functional, f"adjust_{name}")
     # Where 1.2 x is an integer, Pillow's float32 may be just below it.
     assert_close(found, on_pillow(lambda image: theirs(image, factor), images), share=0.01)
@@ -97,7 +104,7 @@ def test_blends(torch, functional, images, name, factor):
 
 @pytest.mark.parametrize("shift", [-0.5, -0.21, 0.0, 0.05, 0.3, 0.5])
 def test_hue(functional, images, shift):
-    found = ours(lambda image: ops.adjust_hue(image, jnp.float32(shift)), images)
+    found = ours(ops.adjust_hue, images, jnp.float32(shift))
     wanted = on_pillow(lambda image: functional.adjust_hue(image, shift), images)
     # One of Pillow's 255 hues is 6 of 255 levels of a channel.
     assert_close(found, wanted, share=0.001, most=6)
@@ -171,12 +178,8 @@ def torchvisions_operation(rand_augment, number, sign, interpolation):
 def test_rand_augment(torchvision, rand_augment, images, number, sign, interpolation):
     modes = importlib.import_module("torchvision.transforms.v2").InterpolationMode
     images = np.ascontiguousarray(images[:, :90])  # a height and a width
-    found = ours(
-        lambda image: rand_augment_operation(
-            image, jnp.int32(number), jnp.float32(sign), MAGNITUDE, interpolation
-        ),
-        images,
-    )
+    drawn = jnp.int32(number), jnp.float32(sign)
+    found = ours(rand_augment_operation, images, *drawn, static=(MAGNITUDE, interpolation))
     name, apply = torchvisions_operation(rand_augment, number, sign, modes(interpolation))
     assert name.lower() == RAND_AUGMENT[number].replace("_", "")
     wanted = on_pillow(apply, images)
