@@ -22,6 +22,17 @@ def compiled_programs(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
+@pytest.fixture(autouse=True)
+def compiler(request):
+    """The quick tests run programs that XLA's compiler optimised little: most run for a moment.
+
+    The slow tests run what users do, and so do all processes that tests start.
+    """
+    if "jax" in sys.modules:
+        quick = request.node.get_closest_marker("slow") is None
+        sys.modules["jax"].config.update("jax_disable_most_optimizations", quick)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def memory(compiled_programs):
     """Gives back what a module compiled: together, the large models' programs fill gigabytes.

@@ -57,7 +57,7 @@ def network(name, seed, num_classes=7):
 
 
 def compiled(name, variables, images, **options):
-    model = create_model(name, 7)
+    model = MODELS[name] if name in MODELS else create_model(name, 7)
     forward = jax.jit(lambda variables: model.apply(variables, images, **options))
     return forward.lower(variables).compile(compiler_options=QUICK)
 
@@ -89,12 +89,18 @@ def changed(variables, **leaves):
 
 # The stages of resnet20 and where the first one's 16 channels begin in their streams.
 STREAM = ((1, 0), (2, 8), (3, 24))
-LARGE = ("resnet101", "resnet152", "densenet161", "densenet169", "densenet201")
+QUICK_MODELS = ("resnet18", "resnet50", "resnet20")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in list_models()],
+    [
+        "densenet",
+        *(
+            pytest.param(n, marks=() if n in QUICK_MODELS else pytest.mark.slow)
+            for n in list_models()
+        ),
+    ],
 )
 def test_permuted_network_is_the_same_function_and_is_recovered(name, rng):
     variables = network(name, seed=0)
@@ -161,7 +167,13 @@ def test_equal_units_are_not_exchanged_for_ever(start):
 
 
 @pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet20", "densenet"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet18", "densenet121")),
+    ],
+)
 def test_weight_matching_ends_where_no_exchange_of_two_units_gains(name, start, rng):
     reference, model = without_head(network(name, 0)), without_head(network(name, 1))
     before = inner_product(reference, model)
@@ -280,7 +292,7 @@ def correlation(a, b):
     return np.where(scale > 0, a.T @ b / np.where(scale > 0, scale, 1), 0)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18"])
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_activation_matching_recovers_planted_permutations(name, rng):
     variables = network(name, 0)
     planted = random_permutations(find_spaces(variables), 1)

@@ -39,7 +39,7 @@ def network():
 
 
 class TestRecalibrate:
-    @pytest.mark.parametrize("name", ["resnet20", "resnet18"])
+    @pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet18", marks=pytest.mark.slow)])
     def test_matches_pytorchs_cumulative_average(self, torch, torchvision, rng, name):
         network = reference(torch, torchvision, name, CLASSES)
         variables = variables_from_torch(name, state(network), "the reference")

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,16 @@ import pytest
 from medmerge_jax.merging import flatten, network_order, unflatten
 from medmerge_jax.merging.spaces import find_spaces
 from medmerge_jax.models import create_model, list_models
+from medmerge_jax.models.densenet import DenseNet
+from medmerge_jax.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
+
+ONE_OF_EACH_KIND = ("resnet18", "resnet50", "densenet121", "resnet20")
+ALL = [
+    n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow) for n in list_models()
+]
 
 
+@functools.cache
 def shapes(name, num_classes=3):
     model = create_model(name, num_classes)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
@@ -27,7 +37,7 @@ def places_of(space, path):
 
 
 @pytest.mark.parametrize("num_classes", [3, 0])
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", ALL)
 def test_every_hidden_axis_is_some_spaces_exactly_once(name, num_classes):
     variables = shapes(name, num_classes)
     flat, counts, roles = flatten(variables), {}, {}
@@ -53,7 +63,7 @@ def test_every_hidden_axis_is_some_spaces_exactly_once(name, num_classes):
     assert roles == wanted
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", ALL)
 def test_spaces_are_in_network_order_and_named_after_their_first_producer(name):
     spaces = find_spaces(shapes(name))
     names = [space.name for space in spaces]
@@ -65,14 +75,28 @@ def test_spaces_are_in_network_order_and_named_after_their_first_producer(name):
         assert producers == sorted(producers, key=network_order)
 
 
+SMALL = {
+    "basic blocks": ResNet(BasicBlock, (2, 1, 1, 1), 0),
+    "bottlenecks": ResNet(Bottleneck, (2, 1, 1, 1), 0),
+    "padded shortcuts": CifarResNet(1, 0),
+    "dense blocks": DenseNet((2, 3, 2), 12, 24, 0),
+}
+
+
 def quickly(function):
     """Compiled sooner: it runs for a moment."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("basic blocks", "bottlenecks", "padded shortcuts", "dense blocks"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ONE_OF_EACH_KIND),
+    ],
+)
 def test_units_put_in_another_order_are_so_at_their_taps(name, rng):
-    model = create_model(name, 0)
+    model = SMALL[name] if name in SMALL else create_model(name, 0)
     images = rng.normal(size=(2, 64, 64, 3)).astype(np.float32)
     variables = quickly(model.init)(jax.random.key(0), images)
     spaces = find_spaces(variables)

@@ -29,12 +29,14 @@ from medmerge_jax.merging.zipit import (
 from medmerge_jax.models import create_model
 from medmerge_jax.models.densenet import DenseNet
 from medmerge_jax.models.norm import batch_statistics
+from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.models.taps import collect_moments
 
 CLASSES = 5
 # Of logits, relative. Permuting alone gives up to 5e-6, and sums are split by the cores there are.
 ROUNDING = 2e-5
 STOPS = {
+    "cifar": ("layer3",),
     "resnet20": ("layer3",),
     "resnet18": (
         *("layer1", "layer2/0/conv1", "layer2", "layer3/0/conv1", "layer3"),
@@ -213,6 +215,8 @@ class TestMatchFeatures:
 def network(name):
     if name == "densenet":
         return DenseNet((2, 3, 2, 2), 4, 8, CLASSES)
+    if name == "cifar":
+        return CifarResNet(1, CLASSES)
     return create_model(name, CLASSES)
 
 
@@ -269,7 +273,12 @@ def case_of(name):
     return Case(name)
 
 
-@pytest.fixture(params=["resnet20", "densenet", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=[
+        *("cifar", "densenet"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet20", "resnet18")),
+    ]
+)
 def case(request):
     return case_of(request.param)
 

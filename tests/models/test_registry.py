@@ -7,8 +7,16 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import BatchNorm, LinearHead, create_model, get_spec, list_models
 
+ONE_OF_EACH_KIND = ("resnet18", "resnet50", "densenet121", "resnet20")
 
-@pytest.mark.parametrize("name", list_models())
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow)
+        for n in list_models()
+    ],
+)
 def test_shapes_follow_the_registry(name):
     spec = get_spec(name)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)

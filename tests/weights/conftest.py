@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -7,11 +9,16 @@ from medmerge_jax.models import create_model
 
 def random_variables(name, num_classes=5, seed=0):
     """Variables of a model with random values everywhere; no network is compiled for it."""
-    images = np.zeros((1, 32, 32, 3), np.float32)
-    model = create_model(name, num_classes)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
+    return jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes(name, num_classes)
+    )
+
+
+@functools.cache
+def shapes(name, num_classes):
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    return jax.eval_shape(create_model(name, num_classes).init, jax.random.key(0), images)
 
 
 @pytest.fixture

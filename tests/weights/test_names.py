@@ -10,8 +10,16 @@ from medmerge_jax.models import list_models
 from medmerge_jax.weights import variables_from_torch, variables_to_torch
 from medmerge_jax.weights.names import fitting_architectures
 
+ONE_OF_EACH_KIND = ("resnet18", "resnet50", "densenet121", "resnet20")
 
-@pytest.mark.parametrize("name", list_models())
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow)
+        for n in list_models()
+    ],
+)
 def test_names_go_there_and_back(name, make_variables, assert_same):
     variables = make_variables(name)
     tensors = variables_to_torch(name, variables)
