@@ -25,6 +25,8 @@ _DEEPEST = 8
 _LONGEST = 200
 """Characters that messages show of a value."""
 
+_COMPARED = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge")
+_MERGED = ("uniform", "weight_matching", "zipit")
 Option = bool | int | float | str | tuple[Any, ...] | list[Any] | None
 
 
@@ -70,9 +72,7 @@ class Data:
     root: str = field("", "the image folder; with a table, the folder that its images are in")
     variant: str = field("", "of an official data set; empty is its first one")
     split_table: str = field("", "of an official data set: CSV with filename, class, split")
-    split_by: str = field(
-        "group", "of an official data set: keep groups together or not", choices=("group", "image")
-    )
+    split_by: str = field("group", "of an official data set", choices=("group", "image"))
     table: str = field("", "CSV with image, label(s), and optionally split and group")
     image_column: str = field("", "of the table; empty: found by its usual names")
     label_columns: tuple[str, ...] = field((), "of the table; empty: found by its usual names")
@@ -80,22 +80,12 @@ class Data:
     group_column: str = field("", "of the table; empty: found by its usual names")
     classes: tuple[str, ...] = field((), "names in order; empty: all that occur, sorted")
     multilabel: bool = field(False, "whether an image has any number of the classes")
-    ordinal: bool | None = field(
-        None, "whether the order of the classes means something; None: as their names say"
-    )
-    fractions: tuple[float, ...] = field(
-        (0.8, 0.1, 0.1), "of train, val and test, where the data has no split"
-    )
+    ordinal: bool | None = field(None, "whether classes have an order; None: as their names say")
+    fractions: tuple[float, ...] = field((0.8, 0.1, 0.1), "of the splits that the data lacks")
     split_seed: int = field(0, "of the splits that are made")
-    exclude_overlap: bool = field(
-        False, "leave out val and test images that a parent was trained on"
-    )
-    resize: str = field(
-        "squash", "squash to the square, or crop: shorter side, then the centre", choices="resize"
-    )
-    loader: str = field(
-        "auto", "images on the device, or streamed; auto: by what fits", choices="loader"
-    )
+    exclude_overlap: bool = field(False, "remove val and test images that a parent has seen")
+    resize: str = field("squash", "to the square, or the centre of it", choices="resize")
+    loader: str = field("auto", "resident on the device if it fits", choices="loader")
     synthetic: Synthetic = field(Synthetic(), "of drawn images")
 
 
@@ -127,10 +117,8 @@ class Stage:
     epochs: int = field(50, "passes over the training images", at_least=1)
     schedule: str = field("constant", "of the learning rate", choices="schedule")
     warmup_epochs: float = field(0.0, "of linear warm-up; may be a fraction", at_least=0)
-    patience: int = field(
-        0, "epochs without a better validation metric that end the stage; 0: none do", at_least=0
-    )
-    patience_delta: float = field(0.0, "by how much an epoch must be better to count", at_least=0)
+    patience: int = field(0, "worse epochs that end the stage; 0: none do", at_least=0)
+    patience_delta: float = field(0.0, "by how much of the metric they are worse", at_least=0)
     keep: tuple[int, ...] = field((), "epochs whose models are results too", at_least=1)
 
 
@@ -138,8 +126,7 @@ class Stage:
 class Select:
     """Which epoch of a stage is its result."""
 
-    epoch: str = field("best", "the best by the validation metric, or the last",
-                       choices=("best", "last"))  # fmt: skip
+    epoch: str = field("best", "by the validation metric, or last", choices=("best", "last"))
     metric: str = field("macro_f1", "by which epochs are compared", choices="metric")
 
 
@@ -147,12 +134,8 @@ class Select:
 class Compare:
     """The recipe compare."""
 
-    recipes: tuple[str, ...] = field(
-        ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge"), "rows of the table", choices="run recipe"
-    )
-    mergers: tuple[str, ...] = field(
-        ("uniform", "weight_matching", "zipit"), "of merge_ft, a row each", choices="merger"
-    )
+    recipes: tuple[str, ...] = field(_COMPARED, "rows of the table", choices="run recipe")
+    mergers: tuple[str, ...] = field(_MERGED, "of merge_ft, a row each", choices="merger")
     seeds: tuple[int, ...] = field((0, 1, 2), "of the runs of each row")
 
 
@@ -181,16 +164,12 @@ class Config:
     lp: Stage = field(Stage(), "the linear probe, and the merge linear probe")
     ft: Stage = field(Stage(learning_rate=1e-5), "fine-tuning")
     batch_size: int = field(64, "of all devices together; the paper does not say", at_least=1)
-    accumulate: int = field(
-        1, "parts of each batch, one after another; batch norms see the parts", at_least=1
-    )
+    accumulate: int = field(1, "parts of each batch; batch norms see the parts", at_least=1)
     weight_decay: float = field(1e-2, "of AdamW; the default of the paper's framework", at_least=0)
     class_weights: str = field("none", "of the loss", choices=("none", "balanced"))
     augmentation: str = field("none", "of training images", choices="augmentation")
     precision: str = field(
-        "auto",
-        "of computation; auto: bfloat16 on a GPU, float32 on a CPU",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "auto: bfloat16 on a GPU", choices=("auto", "float32", "bfloat16")
     )
     select: Select = field(Select(), "of the epoch")
     checkpoint_seconds: float = field(30.0, "least time between two checkpoints", at_least=0)
@@ -199,17 +178,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a config, with its value there.
-
-    Attributes:
-      path: Its name and those of its groups: "lp.epochs".
-      kind: Its type, as annotated.
-      value: In the config that it was asked of.
-      doc: One line.
-      choices: See `field`; likewise the rest.
-      at_least: A number, or None.
-      at_most: A number.
-    """
+    """A field with its path, "lp.epochs", and its value in a config; the rest as of `field`."""
 
     path: str
     kind: Any

@@ -248,24 +248,13 @@ def recalibrated(task: Task, variables: Tree) -> Variables:
     return merging.recalibrate(statistics, variables, task.batches())
 
 
-def _check_weights(
-    parents: Sequence[Tree], weights: Sequence[float] | None = None, **_: Any
-) -> None:
+def _check_weights(parents: Sequence[Tree], weights: Any = None, **_: Any) -> None:
     if weights is not None:
         check_weights(weights, len(parents))
 
 
-def _check_slerp(parents: Sequence[Tree], t: float = 0.5) -> None:
-    if len(parents) > 1:
-        merging.slerp(parents, t)
-
-
 def _check_task_arithmetic(parents: Sequence[Tree], scale: Any = 1.0) -> None:
     merging.task_arithmetic(parents[0] if parents else {}, parents, scale)
-
-
-def _check_fisher(parents: Sequence[Tree], **options: Any) -> None:
-    merging.fisher_average(parents, parents, **options)
 
 
 def _check_zipit(parents: Sequence[Tree], **options: Any) -> None:
@@ -284,7 +273,7 @@ def weighted(task: Task, *, weights: Sequence[float]) -> Variables:
     return merging.weighted_average(task.to_merge(), weights)
 
 
-@merger(check=_check_slerp)
+@merger(check=lambda parents, t=0.5: len(parents) == 1 or merging.slerp(parents, t))
 def slerp(task: Task, *, t: float = 0.5) -> Variables:
     """Spherical interpolation, tensor by tensor, from the first of two parents to the second."""
     if len(task.parents) == 1:
@@ -303,7 +292,11 @@ def task_arithmetic(
     return merging.task_arithmetic(ancestor, task.to_merge(), scale)
 
 
-@merger(needs_images=True, needs_heads=True, check=_check_fisher)
+@merger(
+    needs_images=True,
+    needs_heads=True,
+    check=lambda parents, **options: merging.fisher_average(parents, parents, **options),
+)
 def fisher(
     task: Task,
     *,
