@@ -113,7 +113,7 @@ def _measure(model: str, merger: str, num_images: int, size: int) -> dict[str, f
     )
     parents = [_variables(shapes, seed) for seed in (0, 1)]
     rng, images = np.random.default_rng(0), None
-    if merger in mergers.NEED_IMAGES:
+    if mergers.MERGERS[merger].needs_images:
         count = 4 if merger == "fisher" else num_images
         images = rng.standard_normal((count, size, size, 3), np.float32)
     chosen = dict(MERGERS[merger])

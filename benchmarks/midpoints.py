@@ -20,7 +20,7 @@ from results import by_row, output_option, write_table
 
 import medmerge_jax as mm
 from medmerge_jax import weights
-from medmerge_jax.config import default_config
+from medmerge_jax.config import default_config, parse
 from medmerge_jax.data import epoch_order, make_batches
 from medmerge_jax.evaluation.predict import evaluate
 from medmerge_jax.models import get_spec
@@ -61,7 +61,7 @@ class _Measure:
     """The data, and what a model does on its test split."""
 
     def __init__(self, options: argparse.Namespace):
-        config = _parent(options, 0)
+        config = parse(_parent(options, 0))
         dataset = load_data(config, options.workdir)
         pixels = decode(config, dataset)
         spec = get_spec(options.architecture)
