@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 from ml_collections import config_dict
@@ -234,7 +234,11 @@ def _config_dict(group: Any) -> ml_collections.ConfigDict:
     return result
 
 
-def parse(config: ml_collections.ConfigDict | dict[str, Any] | Config) -> Config:
+AnyConfig: TypeAlias = ml_collections.ConfigDict | dict[str, Any] | Config
+"""What `get_config()` of a config file returns, that as a dict, or what it was parsed to."""
+
+
+def parse(config: AnyConfig) -> Config:
     """Typed values of a config file's config.
 
     Raises:

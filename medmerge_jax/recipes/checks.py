@@ -2,11 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
-import ml_collections
-
-from medmerge_jax.config import MOST, Config, Data, Field, fields, parse, raise_mistakes, shown
+from medmerge_jax.config import (
+    MOST,
+    AnyConfig,
+    Config,
+    Data,
+    Field,
+    fields,
+    parse,
+    raise_mistakes,
+    shown,
+)
 from medmerge_jax.data.batches import LOADERS
 from medmerge_jax.data.official import layout
 from medmerge_jax.data.synthetic import KINDS as DRAWINGS
@@ -40,7 +47,7 @@ CHOICES: dict[str, Callable[[], Collection[str]]] = {
 register more."""
 
 
-def check_config(config: ml_collections.ConfigDict | dict[str, Any] | Config) -> Config:
+def check_config(config: AnyConfig) -> Config:
     """The typed config; all options of mergers are in it, None where they are not given.
 
     Raises:

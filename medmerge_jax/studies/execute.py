@@ -4,9 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-
-from medmerge_jax.config import Config, to_json
+from medmerge_jax.config import AnyConfig, Config, to_json
 from medmerge_jax.errors import UserError
 from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.prepare import (
@@ -24,13 +22,11 @@ from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies.compare import compare
 
 
-def run(
-    config: ml_collections.ConfigDict | dict[str, Any] | Config, workdir: str | os.PathLike[str]
-) -> dict[str, Any]:
+def run(config: AnyConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Runs, resumes, or returns the results of, the experiment in `workdir`.
 
     Args:
-      config: What `get_config()` of a config file returns, or what `parse` has made of that.
+      config: What `get_config()` of a config file returns, for example.
       workdir: The run directory; made if it is not there.
 
     Returns:

@@ -1,6 +1,7 @@
 """`mm.merge`: every merger by its name, on the registered architectures."""
 
 import importlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -309,3 +310,39 @@ def test_aligning_ignores_heads(parents):
     other_head = {**permuted, "params": {**permuted["params"], "head": {"bias": np.zeros(9)}}}
     aligned = mergers.align("resnet20", a, other_head)
     assert_trees_close(aligned, without_head(a), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "slow", "exact": True, "steps": 3, "share": 1, "shares": (0.5, 1)}, ""),
+        ({"mode": 1}, "'mode' is 1; str is wanted"),
+        ({"exact": 1}, "'exact' is 1; bool is wanted"),
+        ({"steps": 0.5}, "'steps' is 0.5; wanted: a whole number from 0 on"),
+        ({"share": (0.5, 0.5)}, r"'share' is \(0.5, 0.5\); one number is wanted"),
+        ({"share": True}, "'share' is True; wanted: finite numbers"),
+        ({"shares": 0.5}, "'shares' is 0.5; a sequence with one number for each parent is wanted"),
+        ({"shares": ("a", "b")}, "'shares' is .*; wanted: finite numbers"),
+        ({"step": 1}, "the merger 'mine' has no option 'step'; its options are mode, exact, steps"),
+    ],
+)
+def test_options_are_of_the_types_in_the_signature(monkeypatch, options, words):
+    monkeypatch.setattr(mergers.MERGERS, "_entries", dict(mergers.MERGERS))
+
+    @mergers.merger
+    def mine(
+        task,
+        *,
+        mode: str = "fast",
+        exact: bool = False,
+        steps: int = 1,
+        share: float = 0.5,
+        shares: Sequence[float] | None = None,
+    ):
+        raise AssertionError
+
+    if not words:
+        mergers.check_options("mine", 2, options)
+    else:
+        with pytest.raises(ValueError, match=words):
+            mergers.check_options("mine", 2, options)
