@@ -4,10 +4,10 @@ import itertools
 import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
 from helpers import small_layouts
+from helpers.random_models import variables_of
 
 import medmerge_jax as mm
 from medmerge_jax.models.mergers import MERGERS, describe_merger
@@ -23,9 +23,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 def weight_files(tmp_path, monkeypatch):
     """The files that the README names, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    init = jax.jit(mm.create_model("resnet18", num_classes=3).init)
     for seed, name in enumerate(("medical", "natural")):
-        variables = init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
+        variables = variables_of(seed, 3, "resnet18")
         mm.save_weights(f"{name}.safetensors", "resnet18", variables)
 
 

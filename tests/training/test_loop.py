@@ -12,8 +12,9 @@ from medmerge_jax.errors import DivergedError, UserError
 from medmerge_jax.evaluation.predict import evaluate, predict
 from medmerge_jax.images.augment import POLICIES, epoch_key
 from medmerge_jax.merging.trees import flatten, without_head
-from medmerge_jax.models import LinearHead, create_model, get_spec
+from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.models.network import Network
+from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.storage.checkpoints import StageCheckpoints
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import loop, parameterization
@@ -290,8 +291,8 @@ def images(rng):
 
 @pytest.fixture(scope="module")
 def network():
-    model, spec = create_model("resnet20", CLASSES), get_spec("resnet20")
-    return Network(model, spec.mean, spec.std)
+    spec = get_spec("resnet20")
+    return Network(CifarResNet(1, CLASSES), spec.mean, spec.std)
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +322,7 @@ def test_streamed_and_resident_images_train_to_the_same_bits(
     )
 
 
-@pytest.mark.parametrize("at", [(0, 1), (2, 1)])
+@pytest.mark.parametrize("at", [pytest.param((0, 1), marks=pytest.mark.slow), (2, 1)])
 def test_augmented_training_goes_on_as_if_it_had_not_been_interrupted(
     train, images, network, variables, at
 ):
@@ -386,7 +387,7 @@ def test_a_probe_on_features_is_the_probe_through_the_frozen_network(
     whole = train(STAGE, "whole", lambda split: pixels, parameterization.linear_probe(variables),
                   network)  # fmt: skip
 
-    extractor = dataclasses.replace(network, model=create_model("resnet20", 0))
+    extractor = dataclasses.replace(network, model=CifarResNet(1, 0))
     features = predict(extractor, without_head(variables), pixels)
     head = parameterization.fine_tune({"params": {"head": variables["params"]["head"]}})
     cached = ResidentBatches(features, labels, 8)

@@ -33,7 +33,7 @@ SPEC = get_spec(NAME)
 WEIGHT_DECAY = 1e-2
 
 
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture(params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def dtype(torch, request):
     """Of everything on both sides."""
     torch.set_default_dtype(getattr(torch, request.param))
