@@ -242,7 +242,7 @@ def make_batches(
       loader: "auto", or "resident" or "stream" whatever the budget.
       budget_bytes: By default a quarter of an accelerator's memory, or 2 GiB on a CPU.
       mesh: The devices, see `training.mesh`; each has resident inputs whole.
-      accumulate: Parts of each batch, see `training.step.accumulated_step`.
+      accumulate: Parts of each batch, see `training.accumulation`.
 
     Raises:
       UserError: An unknown loader.

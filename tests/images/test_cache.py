@@ -71,6 +71,21 @@ def test_pixels_are_those_of_read_image_in_order(tmp_path, split, workers, size,
     assert not pixels.array.flags.writeable
 
 
+def test_the_pixels_are_on_the_disk_before_they_have_their_name(tmp_path, split, monkeypatch):
+    """Or a machine that loses its power would find a cache that looks whole and holds zeros."""
+    synced, fsync = {}, os.fsync
+
+    def record(handle):
+        state = os.fstat(handle)
+        synced[state.st_ino] = (state.st_size, bool(cache_of(tmp_path, "*.npy")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    cached_pixels(split, 8, "squash", tmp_path / "cache")
+    (path,) = cache_of(tmp_path, "*.npy")
+    assert synced[path.stat().st_ino] == (path.stat().st_size, False)
+
+
 def test_a_second_call_decodes_and_writes_nothing(tmp_path, split, decoded, monkeypatch):
     first = cached_pixels(split, 8, "squash", tmp_path / "cache")
     assert sorted(decoded) == sorted(split.paths)

@@ -13,11 +13,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from medmerge_jax.runtime import mesh
 from medmerge_jax.runtime.mesh import data_mesh, own_rows, padded_size
 
 WORKER = Path(__file__).parents[1] / "helpers" / "mesh_worker.py"
@@ -140,6 +142,15 @@ def test_rows_are_padded_and_shared():
     assert own_rows(13, None) == slice(0, 13)
 
 
+def test_devices_of_one_process_are_neighbours(monkeypatch):
+    """Or a process would have other rows of a batch than its devices."""
+    monkeypatch.setattr(mesh, "Mesh", lambda devices, *_, **__: devices)
+    ids = [(1, 3), (0, 2), (1, 0), (0, 1)]
+    devices = [SimpleNamespace(process_index=process, id=id) for process, id in ids]
+    ordered = [(device.process_index, device.id) for device in data_mesh(devices)]
+    assert ordered == [(0, 1), (0, 2), (1, 0), (1, 3)]
+
+
 PARTS = """
 import jax, numpy as np, sys
 from medmerge_jax.data import ResidentBatches, StreamedBatches
@@ -147,6 +158,7 @@ from medmerge_jax.runtime.mesh import data_mesh, own_rows, padded_size
 mesh = data_mesh()
 assert mesh.size == 8 and padded_size(13, mesh) == 16 and own_rows(16, mesh) == slice(0, 16)
 assert [data_mesh(jax.devices()[:n]).size for n in (2, 5)] == [2, 5]
+assert [device.id for device in data_mesh(jax.devices()[::-1]).devices] == list(range(8))
 images = np.arange(23 * 12, dtype=np.uint8).reshape(23, 2, 2, 3)
 for kind in (ResidentBatches, StreamedBatches):
     one, all = (kind(images, np.arange(23), 9, mesh=m, accumulate=2) for m in (None, mesh))
@@ -163,10 +175,47 @@ for kind in (ResidentBatches, StreamedBatches):
         np.testing.assert_array_equal(a["inputs"][:valid], np.asarray(b["inputs"])[:valid])
 """
 
+STEPS = """
+import flax.linen as nn, jax.numpy as jnp
+from medmerge_jax.evaluation.predict import predict
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models.layers import Conv, dense_head, global_average
+from medmerge_jax.models.network import Network
+from medmerge_jax.models.norm import BatchNorm
+from medmerge_jax.runtime.mesh import replicate
+from medmerge_jax.training import parameterization
+from medmerge_jax.training.step import Task, init_state, train_step
 
-def test_batches_are_split_over_eight_devices():
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.relu(BatchNorm(name="bn")(Conv(4, 3, 2, name="conv")(x), train))
+        return dense_head(4, 3)(global_average(x))
+
+rng = np.random.default_rng(0)
+images, labels = rng.integers(0, 256, (29, 8, 8, 3), np.uint8), np.arange(29, dtype=np.int32) % 3
+start = parameterization.fine_tune(jax.jit(Small().init)(jax.random.key(0), images[:1] / 1.0))
+ends = []
+for m in (None, mesh):
+    network = Network(Small(), (0.5,) * 3, (0.25,) * 3, m)
+    task = Task(network, start.assemble, True, False)
+    batches = ResidentBatches(images, labels, 13, mesh=m)
+    state, frozen = replicate((init_state(start), start.frozen), m)
+    settings = replicate([np.float32(1e-3), np.float32(0.1), np.float32([1, 2, 3])], m)
+    for batch in batches.epoch(0, 0):
+        state, loss = train_step(task, state, frozen, batch, *settings)
+    logits = predict(network, {**state.trainable, "batch_stats": state.batch_stats}, batches)
+    leaves = {**flatten(state.trainable), **flatten(state.batch_stats)}
+    ends.append({"loss": loss, "logits": logits, **leaves})
+for name, leaf in ends[0].items():
+    np.testing.assert_allclose(ends[1][name], leaf, rtol=2e-4, atol=2e-5, err_msg=name)
+"""
+
+
+def test_batches_are_split_over_eight_devices_and_steps_are_the_same():
+    """13 rows are filled up to 16, which do not count in loss, gradients and statistics."""
     found = subprocess.run(
-        [sys.executable, "-c", PARTS], env=environment(8), capture_output=True, text=True
+        [sys.executable, "-c", PARTS + STEPS], env=environment(8), capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr
 

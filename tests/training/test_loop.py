@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
@@ -20,7 +21,9 @@ from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import loop, parameterization
 from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.progress import Progress
+from medmerge_jax.training.schedules import learning_rates
 from medmerge_jax.training.stage import Stage
+from medmerge_jax.training.step import TrainState
 
 CLASSES, FEATURES = 3, 8
 STAGE = Stage("lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)
@@ -100,6 +103,27 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(train, data, tmp_path, 
     assert summaries[0] == summaries[1]
 
 
+def test_checkpoints_are_those_of_version_0_1(train, data, monkeypatch):
+    """The same arrays, and values without those that came later: such a run goes on."""
+    trees, save = [], StageCheckpoints.save
+
+    def save_old(self, number, tree, values):
+        trees.append(tree)
+        later = {"epochs_without_progress"}
+        save(self, number, tree, {k: v for k, v in values.items() if k not in later})
+
+    whole = train(name="whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(StageCheckpoints, "save", save_old)
+        train(name="cut", batches=lambda split: Interrupted(*data, 8, at=(2, 1)))
+    assert_same(train(name="cut").variables, whole.variables)
+    head = {"head": {"bias": 0, "kernel": 0}}
+    adam = optax.ScaleByAdamState(0, {"params": head}, {"params": head})
+    state = (0, {"params": head}, {}, (adam, optax.EmptyState()), 0, 0)
+    expected = {"state": TrainState(*state), "best": ({"params": head}, {})}
+    assert jax.tree.structure(trees[-1]) == jax.tree.structure(expected)
+
+
 def test_an_epoch_with_a_checkpoint_has_its_line(train, tmp_path, monkeypatch):
     """Killed between the two, whichever comes first, no line of metrics.jsonl is missing."""
     log, moments = RunDirectory.log, []
@@ -150,6 +174,48 @@ def test_the_best_epoch_or_the_last(train, tmp_path):
     assert last.summary["selected_epoch"] == 12
     shorter = dataclasses.replace(stage, epochs=best.summary["selected_epoch"], select="last")
     assert_same(train(shorter, "shorter").variables, best.variables)
+
+
+def test_every_step_has_its_settings_and_every_line_is_of_its_epoch(
+    train, data, tmp_path, monkeypatch
+):
+    """Rates go on from epoch to epoch, sums do not; what is validated is the validation split."""
+    rates, decays, losses = [], [], []
+
+    def spy(task, state, frozen, batch, rate, decay, *rest):
+        state, loss = train_step(task, state, frozen, batch, rate, decay, *rest)
+        rates.append(float(rate))
+        decays.append(float(decay))
+        losses.append(float(loss))
+        return state, loss
+
+    train_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", spy)
+    splits = {"train": ResidentBatches(*data, 8), "val": ResidentBatches(-data[0], data[1], 8)}
+    stage = dataclasses.replace(
+        STAGE, epochs=3, schedule="cosine", warmup_epochs=1, weight_decay=0.03, select="last"
+    )
+    result = train(stage, batches=splits.__getitem__)
+    assert rates == learning_rates("cosine", 0.05, 9, warmup_steps=3).tolist()
+    assert decays == [float(np.float32(0.03))] * 9
+    records = RunDirectory(tmp_path / "run").records()
+    assert [record["learning_rate"] for record in records] == rates[2::3]
+    means = np.reshape(losses, (3, 3)).mean(1)
+    np.testing.assert_allclose([record["train_loss"] for record in records], means, rtol=1e-6)
+    expected = evaluate(MODEL, result.variables, splits["val"], multilabel=False)
+    assert records[-1]["val_loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_a_kept_model_is_whole_or_not_there(tmp_path, monkeypatch):
+    def killed(file, **arrays):
+        file.write(b"half")
+        raise Killed
+
+    with StageCheckpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(np, "savez", killed)
+        with pytest.raises(Killed):
+            checkpoints.keep(2, {"params": {}})
+    assert not list(tmp_path.glob("*.npz"))
 
 
 def scripted(monkeypatch, values, metric="loss"):

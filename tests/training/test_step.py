@@ -14,6 +14,7 @@ from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.training import parameterization
+from medmerge_jax.training.accumulation import accumulated_step
 from medmerge_jax.training.loss import weighted_loss
 from medmerge_jax.training.schedules import SCHEDULES, learning_rates
 from medmerge_jax.training.step import Task, collapse, init_state, train_step
@@ -235,6 +236,32 @@ def test_weight_decay_is_a_part_of_the_step(rng):
     for path, leaf in flatten(start.trainable).items():
         np.testing.assert_allclose(ends[1][path] - ends[0][path], -1e-3 * 0.5 * leaf, rtol=1e-2,
                                    atol=1e-7)  # fmt: skip
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_batch_in_parts_is_the_whole_batch(rng, multilabel):
+    """Also where the parts differ in size, weight and unknown labels."""
+    inputs = rng.normal(size=(7, 5)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, 7).astype(np.int32)
+    if multilabel:
+        labels = rng.integers(0, 2, (7, CLASSES)).astype(np.float32)
+        labels[:3, :2] = np.nan
+    head, weights = LinearHead(CLASSES), jnp.array([0.2, 1.0, 3.0])
+    start = parameterization.fine_tune(head.init(jax.random.key(0), inputs))
+    task = Task(Network(head), start.assemble, start.train_batch_norm, multilabel)
+    batch = {"inputs": inputs, "labels": labels}
+    parts = tuple({name: a[rows] for name, a in batch.items()} for rows in (slice(4), slice(4, 7)))
+    ends = []
+    for take, given in ((train_step, batch), (accumulated_step, parts)):
+        state, losses = init_state(start), []
+        for _ in range(3):
+            state, loss = take(task, state, {"params": {}}, given, *np.float32([0.1, 0]), weights)
+            losses.append(float(loss))
+        ends.append((flatten(state.trainable), losses, float(state.loss_sum), int(state.step)))
+    for path, leaf in ends[0][0].items():
+        np.testing.assert_allclose(ends[1][0][path], leaf, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(ends[1][1], ends[0][1], rtol=1e-5)
+    assert ends[1][2:] == (pytest.approx(sum(ends[0][1]), rel=1e-5), 3)
 
 
 @pytest.mark.parametrize("steps, warmup", [(1, 0), (1, 1), (7, 0), (9, 3), (5000, 4500), (4, 9)])
