@@ -170,7 +170,7 @@ class _Epochs(_Stage):
         stage = Stage("ft", epochs=1, learning_rate=RATE)
         progress = _Position(stage, self.state)
         steps = self.batches.steps_per_epoch
-        progress.begin(steps, np.full(steps, RATE, np.float32))
+        progress.steps_per_epoch, progress.rates = steps, np.full(steps, RATE, np.float32)
         constants = jax.device_put([np.float32(stage.weight_decay), self.weights])
         with Bar("ft", 1, "images") as bar:
             loop._train_epoch(

@@ -107,7 +107,8 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
         analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
         if trained.coefficients is not None:
             _leave_coefficients(experiment, trained.coefficients)
-        directory.finish(results)
+        directory.write_json("results.json", results)
+        directory.clean_up(results)
         directory.close()
         analysis.write_report(directory.path)
 

@@ -88,8 +88,6 @@ def _sign(file: int) -> None:
 
 
 def _marked(path: Path) -> str:
-    """Who wrote a marker, as filelock does: process and host on lines of their own."""
-    with contextlib.suppress(OSError, ValueError):
-        process, host, *_ = path.read_text().split()
-        return f"process {process} on {host.split('?')[0]} (if that has ended, delete {path})"
-    return f"another process (if that has ended, delete {path})"
+    """Who wrote a marker, in which filelock has process and host on the first two lines."""
+    process, host = [*path.read_text().split(), "?", "?"][:2]
+    return f"process {process} on {host.split('?')[0]} (if that has ended, delete {path})"

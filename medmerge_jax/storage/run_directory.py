@@ -128,13 +128,8 @@ class RunDirectory:
         """How long the run's processes have been at work, all together."""
         return round(time.monotonic() - _CLOCKS[self.path], 3)
 
-    def finish(self, results: Record) -> None:
-        """Writes results.json, and removes what only a run that goes on has a use for."""
-        self.write_json("results.json", results)
-        self.clean_up(results)
-
     def clean_up(self, results: Record) -> None:
-        """Removes it: the last stage's checkpoint too, which says the same as model/."""
+        """Removes what a run with results needs no more, as a checkpoint of what is in model/."""
         _CLOCKS.pop(self.path, None)
         if processes.is_first():
             for name in (_SECONDS, _MERGED):
@@ -301,11 +296,9 @@ class RunDirectory:
 
 def _remove_checkpoints(folder: Path) -> None:
     """Those that are whole, with their checksums; damaged ones and kept models stay."""
-    for path in [path for path in folder.glob("[0-9]*") if path.stem.isdecimal()]:
-        if path.name.isdecimal():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix == ".json":
-            path.unlink(missing_ok=True)
+    for path in [path for path in folder.glob("*") if path.name.isdecimal()]:
+        shutil.rmtree(path, ignore_errors=True)
+        path.with_suffix(".json").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
         folder.parent.rmdir()  # unless there are other stages'

@@ -78,7 +78,8 @@ def compare(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[str
         "versions": package_versions(),
         "wall_seconds": directory.wall_seconds(),
     }
-    directory.finish(results)
+    directory.write_json("results.json", results)
+    directory.clean_up(results)
     if processes.is_first():
         analysis.write_report(directory.path)
     return results

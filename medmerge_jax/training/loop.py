@@ -76,7 +76,7 @@ def train_stage(
             stage.epochs * steps,
             warmup_steps=round(stage.warmup_epochs * steps),
         )
-        progress.begin(steps, rates)
+        progress.steps_per_epoch, progress.rates = steps, rates
         constants = replicate(
             [np.asarray(x, np.float32) for x in (stage.weight_decay, class_weights)], network.mesh
         )

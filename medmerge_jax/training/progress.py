@@ -23,7 +23,7 @@ class Progress:
     Attributes:
       state: Of the last step.
       values: JSON values that a checkpoint has beside its arrays.
-      steps_per_epoch: Known from `begin` on, like `rates`.
+      steps_per_epoch: Set as soon as there are batches, like `rates`.
       rates: Learning rate of every step.
       saved_position: Where the newest checkpoint is, "" if there is none.
     """
@@ -54,10 +54,6 @@ class Progress:
         self.steps_per_epoch, self.rates = 0, np.zeros(0)
         self._saved = (self.epoch, self.step)
         self.saved_position = self.position() if restored else ""
-
-    def begin(self, steps_per_epoch: int, rates: np.ndarray) -> None:
-        """Takes what is known as soon as there are batches."""
-        self.steps_per_epoch, self.rates = steps_per_epoch, rates
 
     @property
     def epoch(self) -> int:

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from helpers import tiny_config
@@ -112,10 +111,10 @@ def test_the_seconds_of_all_processes_are_counted(tmp_path, clock):
             directory.start_clock()
         clock(1)
         assert (whole.wall_seconds(), part.wall_seconds()) == (26, 16)
-        part.finish({"wall_seconds": part.wall_seconds()})
+        part.clean_up({})
         clock(3)
         assert whole.wall_seconds() == 29
-        whole.finish({})
+        whole.clean_up({})
     assert not list(tmp_path.rglob("seconds.json"))
 
 
@@ -136,24 +135,16 @@ def test_a_finished_run_keeps_no_checkpoint_that_its_model_repeats(directory):
     for name in stays + goes + ["../merged.npz"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
-    directory.finish({"stages": [{"name": "lp"}, {"name": "ft"}]})
+    directory.clean_up({"stages": [{"name": "lp"}, {"name": "ft"}]})
     left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert left == set(stays)
-    assert sorted(p.name for p in directory.path.iterdir()) == ["checkpoints", "results.json"]
+    assert sorted(p.name for p in directory.path.iterdir()) == ["checkpoints"]
 
 
 def test_where_the_last_stage_was_the_only_one_no_folder_is_left(directory):
     (directory.path / "checkpoints" / "ft" / "8").mkdir(parents=True)
-    directory.finish({"stages": [{"name": "ft"}]})
-    assert [p.name for p in directory.path.iterdir()] == ["results.json"]
-
-
-def test_checkpoints_are_there_until_the_results_are(directory, monkeypatch):
-    (directory.path / "checkpoints" / "ft" / "8").mkdir(parents=True)
-    monkeypatch.setattr(atomic, "write_json", mock.Mock(side_effect=OSError))
-    with pytest.raises(OSError):
-        directory.finish({"stages": [{"name": "ft"}]})
-    assert (directory.path / "checkpoints" / "ft" / "8").exists()
+    directory.clean_up({"stages": [{"name": "ft"}]})
+    assert not list(directory.path.iterdir())
 
 
 def test_a_directory_in_which_nothing_was_written_goes_again(tmp_path):
