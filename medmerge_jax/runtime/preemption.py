@@ -34,7 +34,6 @@ _ONE_PRESS = 0.3
 _PATIENCE = 15.0
 """Seconds in which processes that start meet, and in which all hear that they are to end."""
 
-_ANOTHERS = "another process's signal"
 _STOP = 0
 """No signal has this number."""
 
@@ -46,7 +45,7 @@ class Preempted(BaseException):
 class _Noted:
     """What happened in this process."""
 
-    name = ""  # of the last signal
+    name = ""  # of the last signal, here or in another process
     depth = 0  # of `deferred`
     obeyed = False  # Preempted was raised
     ending = False
@@ -101,23 +100,25 @@ def _listen(pipe: int) -> None:
                 now = time.monotonic()
                 first_interrupt = first_interrupt or now
                 if now - first_interrupt > _ONE_PRESS:
-                    _end(_Noted.name, 0.0)
+                    _end(0.0)
         if _Noted.obeyed:  # all processes end by themselves, whatever else comes now
             continue
         # After a stage that ended before it could stop, too.
-        if (_Noted.name and not _Noted.depth) or processes.another_ends():
-            _end(_Noted.name or _ANOTHERS, _PATIENCE)
+        another = processes.another_ends()
+        if another or (_Noted.name and not _Noted.depth):
+            _Noted.name = _Noted.name or another
+            _end(_PATIENCE)
 
 
-def _end(why: str, patience: float) -> None:
+def _end(patience: float) -> None:
     processes.wait_for_start(patience)
     _Noted.ending = True
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
     if processes.is_first():
         with contextlib.suppress(OSError):  # whoever read it may have been stopped, too
-            os.write(2, f"{message(why)}\n".encode())  # the main thread may be in a print
+            os.write(2, f"{message(_Noted.name)}\n".encode())  # the main thread may be in a print
     with contextlib.suppress(Exception):  # another process has ended all the same
-        processes.end_together(patience)
+        processes.end_together(_Noted.name, patience)
     os._exit(exit_status())
 
 
@@ -143,7 +144,7 @@ def check() -> None:
 
     Several processes must call it equally often: then it raises in all of them at the same call.
     """
-    asked = bool(_Noted.name)
-    if processes.all_stop(asked) if processes.count() > 1 else asked:
-        _Noted.obeyed = True
-        raise Preempted(_Noted.name or _ANOTHERS)
+    why = processes.all_stop(_Noted.name) if processes.count() > 1 else _Noted.name
+    if why:
+        _Noted.name, _Noted.obeyed = why, True
+        raise Preempted(why)

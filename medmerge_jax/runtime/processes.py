@@ -42,6 +42,7 @@ class _Us:
     calls = itertools.count()
     stop_calls = itertools.count()
     stop_at: int | None = None
+    why = ""
     started = threading.Event()
 
 
@@ -189,34 +190,34 @@ def wait_for_all() -> None:
         _client().wait_at_barrier(f"medmerge_jax/{next(_Us.calls)}", _WEEK)
 
 
-def all_stop(asked: bool) -> bool:
-    """Whether all processes stop now, at the same call, because one of them was asked to.
+def all_stop(asked: str) -> str:
+    """Why all processes stop now, at the same call: what one of them was asked by; or "".
 
     Args:
-      asked: Whether this one was.
+      asked: By what this one was asked to, or "".
     """
     call = next(_Us.stop_calls)
     if _Us.stop_at is None and call % _ASKED_EVERY == 0:
         told = dict(_client().key_value_dir_get(_STOP))
         if not is_first():
             if asked and not told:
-                _client().key_value_set(f"{_STOP}/asked", "", allow_overwrite=True)
-            stop_at = told.get(f"{_STOP}/at")
-            _Us.stop_at = None if stop_at is None else int(stop_at)
+                _client().key_value_set(f"{_STOP}/asked", asked, allow_overwrite=True)
+            if f"{_STOP}/at" in told:
+                _Us.stop_at, _Us.why = json.loads(told[f"{_STOP}/at"])
         elif asked or told:
-            _Us.stop_at = call + _STOPPED_AFTER
-            _client().key_value_set(f"{_STOP}/at", str(_Us.stop_at))
-    return _Us.stop_at is not None and call >= _Us.stop_at
+            _Us.stop_at, _Us.why = call + _STOPPED_AFTER, asked or told[f"{_STOP}/asked"]
+            _client().key_value_set(f"{_STOP}/at", json.dumps([_Us.stop_at, _Us.why]))
+    return _Us.why if _Us.stop_at is not None and call >= _Us.stop_at else ""
 
 
-def end_together(seconds: float) -> None:
-    """Tells the others that this process ends, so that they can, before JAX aborts them.
+def end_together(why: str, seconds: float) -> None:
+    """Tells the others why this process ends, so that they can, before JAX aborts them.
 
     Returns when all do the same, or after so many seconds.
     """
     if _Us.count == 1:
         return
-    _client().key_value_set(f"{_END}/{_Us.index}", "", allow_overwrite=True)
+    _client().key_value_set(f"{_END}/{_Us.index}", why, allow_overwrite=True)
     deadline = time.monotonic() + seconds
     while len(_client().key_value_dir_get(_END)) < _Us.count and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -224,14 +225,14 @@ def end_together(seconds: float) -> None:
         time.sleep(1.0)  # the others ask it
 
 
-def another_ends() -> bool:
-    """Whether a process has called `end_together`."""
+def another_ends() -> str:
+    """Why a process has called `end_together`; "" if none has."""
     if _Us.count == 1:
-        return False
+        return ""
     try:
-        return bool(_client().key_value_dir_get(_END))
+        return next((why for _, why in _client().key_value_dir_get(_END)), "")
     except Exception:  # when JAX is shut down; of a first process that is lost JAX knows itself
-        return False
+        return ""
 
 
 def _raise(error: Exception) -> None:

@@ -259,12 +259,15 @@ def test_a_run_goes_on_with_other_devices_and_processes(tmp_path, compiled_progr
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     (process,) = start(program(whole, *more), 1, 1, cluster_flags, log, **cache)
     assert process.wait(timeout=300) == 0, log.read_text()
-    for (processes, devices), epoch in [((1, 8), 2), ((2, 1), 4)]:
+    for (processes, devices), epoch, number, status in [
+        ((1, 8), 2, signal.SIGUSR1, 75),
+        ((2, 1), 4, signal.SIGINT, 130),
+    ]:
         started = start(program(moved, *more), processes, devices, cluster_flags, log, **cache)
         wait_for(moved, epoch, started, log)
-        started[-1].send_signal(signal.SIGUSR1)
+        started[-1].send_signal(number)
         statuses = [process.wait(timeout=300) for process in started]
-        assert statuses == [75] * processes, log.read_text()[-3000:]
+        assert statuses == [status] * processes, log.read_text()[-3000:]
         assert not (moved / "results.json").exists()
         if processes == 1:
             damaged = damage_newest(moved / "checkpoints" / "ft")

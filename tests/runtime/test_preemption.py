@@ -148,9 +148,9 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
-def ended(*processes):
+def ended(*processes, status=EXIT_STATUS):
     said = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [EXIT_STATUS] * 2, said
+    assert [process.returncode for process in processes] == [status] * 2, said
     return said
 
 
@@ -164,11 +164,20 @@ def test_a_signal_while_one_waits_for_the_others_to_start(start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_signal_to_one_of_two_outside_of_a_stage_ends_both(start, tmp_path, asked):
+@pytest.mark.parametrize(
+    "asked, number, name, status",
+    [
+        (0, signal.SIGUSR1, "SIGUSR1", EXIT_STATUS),
+        (1, signal.SIGUSR1, "SIGUSR1", EXIT_STATUS),
+        (1, signal.SIGINT, "Ctrl-C", 130),
+    ],
+)
+def test_a_signal_to_one_of_two_outside_of_a_stage_ends_both(
+    start, tmp_path, asked, number, name, status
+):
     both = start(0), start(1)
     wait_for((tmp_path / "run" / ".lock").exists, both[0])  # while the second waits for the first
-    both[asked].send_signal(signal.SIGUSR1)
-    said, _ = ended(*both)
-    assert "; the same command goes on from here\n" in said
+    both[asked].send_signal(number)
+    said, _ = ended(*both, status=status)
+    assert f"stopped by {name}; the same command goes on from here\n" in said
     assert not (tmp_path / "run" / "results.json").exists()

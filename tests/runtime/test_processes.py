@@ -179,7 +179,8 @@ def test_all_stop_at_the_same_call(several, wanting, lead, moment):
             while stopped[index] is None and calls[index] <= due:
                 several(index)
                 wants = index == wanting and calls[index] >= 10 + moment
-                if processes.all_stop(wants):
+                if why := processes.all_stop("SIGTERM" if wants else ""):
+                    assert why == "SIGTERM"
                     stopped[index] = calls[index]
                 calls[index] += 1
     assert stopped[0] == stopped[1]
