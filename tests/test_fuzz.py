@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.programs import with_helpers
 
-WORKER = Path(__file__).parent / "helpers" / "fuzz_worker.py"
 COUNT = int(os.environ.get("MEDMERGE_JAX_FUZZ", "2000"))
 SEED = os.environ.get("MEDMERGE_JAX_FUZZ_SEED", "0")
 
@@ -41,10 +41,13 @@ def test_every_input_loads_or_is_refused(group, tmp_path):
     if "dicom" in GROUPS[group]:
         pytest.importorskip("pydicom")
     count = -(-COUNT // sum(map(len, GROUPS.values())))  # of each kind
-    command = [sys.executable, WORKER, tmp_path / "work", str(count), SEED, *GROUPS[group]]
+    folder, kinds = tmp_path / "work", GROUPS[group]
+    command = [sys.executable, "-m", "helpers.fuzz_worker", folder, str(count), SEED, *kinds]
     seconds = 120 + count * len(GROUPS[group])
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            command, env=with_helpers(), capture_output=True, text=True, timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         pytest.fail(f"hangs at {(tmp_path / 'work/at').read_text()}, seed {SEED}")
     if done.returncode:
@@ -62,8 +65,7 @@ def test_every_input_loads_or_is_refused(group, tmp_path):
 
 # Readers that take memory, run code, never end, raise another error, and say too much.
 BROKEN = """
-import json, os, pathlib, signal, sys, time
-sys.path.insert(0, {tests!r})
+import os, time
 from helpers import fuzz_worker
 import numpy as np
 from helpers.fuzz_cases import CASES, Case
@@ -92,8 +94,8 @@ fuzz_worker.main({folder!r}, 2, 0, *readers)
 
 
 def test_the_worker_finds_what_it_looks_for(tmp_path):
-    program = BROKEN.format(tests=str(WORKER.parents[1]), folder=str(tmp_path / "work"))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-c", BROKEN.format(folder=str(tmp_path / "work"))]
+    done = subprocess.run(command, env=with_helpers(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     failed = {one["kind"]: one["failed"] for one in map(json.loads, done.stdout.splitlines())}
     words = {

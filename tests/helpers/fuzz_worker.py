@@ -1,4 +1,4 @@
-"""python tests/fuzz_worker.py FOLDER COUNT SEED KIND ...: damaged inputs through their readers.
+"""python -m helpers.fuzz_worker FOLDER COUNT SEED KIND ...: damaged inputs through their readers.
 
 Prints a line of JSON per kind: what loaded, what was refused, what did neither, the longest time
 and the most memory. A process by itself, because it limits its own memory and never undoes it. The
@@ -18,7 +18,6 @@ import warnings
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path.insert(0, str(Path(__file__).parents[1]))  # it is started as a program
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""TFDS's own test case for builders, on ours, without TensorFlow: python tfds_case.py.
+"""TFDS's own test case for builders, on ours, without TensorFlow: python -m helpers.tfds_case.
 
 TFDS cannot import `DatasetBuilderTestCase` without TensorFlow, although little of it needs it.
 Here a stand-in takes the place of the module `tensorflow`: a base class of tests, a folder and
@@ -22,8 +22,6 @@ import unittest
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # it is started as a program
 
 from helpers import small_layouts
 from medmerge_jax.data import BUILDERS

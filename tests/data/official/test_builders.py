@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from helpers import small_layouts
+from helpers.programs import with_helpers
 
 from medmerge_jax.data import BUILDERS, official_data_set
 from medmerge_jax.data.official import LAYOUTS
@@ -133,7 +133,7 @@ def test_files_that_need_no_change_are_stored_as_they_are(tmp_path):
 
 def test_the_test_case_of_tfds():
     pytest.importorskip("dill")
-    program = Path(__file__).parents[2] / "helpers" / "tfds_case.py"
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    command = [sys.executable, "-m", "helpers.tfds_case"]
+    result = subprocess.run(command, env=with_helpers(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Ran 40 tests" in result.stderr and result.stderr.rstrip().endswith("\nOK")
