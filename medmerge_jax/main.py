@@ -147,7 +147,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"the config file cannot be read: {str(_chain(error)[0]).splitlines()[-1].strip()}"
     if isinstance(error, KeyError | AttributeError):
-        return f"the command line cannot be used: the config has no field {_short(error)}"
+        text = re.sub(r"^Key (\S+) does not exist and [^.]*locked", r"\1", _short(error))
+        return f"the command line cannot be used: the config has no field {text}"
     return f"the command line cannot be used: {error}"
 
 
