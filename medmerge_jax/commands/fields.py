@@ -2,8 +2,8 @@
 
 import argparse
 import inspect
+import re
 import textwrap
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -64,11 +64,5 @@ def _meaning(field: Field) -> str:
 
 
 def _kind_name(kind: Any) -> str:
-    """As Python writes it, without module names: "tuple[str, ...]", "dict[str, Config]"."""
-    inner = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):
-        return " | ".join(map(_kind_name, inner))
-    if kind in (..., type(None)):
-        return "..." if kind is ... else "None"
-    name: str = kind.__name__
-    return f"{name}[{', '.join(map(_kind_name, inner))}]" if inner else name
+    """As it stands in `config`, without the names of modules."""
+    return re.sub(r"\w+\.(?=\w)", "", inspect.formatannotation(kind))

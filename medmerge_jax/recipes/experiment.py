@@ -234,18 +234,12 @@ class Experiment:
         config = self.config
         stage = Stage(
             name=name,
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            schedule=settings.schedule,
-            warmup_epochs=settings.warmup_epochs,
+            **dataclasses.asdict(settings),
             weight_decay=config.weight_decay,
             select=config.select.epoch,
             metric=config.select.metric,
             checkpoint_seconds=config.checkpoint_seconds,
             augmentation=self._augmentation,
-            patience=settings.patience,
-            patience_delta=settings.patience_delta,
-            keep=settings.keep,
         )
         return train_stage(
             stage,

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from medmerge_jax.images import Pixels, cached_pixels
 from medmerge_jax.merging import zeros_parent
 from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.registry import Registry
 from medmerge_jax.runtime.progress import Bar, say
 from medmerge_jax.storage import atomic
 from medmerge_jax.training.parameterization import Tree
@@ -41,92 +39,59 @@ from medmerge_jax.training.parameterization import Tree
 Parent = tuple[Tree, dict[str, Any]]
 
 
-def _load_table(config: Config, workdir: Path) -> DataSet:
-    data = config.data
-    return image_table(
-        Path(data.table).expanduser(),
-        Path(data.root).expanduser(),
-        image_column=data.image_column,
-        label_columns=data.label_columns,
-        split_column=data.split_column,
-        group_column=data.group_column,
-        classes=data.classes,
-        multilabel=data.multilabel,
-        fractions=data.fractions,
-        seed=data.split_seed,
-    )
-
-
-def _load_official(config: Config, workdir: Path) -> DataSet:
-    data = config.data
-    return official_data_set(
-        data.name,
-        Path(data.root).expanduser(),
-        variant=data.variant,
-        split_by=data.split_by,
-        split_table=Path(data.split_table).expanduser() if data.split_table else "",
-        fractions=data.fractions,
-        seed=data.split_seed,
-    )
-
-
-def _load_folder(config: Config, workdir: Path) -> DataSet:
-    data = config.data
-    root = Path(data.root).expanduser()
-    return image_folder(root, data.classes or None, data.fractions, data.split_seed)
-
-
-def _draw(config: Config, workdir: Path) -> DataSet:
-    data, drawn = config.data, config.data.synthetic
-    root = workdir / "data" / data.name
-    atomic.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
-    write_synthetic(
-        root,
-        drawn.kind,
-        dict(zip(SPLITS, drawn.counts, strict=True)),
-        size=config.image_size,
-        seed=drawn.seed,
-        appearance=drawn.appearance,
-    )
-    return image_folder(root, data.classes or None, data.fractions, data.split_seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class DataKind:
-    """A way of giving images and labels.
-
-    Attributes:
-      load: From the experiment and the workdir, in which data may be made.
-      paths: Fields of `config.data` that must be there.
-      optional: Fields that must be there if they are given.
-    """
-
-    load: Callable[[Config, Path], DataSet]
-    paths: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-
-
-DATA_KINDS: Registry[DataKind] = Registry("kind of data")
-DATA_KINDS.add("folder", DataKind(_load_folder, ("root",)))
-DATA_KINDS.add("table", DataKind(_load_table, ("root", "table")))
-DATA_KINDS.add("official", DataKind(_load_official, ("root",), ("split_table",)))
-DATA_KINDS.add("synthetic", DataKind(_draw))
+DATA_KINDS = {
+    "folder": ("root",),
+    "table": ("root", "table"),
+    "official": ("root", "split_table"),
+    "synthetic": (),
+}
+"""The ways of giving images and labels, and the paths in `config.data` that each needs."""
 
 
 def load_data(config: Config, workdir: Path) -> DataSet:
     """The data set that `config.data` describes; drawn images are made in the workdir."""
-    return DATA_KINDS[config.data.kind].load(config, workdir)
+    data, root = config.data, Path(config.data.root).expanduser()
+    if data.kind == "table":
+        return image_table(
+            Path(data.table).expanduser(),
+            root,
+            image_column=data.image_column,
+            label_columns=data.label_columns,
+            split_column=data.split_column,
+            group_column=data.group_column,
+            classes=data.classes,
+            multilabel=data.multilabel,
+            fractions=data.fractions,
+            seed=data.split_seed,
+        )
+    if data.kind == "official":
+        return official_data_set(
+            data.name,
+            root,
+            variant=data.variant,
+            split_by=data.split_by,
+            split_table=Path(data.split_table).expanduser() if data.split_table else "",
+            fractions=data.fractions,
+            seed=data.split_seed,
+        )
+    if data.kind == "synthetic":
+        root = workdir / "data" / data.name
+        atomic.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
+        counts = dict(zip(SPLITS, data.synthetic.counts, strict=True))
+        drawn = {"seed": data.synthetic.seed, "appearance": data.synthetic.appearance}
+        write_synthetic(root, data.synthetic.kind, counts, size=config.image_size, **drawn)
+    return image_folder(root, data.classes or None, data.fractions, data.split_seed)
 
 
 def missing_data(data: Data) -> list[str]:
     """One line for each path of `config.data` that is not there."""
-    kind, lines = DATA_KINDS[data.kind], []
-    for field in (*kind.paths, *(name for name in kind.optional if getattr(data, name))):
+    lines = []
+    for field in DATA_KINDS[data.kind]:
         value = getattr(data, field)
-        if not value:
-            lines.append(f"data.{field} is empty: give a path, --config.data.{field}=PATH")
-        elif not Path(value).expanduser().exists():
+        if value and not Path(value).expanduser().exists():
             lines.append(f"data.{field} = {value}: there is no such file or folder")
+        elif not value and field != "split_table":  # which is not needed
+            lines.append(f"data.{field} is empty: give a path, --config.data.{field}=PATH")
         else:
             continue
         if data.kind == "official" and field == "root":
