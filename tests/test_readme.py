@@ -10,6 +10,7 @@ from helpers import small_layouts
 from helpers.random_models import variables_of
 
 import medmerge_jax as mm
+from medmerge_jax.errors import UserError
 from medmerge_jax.models.mergers import MERGERS, describe_merger
 from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.recipes import RECIPES
@@ -42,8 +43,20 @@ def test_the_builder(tmp_path, monkeypatch):
     assert all(one["label"] == expected[one["id"].decode()].label for one in train)
 
 
+def test_a_recipe_and_a_merger_of_ones_own(monkeypatch):
+    for registry in (MERGERS, RECIPES):
+        monkeypatch.setattr(registry, "_entries", dict(registry))
+    config = run(BLOCKS[2])["get_config"]().unlock()
+    config.merge_ft.options.share = 0.7
+    assert check_config(config).merge_ft.options["share"] == 0.7
+    assert describe_merger("first_mostly")[1] == "share=0.5"
+    config.merge_ft.options.share = "most"
+    with pytest.raises(UserError, match="'share' is 'most'; one number is wanted"):
+        check_config(config)
+
+
 def test_the_merge_of_two_files(weight_files):
-    names = run(BLOCKS[2])
+    names = run(BLOCKS[3])
     kernels = [tree["params"]["conv1"]["kernel"] for tree in names["parents"]]
     merged = names["variables"]["params"]["conv1"]["kernel"]
     assert jnp.allclose(merged, (kernels[0] + kernels[1]) / 2)
@@ -51,7 +64,7 @@ def test_the_merge_of_two_files(weight_files):
 
 
 def test_the_merge_of_nnx_models():
-    names = run(BLOCKS[3])
+    names = run(BLOCKS[4])
     kernels = [names[model].conv.kernel[...] for model in "bc"]
     assert jnp.allclose(names["model"].conv.kernel[...], (kernels[0] + kernels[1]) / 2)
 
