@@ -60,18 +60,23 @@ def test_compare(tmp_path, monkeypatch):
     assert card["parents"]["c"]["source"].endswith("sources/c")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "parents", "shape"),
     [
-        ({}, 2, (16,)),
-        ({"merge.granularity": "layer"}, 2, ()),
-        ({"merge.granularity": "slice"}, 2, (3, 16)),
-        ({"merge.granularity": "parameter", "merge.constraint": "sigmoid"}, 2, (3, 3, 3, 16)),
         ({"merge.constraint": "clip", "class_weights": "balanced"}, 3, (2, 16)),
-        ({"merge.train_batch_norm": False, "select.epoch": "last"}, 3, (2, 16)),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                ({}, 2, (16,)),
+                ({"merge.granularity": "layer"}, 2, ()),
+                ({"merge.granularity": "slice"}, 2, (3, 16)),
+                ({"merge.granularity": "parameter", "merge.constraint": "sigmoid"}, 2,
+                 (3, 3, 3, 16)),
+                ({"merge.train_batch_norm": False, "select.epoch": "last"}, 3, (2, 16)),
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_ablations_of_the_merge(config, tmp_path, options, parents, shape):
     config.update_from_flattened_dict(options)
     config.parents = ml_collections.ConfigDict(

@@ -1,0 +1,78 @@
+"""What the first stage of a recipe starts from, up to its first step."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from helpers import tiny_config
+from helpers.random_models import variables_of
+
+from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models import LinearHead
+from medmerge_jax.recipes import experiment
+from medmerge_jax.studies import run
+from medmerge_jax.weights import save_weights
+
+
+@pytest.fixture
+def first_stage(tmp_path, monkeypatch):
+    """Runs a config up to its first stage, and returns what that was to start from."""
+    monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(tmp_path / "cache"))
+    starts = []
+
+    def capture(stage, start, *_, **__):
+        starts.append(start)
+        raise InterruptedError
+
+    def call(recipe, parents, seed=0, **fields):
+        config = tiny_config.get_config()
+        config.recipe, config.seed = recipe, seed
+        config.update_from_flattened_dict(fields)
+        paths = {}
+        for name, variables in parents.items():
+            paths[name] = variables
+            if not isinstance(variables, str):
+                paths[name] = str(tmp_path / f"{name}.safetensors")
+                save_weights(paths[name], "resnet20", variables)
+        config.parents = ml_collections.ConfigDict(paths)
+        monkeypatch.setattr(experiment, "train_stage", capture)
+        with pytest.raises(InterruptedError):
+            run(config, tmp_path / f"{recipe} {seed} {len(starts)}")
+        return starts[-1]
+
+    return call
+
+
+def head_of(start):
+    return start.trainable["params"]["head"]
+
+
+@pytest.mark.parametrize("recipe", ["ft", "lp", "medmerge"])
+def test_every_recipe_of_a_seed_starts_with_one_new_head(first_stage, recipe):
+    parents = {"b": variables_of(0, num_classes=2), "c": variables_of(1, num_classes=2)}
+    classes = head_of(first_stage("ft", parents))["bias"].shape[0]
+    for seed in (0, 1):
+        head = LinearHead(classes).init(jax.random.key(seed), jnp.zeros((1, 64)))["params"]["head"]
+        found = head_of(first_stage(recipe, parents, seed))
+        for name, leaf in head.items():
+            np.testing.assert_array_equal(found[name], leaf)
+
+
+def test_the_backbone_is_the_parents_of_the_start(first_stage):
+    parents = {"b": variables_of(0), "c": variables_of(1)}
+    for start, wanted in parents.items():
+        found = first_stage("ft", parents, start=start)
+        for path, leaf in flatten(wanted["params"]).items():
+            if not path.startswith("head/"):
+                np.testing.assert_array_equal(flatten(found.trainable["params"])[path], leaf)
+        for path, leaf in flatten(wanted["batch_stats"]).items():
+            np.testing.assert_array_equal(flatten(found.batch_stats)[path], leaf)
+
+
+def test_parents_are_merged_in_the_order_of_their_names(first_stage):
+    parents = {name: variables_of(seed) for seed, name in enumerate("dbc")}
+    start = first_stage("medmerge", parents)
+    kernels = [tree["conv1"]["kernel"] for tree in start.frozen["parents"]]
+    for kernel, name in zip(kernels, "bcd", strict=True):
+        np.testing.assert_array_equal(kernel, parents[name]["params"]["conv1"]["kernel"])
