@@ -4,7 +4,7 @@ import abc
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,54 +24,39 @@ _DEVICE_SHARE = 0.25
 _TRANSFERS_AHEAD = 2
 
 
-class Batches(Protocol):
-    """One split as batches.
-
-    Attributes:
-      labels: All labels, in order, on the host.
-      num_examples: n.
-      batch_size: At most n.
-      steps_per_epoch: Full batches in n; training leaves the rest out, another rest each epoch.
-
-    On several devices `inputs` are split over them and have rows too many if the devices do not
-    divide the batch, see `training.mesh`; labels and indices are whole on each.
-    """
-
-    labels: np.ndarray
-    num_examples: int
-    batch_size: int
-    steps_per_epoch: int
-
-    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch | tuple[Batch, ...]]:
-        """Batches {"inputs", "labels", "indices"} of one epoch, each (batch_size, ...).
-
-        In the order of `epoch_order(num_examples, seed, epoch)`, from step `start` on. The
-        indices, int32 (batch_size,), say which examples of the split these are. With `accumulate`
-        above 1 each is a tuple of as many parts of about one size.
-        """
-        ...
-
-    def ordered(self) -> Iterator[tuple[Batch, int]]:
-        """All examples in order, and the number of valid ones in each batch.
-
-        Every batch is full: the last repeats example 0.
-        """
-        ...
-
-
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation int32 (num_examples,) of an epoch.
 
     Sorts the raw bits of a counter-based generator with the key (seed, epoch): the same on every
     platform and with every version of numpy, and any epoch without those before it.
+
+    >>> epoch_order(5, seed=0, epoch=0), epoch_order(5, seed=0, epoch=1)
+    (array([0, 2, 1, 4, 3], dtype=int32), array([3, 2, 4, 1, 0], dtype=int32))
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     raw = np.random.Philox(key=key).random_raw(num_examples)
     return np.argsort(raw, kind="stable").astype(np.int32)
 
 
-class _Common(abc.ABC):
-    """Sizes, and the rows of each batch. Subclasses fetch the rows."""
+class Batches(abc.ABC):
+    """One split as batches.
+
+    On several devices `inputs` are split over them and have rows too many if the devices do not
+    divide the batch, see `runtime.mesh`; labels and indices are whole on each.
+
+    Args:
+      labels: (n,) or (n, classes).
+      num_inputs: n, to be checked.
+      batch_size: Reduced to n if larger.
+      mesh: The devices, see `runtime.mesh`.
+      accumulate: Parts of each batch, see `training.accumulation`.
+
+    Attributes:
+      labels: All labels, in order, on the host.
+      num_examples: n.
+      batch_size: At most n.
+      steps_per_epoch: Full batches in n; training leaves the rest out, another rest each epoch.
+    """
 
     def __init__(
         self,
@@ -94,7 +79,12 @@ class _Common(abc.ABC):
         self._parts = min(accumulate, self.batch_size)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch | tuple[Batch, ...]]:
-        """See `Batches.epoch`."""
+        """Batches {"inputs", "labels", "indices"} of one epoch, each (batch_size, ...).
+
+        In the order of `epoch_order(num_examples, seed, epoch)`, from step `start` on. The
+        indices, int32 (batch_size,), say which examples of the split these are. With `accumulate`
+        above 1 each is a tuple of as many parts of about one size.
+        """
         order = epoch_order(self.num_examples, seed, epoch)
         rows = order[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)[start:]
         if self._parts == 1:
@@ -102,10 +92,14 @@ class _Common(abc.ABC):
         parts = self._stream(
             [part for batch in rows for part in np.array_split(batch, self._parts)]
         )
-        return zip(*[parts] * self._parts, strict=True)  # one iterator, so many at a time
+        # `zip` draws from the one iterator as often as a batch has parts.
+        return zip(*[parts] * self._parts, strict=True)
 
     def ordered(self) -> Iterator[tuple[Batch, int]]:
-        """See `Batches.ordered`."""
+        """All examples in order, and the number of valid ones in each batch.
+
+        Every batch is full: the last repeats example 0.
+        """
         size = -(-self.batch_size // self._parts)
         steps = -(-self.num_examples // size)
         rows = np.zeros((steps, size), np.int32)
@@ -123,15 +117,19 @@ class _Common(abc.ABC):
         return filled[mesh_lib.own_rows(size, self._mesh)]
 
 
-class ResidentBatches(_Common):
+class ResidentBatches(Batches):
     """Batches out of arrays that are put on the device once; on each, if there are several.
 
     Args:
       inputs: (n, ...), uint8 images or float32 features.
       labels: (n,) or (n, classes).
       batch_size: Reduced to n if larger.
-      mesh: The devices, see `training.mesh`.
+      mesh: The devices, see `runtime.mesh`.
       accumulate: Parts of each batch.
+
+    >>> batches = ResidentBatches(np.zeros((5, 2, 2, 3)), np.array([0, 1, 0, 1, 1]), batch_size=2)
+    >>> [batch["indices"].tolist() for batch in batches.epoch(seed=0, epoch=0)]
+    [[0, 2], [1, 4]]
     """
 
     def __init__(
@@ -143,7 +141,7 @@ class ResidentBatches(_Common):
         accumulate: int = 1,
     ):
         super().__init__(labels, len(inputs), batch_size, mesh, accumulate)
-        if isinstance(inputs, np.memmap):  # or a CPU would read the file at every step
+        if isinstance(inputs, np.memmap):  # On a CPU every step would read the file again.
             rows = file_rows(inputs)
             inputs = rows.whole() if isinstance(rows, FileRows) else rows
         self._arrays = mesh_lib.replicate({"inputs": inputs, "labels": self.labels}, mesh)
@@ -163,7 +161,7 @@ class ResidentBatches(_Common):
             }
 
 
-class StreamedBatches(_Common):
+class StreamedBatches(Batches):
     """Batches read by threads of grain while the device works.
 
     Each process reads the rows that its devices get.
@@ -174,7 +172,7 @@ class StreamedBatches(_Common):
       batch_size: Reduced to n if larger.
       threads: That read.
       prefetch: Batches read ahead; two more are on their way to the device.
-      mesh: The devices, see `training.mesh`.
+      mesh: The devices, see `runtime.mesh`.
       accumulate: Parts of each batch.
     """
 
@@ -194,7 +192,7 @@ class StreamedBatches(_Common):
         self._prefetch = prefetch
 
     def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
-        import grain  # takes a second, and resident data does not need it
+        import grain  # This takes a second, and resident data does not need it.
 
         def read(step: int) -> dict[str, np.ndarray]:
             indices = rows[step]
@@ -241,7 +239,7 @@ def make_batches(
       batch_size: Reduced to n if larger.
       loader: "auto", or "resident" or "stream" whatever the budget.
       budget_bytes: By default a quarter of an accelerator's memory, or 2 GiB on a CPU.
-      mesh: The devices, see `training.mesh`; each has resident inputs whole.
+      mesh: The devices, see `runtime.mesh`; each has resident inputs whole.
       accumulate: Parts of each batch, see `training.accumulation`.
 
     Raises:
@@ -258,7 +256,7 @@ def make_batches(
 def _default_budget() -> int:
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        return _CPU_BUDGET // len(devices)  # all have the one memory
+        return _CPU_BUDGET // len(devices)  # They share the host's memory.
     limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
     return int(limit * _DEVICE_SHARE) or _CPU_BUDGET
 

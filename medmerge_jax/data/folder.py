@@ -40,14 +40,16 @@ def image_folder(
     root = Path(root)
     homes = _split_folders(root)
     if homes is None:
-        found = [(path, 0) for path in _folders(root)]
+        folders = [(path, 0) for path in _folders(root)]
     else:
-        found = [(path, index) for index, home in sorted(homes.items()) for path in _folders(home)]
-    names = _class_names(root, [path for path, _ in found], classes)
+        folders = [
+            (path, index) for index, home in sorted(homes.items()) for path in _folders(home)
+        ]
+    names = _class_names(root, [path for path, _ in folders], classes)
     paths: list[Path] = []
     labels: list[int] = []
     assignment: list[int] = []
-    for folder, index in found:
+    for folder, index in folders:
         members = sorted(find_images(folder), key=lambda path: path.relative_to(root).as_posix())
         paths += members
         labels += [names.index(folder.name)] * len(members)
@@ -72,13 +74,14 @@ def image_folder(
 
 def find_images(folder: Path) -> list[Path]:
     """All image files below a folder. Other files are counted in a warning."""
-    found: list[Path] = []
+    images: list[Path] = []
     others: list[Path] = []
     for directory, names, file_names in os.walk(folder):
         names[:] = sorted(name for name in names if not _is_litter(name))
         for name in file_names:
             if not _is_litter(name):
-                (found if name.lower().endswith(SUFFIXES) else others).append(Path(directory, name))
+                chosen = images if name.lower().endswith(SUFFIXES) else others
+                chosen.append(Path(directory, name))
     if others:
         _LOG.warning(
             "%s: ignored %d files that do not end in %s, for instance %s",
@@ -87,11 +90,15 @@ def find_images(folder: Path) -> list[Path]:
             ", ".join(SUFFIXES),
             min(others).name,
         )
-    return found
+    return images
 
 
 def sorted_names(names: Sequence[str]) -> list[str]:
-    """Distinct names in order; numbers, if all are, by value."""
+    """Distinct names in order; numbers, if all are, by value.
+
+    >>> sorted_names(["10", "9", "10"]), sorted_names(["10", "9", "a"])
+    (['9', '10'], ['10', '9', 'a'])
+    """
     distinct = set(names)
     numbers = all(name.isascii() and name.isdigit() for name in distinct)
     return sorted(distinct, key=_by_value if numbers else None)
@@ -124,8 +131,8 @@ def _split_folders(root: Path) -> dict[int, Path] | None:
     if not homes:
         return None
     if 0 not in homes:
-        found = [path.name for path in homes.values()]
-        raise UserError(f"{root}: there are {found} but no train; add train/<class>/")
+        names = [path.name for path in homes.values()]
+        raise UserError(f"{root}: there are {names} but no train; add train/<class>/")
     if others:
         _LOG.warning("%s: ignored the folders %s, which are not splits", root, others)
     return homes

@@ -36,7 +36,7 @@ NEAR = 32
 _SAME_NAME = 80
 """Likewise for images of one name, of which there are few enough pairs to allow more."""
 
-# Names that nobody gives twice: the numbers of the ISIC archive, and UUIDs.
+# Nobody gives these names twice: the numbers of the ISIC archive, and UUIDs.
 _UNIQUE_NAME = re.compile(r"ISIC_\d{7}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _SUFFIX = re.compile(r"(_downsampled)?\.(jpe?g|png|dcm|tiff?|bmp)$|_downsampled$", re.IGNORECASE)
@@ -103,13 +103,13 @@ class ImageHashes:
 
     def inheriting(self, parents: Sequence["ImageHashes"]) -> "ImageHashes":
         """With the images that the parents, and theirs, were trained on."""
-        known = [parent.training() for parent in parents]
-        everything = [self, *known]
-        # Digests of another scale would never be equal, unless by mistake.
+        inherited = [parent.training() for parent in parents]
+        everything = [self, *inherited]
+        # Digests of another scale are zeroed: they would be equal by mistake only.
         exact = [one.exact * np.uint64(one.scale == self.scale) for one in everything]
         return ImageHashes(
             tuple(example for one in everything for example in one.ids),
-            (*self.splits, *(_INHERITED for one in known for _ in one.ids)),
+            (*self.splits, *(_INHERITED for one in inherited for _ in one.ids)),
             np.concatenate([one.perceptual for one in everything]),
             np.concatenate(exact),
             self.scale,
@@ -139,6 +139,11 @@ def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
 
     Returns:
       uint64 (n, 4).
+
+    >>> pictures = np.random.default_rng(0).integers(0, 200, (2, 64, 64, 3), np.uint8)
+    >>> brighter = pictures + np.uint8(20)
+    >>> np.bitwise_count(perceptual_hashes(pictures) ^ perceptual_hashes(brighter)).sum(axis=1) < 9
+    array([ True,  True])
     """
     down = _resampler(pixels.shape[1])
     across = _resampler(pixels.shape[2])
@@ -150,7 +155,7 @@ def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
     else:
         thumbnails = down @ values @ across.T
     spectrum = fft.dctn(thumbnails, axes=(1, 2), norm="ortho")[:, :_FREQUENCIES, :_FREQUENCIES]
-    # What is nothing but rounding must not become bits.
+    # Coefficients that are rounding errors only must not become bits.
     coefficients = np.round(spectrum.reshape(len(pixels), -1), 2)
     bits = coefficients > np.median(coefficients, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(np.uint64)
@@ -175,7 +180,7 @@ def hash_images(dataset: DataSet, pixels: Mapping[str, np.ndarray], resize: str)
     """
 
     def work(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.asarray(rows)  # out of the file, once
+        rows = np.asarray(rows)  # The file is read once, although the pixels are used twice.
         digests = b"".join(hashlib.sha256(row.tobytes()).digest()[:16] for row in rows)
         return perceptual_hashes(rows), np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
@@ -195,20 +200,20 @@ def hash_images(dataset: DataSet, pixels: Mapping[str, np.ndarray], resize: str)
     )
 
 
-def nearest(hashes: np.ndarray, known: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of the known hashes to each hash, in bounded memory.
+def nearest(hashes: np.ndarray, others: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of the other hashes to each hash, in bounded memory.
 
     Args:
       hashes: uint64 (n, 4).
-      known: uint64 (m, 4).
+      others: uint64 (m, 4).
       limit: Largest distance of interest, in bits; less than 192.
 
     Returns:
-      Index into `known` int (n,), -1 where none is within the limit, and distance int (n,).
+      Index into `others` int (n,), -1 where none is within the limit, and distance int (n,).
     """
     index, distance = np.full(len(hashes), -1), np.full(len(hashes), limit + 1)
-    for rows, columns in _blocks(len(hashes), len(known)):
-        ours, theirs = hashes[rows], known[columns]
+    for rows, columns in _blocks(len(hashes), len(others)):
+        ours, theirs = hashes[rows], others[columns]
         # Three of four words are enough to leave few pairs, and their sum fits into a byte.
         partial = np.bitwise_count(ours[:, None, 0] ^ theirs[None, :, 0])
         partial += np.bitwise_count(ours[:, None, 1] ^ theirs[None, :, 1])
@@ -253,7 +258,7 @@ class Overlap:
         """Bool (n,): any of these."""
         return self.by_id | self.by_hash | self.exact
 
-    def summary(self, ours: ImageHashes, known: ImageHashes) -> dict[str, Any]:
+    def summary(self, ours: ImageHashes, others: ImageHashes) -> dict[str, Any]:
         """Counts and a few examples, for JSON."""
         rows = np.flatnonzero(self.any)[:_EXAMPLES]
         return {
@@ -261,36 +266,35 @@ class Overlap:
             "by_id": int(self.by_id.sum()),
             "by_hash": int(self.by_hash.sum()),
             "exact": int(self.exact.sum()),
-            "examples": [[ours.ids[row], known.ids[self.match[row]]] for row in rows.tolist()],
+            "examples": [[ours.ids[row], others.ids[self.match[row]]] for row in rows.tolist()],
         }
 
 
-def find_overlap(ours: ImageHashes, known: ImageHashes, *, names: bool = True) -> Overlap:
-    """Which of our images are among the known ones.
+def find_overlap(ours: ImageHashes, others: ImageHashes, *, names: bool = True) -> Overlap:
+    """Which of our images are among the others.
 
     Args:
       ours: n images.
-      known: The others.
+      others: m images.
       names: Whether a common name counts; not inside a data set, where names are unique.
     """
-    match, _ = nearest(ours.perceptual, known.perceptual, NEAR)
+    match, _ = nearest(ours.perceptual, others.perceptual, NEAR)
     by_hash = match >= 0
     exact = np.zeros(len(ours), bool)
-    if ours.scale == known.scale:
-        places = {tuple(pair): row for row, pair in enumerate(known.exact.tolist())}
+    if ours.scale == others.scale:
+        places = {tuple(pair): row for row, pair in enumerate(others.exact.tolist())}
         for row, pair in enumerate(ours.exact.tolist()):
-            found = places.get(tuple(pair), -1)
-            if found >= 0:
-                exact[row], match[row] = True, found
+            if tuple(pair) in places:
+                exact[row], match[row] = True, places[tuple(pair)]
     by_id = np.zeros(len(ours), bool)
     if names:
         homes = defaultdict(list)
-        for row, example in enumerate(known.ids):
+        for row, example in enumerate(others.ids):
             homes[_name(example)].append(row)
         for row, example in enumerate(ours.ids):
             name = _name(example)
             for home in homes.get(name, ()):
-                bits = int(np.bitwise_count(ours.perceptual[row] ^ known.perceptual[home]).sum())
+                bits = int(np.bitwise_count(ours.perceptual[row] ^ others.perceptual[home]).sum())
                 if bits <= _SAME_NAME or _UNIQUE_NAME.fullmatch(name):
                     by_id[row] = True
                     match[row] = home if match[row] < 0 else match[row]
@@ -314,8 +318,8 @@ def find_hashes(weight_file: Path, fingerprint: str | None) -> ImageHashes | Non
     for folder in weight_file.absolute().parents[:_LEVELS] if fingerprint else ():
         path = folder / HASHES_FILE
         if path.is_file():
-            hashes, found = load_hashes(path)
-            if found == fingerprint:
+            hashes, of_data = load_hashes(path)
+            if of_data == fingerprint:
                 return hashes
     return None
 
@@ -346,9 +350,9 @@ def load_hashes(path: Path) -> tuple[ImageHashes, str]:
 
 def _check(arrays: Mapping[str, np.ndarray], hashes: ImageHashes) -> None:
     for name, columns in (("perceptual", 4), ("exact", 2)):
-        found = arrays[name]
-        if found.dtype != np.uint64 or found.shape != (len(hashes), columns):
-            raise ValueError(f"{name} is {found.dtype} {found.shape}")
+        array = arrays[name]
+        if array.dtype != np.uint64 or array.shape != (len(hashes), columns):
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
     if not arrays["ids"].dtype.kind == arrays["splits"].dtype.kind == "U":
         raise ValueError("the names are no texts")
     if len(hashes.splits) != len(hashes):

@@ -42,6 +42,10 @@ def stratified_group_split(
 
     Raises:
       UserError: The fractions are not as above.
+
+    >>> labels, groups = np.array([0, 0, 0, 0, 1, 1, 1, 1]), list("aabcdeff")
+    >>> stratified_group_split(labels, groups, (0.5, 0.25, 0.25), seed=0)
+    array([0, 0, 2, 1, 2, 1, 0, 0])
     """
     shares = np.asarray(check_fractions(fractions))
     positives = _positives(np.asarray(labels))
@@ -54,7 +58,7 @@ def stratified_group_split(
     counts = np.zeros((num_groups, positives.shape[1]), np.int64)
     np.add.at(counts, group_of, positives)
     sizes = np.bincount(group_of, minlength=num_groups)
-    # Raw bits, because numpy promises them to stay the same; it does not for permutations.
+    # numpy promises that raw bits stay the same in all versions; permutations may change.
     raw = np.random.Philox(key=seed % 2**64).random_raw(num_groups)
     shuffled = np.argsort(raw, kind="stable")
     order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
@@ -69,7 +73,7 @@ def check_fractions(fractions: Sequence[float] | np.ndarray) -> tuple[float, ...
     """
     shares = tuple(float(value) for value in fractions)
     good = len(shares) == 3 and min(shares) >= 0 and shares[0] > 0
-    if not good or not abs(sum(shares) - 1) <= 1e-6:  # also of a NaN
+    if not good or not abs(sum(shares) - 1) <= 1e-6:  # NaN is refused too.
         raise UserError(
             f"fractions of train, val and test: {shares}; three numbers ≥ 0 that sum to 1 are "
             "wanted, the first above 0"
@@ -83,11 +87,13 @@ class _Assigner:
     def __init__(self, counts: np.ndarray, sizes: np.ndarray, shares: np.ndarray):
         self.counts, self.sizes = counts, sizes
         self.assigned = np.full(len(counts), -1)
-        self.wanted = np.outer(counts.sum(axis=0), shares)  # (classes, splits), still to come
-        self.wanted_examples = sizes.sum() * shares
+        # Examples that each split still lacks, (classes, splits) by class and (splits,) in all.
+        self.lacking = np.outer(counts.sum(axis=0), shares)
+        self.lacking_examples = sizes.sum() * shares
         self.open = shares > 0
-        self.has = np.zeros((counts.shape[1], 3), np.int64)  # groups of the class in the split
-        self.left = np.count_nonzero(counts, axis=0)  # groups of the class not yet assigned
+        # Groups of each class that each split has, (classes, splits), and that are unassigned.
+        self.has = np.zeros((counts.shape[1], 3), np.int64)
+        self.left = np.count_nonzero(counts, axis=0)
 
     def run(self, order: np.ndarray) -> np.ndarray:
         """Assigns all groups, in `order` within a class."""
@@ -98,31 +104,31 @@ class _Assigner:
             remaining.discard(label)
             for group in members[label]:
                 if self.assigned[group] < 0:
-                    self._assign(group, self._best_split(group, self.wanted[label]))
+                    self._assign(group, self._best_split(group, self.lacking[label]))
             remaining = {one for one in remaining if self.left[one]}
         for group in order[self.assigned[order] < 0]:
-            self._assign(group, self._best_split(group, self.wanted_examples))
+            self._assign(group, self._best_split(group, self.lacking_examples))
         return self.assigned
 
-    def _best_split(self, group: int, wanted: np.ndarray) -> int:
+    def _best_split(self, group: int, lacking: np.ndarray) -> int:
         candidates = self.open
         for label in np.flatnonzero(self.counts[group]):
             without = self.open & (self.has[label] == 0)
             if self.left[label] <= np.count_nonzero(without) and np.any(candidates & without):
                 candidates = candidates & without
-        # Rounding keeps ties ties, whatever the order of the subtractions.
+        # Sums that are equal but for the order of their subtractions must tie: they are rounded.
         return max(
             np.flatnonzero(candidates).tolist(),
             key=lambda split: (
-                round(float(wanted[split]), 6),
-                round(float(self.wanted_examples[split]), 6),
+                round(float(lacking[split]), 6),
+                round(float(self.lacking_examples[split]), 6),
             ),
         )
 
     def _assign(self, group: int, split: int) -> None:
         self.assigned[group] = split
-        self.wanted[:, split] -= self.counts[group]
-        self.wanted_examples[split] -= self.sizes[group]
+        self.lacking[:, split] -= self.counts[group]
+        self.lacking_examples[split] -= self.sizes[group]
         present = self.counts[group] > 0
         self.has[present, split] += 1
         self.left[present] -= 1

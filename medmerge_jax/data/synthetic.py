@@ -108,7 +108,7 @@ def write_synthetic(
         except OSError:
             if not root.exists():
                 raise
-            _check_same(root, marker)  # another process was faster
+            _check_same(root, marker)  # Another process has made the folder meanwhile.
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -127,6 +127,9 @@ def draw(
 
     Returns:
       uint8 (n, size, size, 3).
+
+    >>> draw("lesion", np.array([0, 2]), 32, np.random.default_rng(0)).shape
+    (2, 32, 32, 3)
     """
     look = APPEARANCES[appearance]
     draw_scene: Callable[..., np.ndarray] = {"fundus": _fundus, "lesion": _lesion}[kind]
@@ -152,11 +155,13 @@ def _check(kind: str, counts: Mapping[str, int], size: int, appearance: int) -> 
 
 def _check_same(root: Path, marker: dict[str, object]) -> None:
     try:
-        found = atomic.read_json(root / _MARKER)
+        existing = atomic.read_json(root / _MARKER)
     except (OSError, ValueError):
-        found = None
-    if found != marker:
-        what = "something else" if found is None else f"synthetic images of other settings, {found}"
+        existing = None
+    if existing != marker:
+        what = "something else"
+        if existing is not None:
+            what = f"synthetic images of other settings, {existing}"
         raise UserError(
             f"{root}: holds {what}; {marker} is wanted. Remove it or name another folder"
         )
@@ -248,7 +253,7 @@ def _retinal_lesions(canvas: _Canvas, labels: np.ndarray) -> None:
     # A patient's severity varies about the grade's, so that neighbouring grades overlap.
     severity = labels + canvas.rng.normal(0, 0.3, canvas.n)
     kinds = (
-        # mean number at grades 0 to 3, least and largest radius, flattening, colour
+        # Each has its mean number at grades 0 to 3, least and largest radius, flattening, colour.
         ((0.3, 5.0, 9.0, 12.0), 0.025, 0.045, 0.2, (0.36, 0.05, 0.05)),
         ((0.0, 0.2, 4.5, 7.0), 0.06, 0.11, 0.5, (0.38, 0.07, 0.06)),
         ((0.2, 0.3, 1.0, 8.0), 0.035, 0.08, 0.4, (1.0, 0.92, 0.5)),
@@ -341,7 +346,7 @@ def _lesion(labels: np.ndarray, size: int, view: float, rng: np.random.Generator
     shade, hue = canvas.texture(4), canvas.texture(4)
     tint = np.stack([shade + 0.5 * hue, 0.7 * shade, 0.6 * shade - 0.4 * hue], axis=-1)
     canvas.lay(0.92 * mask, body + mottle * tint)
-    # Pigment network: a grid of brown lines; strongest in naevi.
+    # The pigment network is a grid of brown lines, strongest in naevi.
     angle = canvas.uniform(0, np.pi)
     along = np.cos(angle) * canvas.x + np.sin(angle) * canvas.y
     across = np.cos(angle) * canvas.y - np.sin(angle) * canvas.x

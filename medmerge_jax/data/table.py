@@ -1,9 +1,6 @@
 """A folder of images with a table of their labels."""
 
 import collections
-import csv
-import dataclasses
-import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -13,21 +10,12 @@ import numpy as np
 
 from medmerge_jax.data.dataset import DataSet, build
 from medmerge_jax.data.folder import find_images, sorted_names
+from medmerge_jax.data.sheets import Row, Sheet, read_sheet
 from medmerge_jax.data.splits import SPLIT_NAMES
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.formats import SUFFIXES
 
 _LOG = logging.getLogger(__name__)
-
-_USUAL_NAMES = {
-    "image_column": ("filename", "file", "image", "image_id", "id", "id_code", "path"),
-    "label_columns": ("label", "class", "diagnosis", "level", "target"),
-    "split_column": ("split",),
-    "group_column": ("group", "patient", "patient_id", "lesion_id"),
-}
-
-_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_A_DELIMITER = {",": "a comma", "\t": "a tab"}
 
 _LISTED = 5
 """Rows that an error lists."""
@@ -108,128 +96,23 @@ def image_table(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Sheet:
-    """The cells of a table, stripped of spaces, and the line where each row ends."""
-
-    path: Path
-    header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
-    delimiter: str = ","
-
-    def column(self, field: str, name: str) -> str | None:
-        """The column `name`; if that is empty the first of the usual ones, None without."""
-        if name:
-            return self.named(field, name)
-        lower = [column.lower() for column in self.header]
-        for usual in _USUAL_NAMES[field]:
-            if usual in lower:
-                return self.named(field, self.header[lower.index(usual)])
-        return None
-
-    def named(self, field: str, name: str) -> str:
-        """`name`, if there is exactly one such column."""
-        count = self.header.count(name)
-        if count == 1:
-            return name
-        if count > 1:
-            raise UserError(f"{self.path}: {count} columns are called {name!r}; rename the others")
-        near = difflib.get_close_matches(name, self.header, 1, cutoff=0.5)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
-        raise UserError(
-            f"{self.path}: data.{field} names {name!r}, but the columns are {self.header}{hint}"
-            f"{self.delimiter_hint()}"
-        )
-
-    def undetected(self, field: str) -> UserError:
-        """The error for a column that is needed and cannot be found."""
-        return UserError(
-            f"{self.path}: set data.{field} to one of the columns {self.header}; none of them has "
-            f"a usual name ({', '.join(_USUAL_NAMES[field])}){self.delimiter_hint()}"
-        )
-
-    def values(self, name: str) -> list[str]:
-        """The cells of a column."""
-        index = self.header.index(name)
-        return [row[index] for row in self.rows]
-
-    def at(self, row: int) -> str:
-        """Where a row is, for messages."""
-        return f"{self.path}, line {self.lines[row]}"
-
-    def delimiter_hint(self) -> str:
-        """What to say of the delimiter where a column is missing; empty if it is as wanted."""
-        if len(self.header) == 1:
-            for delimiter, spoken in _DELIMITERS.items():
-                if delimiter in self.header[0]:
-                    wanted = _DELIMITERS[self.delimiter]
-                    return f". It is separated by {spoken}; save it with {wanted}"
-        return ""
-
-
-def read_sheet(path: Path, delimiter: str = ",") -> Sheet:
-    """Reads a CSV file (UTF-8, a header line).
-
-    Args:
-      path: The file.
-      delimiter: Between the cells.
-
-    Raises:
-      UserError: The file is missing, is no such file, has no rows, or has rows that are not as
-        long as the header.
-    """
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    rows.append([cell.strip() for cell in cells])
-                    lines.append(reader.line_num)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; the table of labels is wanted") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: is not a UTF-8 text file ({error}); save it as CSV UTF-8"
-        ) from error
-    except csv.Error as error:
-        line = lines[-1] + 1 if lines else 1
-        raise UserError(f"{path}: is not a CSV file ({error}, at line {line})") from error
-    if len(rows) < 2:
-        what = "has a header but no rows" if rows else "is empty"
-        raise UserError(f"{path}: {what}; a header line and a row per image are wanted")
-    header, *rows = rows
-    sheet = Sheet(path, header, rows, lines[1:], delimiter)
-    for row, cells in enumerate(rows):
-        if len(cells) != len(header):
-            raise UserError(
-                f"{sheet.at(row)}: has {len(cells)} fields, the header has {len(header)}; a field "
-                f"with {_A_DELIMITER[delimiter]} must be in double quotes"
-            )
-    return sheet
-
-
 def _label_vector(
     sheet: Sheet, column: str, classes: Sequence[str]
 ) -> tuple[list[str], np.ndarray]:
     values = sheet.values(column)
-    for row, value in enumerate(values):
-        if not value:
-            raise UserError(f"{sheet.at(row)}: the label in column {column!r} is empty")
+    for row in sheet.rows:
+        if not row[column]:
+            raise row.error(f"the label in column {column!r} is empty")
     whole = [_whole_number(value) for value in values]
     if all(number is not None for number in whole):  # "2.0", as programs write a column with gaps
         values = [number for number in whole if number is not None]
     names = list(classes) or sorted_names(values)
     index = {name: position for position, name in enumerate(names)}
-    for row, value in enumerate(values):
+    for row, value in zip(sheet.rows, values, strict=True):
         if value not in index:
-            raise UserError(
-                f"{sheet.at(row)}: the label {value!r} in column {column!r} is none of the "
-                f"classes {names}; correct it, or add it to data.classes"
+            raise row.error(
+                f"the label {value!r} in column {column!r} is none of the classes {names}; "
+                "correct it, or add it to data.classes"
             )
     return names, np.array([index[value] for value in values], np.int32)
 
@@ -248,23 +131,22 @@ def _label_matrix(
             f"{sheet.path}: data.classes {names} and data.label_columns {columns} are not the "
             "same names; with a column per class they must be"
         )
-    labels = np.empty((len(sheet.rows), len(names)), np.float32)
-    for position, name in enumerate(names):
-        for row, value in enumerate(sheet.values(name)):
-            labels[row, position] = _binary(sheet, row, name, value, multilabel)
+    columns_of_labels = [[_binary(row, name, multilabel) for row in sheet.rows] for name in names]
+    labels = np.array(columns_of_labels, np.float32).T
     if multilabel:
         return names, labels
     sums = labels.sum(axis=1)
     if np.any(sums != 1):
-        row = int(np.argmax(sums != 1))
-        raise UserError(
-            f"{sheet.at(row)}: {int(sums[row])} of the columns {names} are 1; exactly one is "
-            "wanted, or set data.multilabel"
+        number = int(np.argmax(sums != 1))
+        raise sheet.rows[number].error(
+            f"{int(sums[number])} of the columns {names} are 1; exactly one is wanted, or set "
+            "data.multilabel"
         )
     return names, labels.argmax(axis=1).astype(np.int32)
 
 
-def _binary(sheet: Sheet, row: int, column: str, value: str, multilabel: bool) -> float:
+def _binary(row: Row, column: str, multilabel: bool) -> float:
+    value = row[column]
     if multilabel and value.lower() in ("", "nan"):
         return np.nan
     try:
@@ -273,72 +155,61 @@ def _binary(sheet: Sheet, row: int, column: str, value: str, multilabel: bool) -
         number = -1.0
     if number not in (0.0, 1.0):
         empty = ", or nothing where it is unknown," if multilabel else ""
-        raise UserError(
-            f"{sheet.at(row)}: column {column!r} holds {value!r}; 0 or 1{empty} is wanted"
-        )
+        raise row.error(f"column {column!r} holds {value!r}; 0 or 1{empty} is wanted")
     return number
 
 
 def _assignment(sheet: Sheet, column: str) -> np.ndarray:
-    values = sheet.values(column)
-    for row, value in enumerate(values):
-        if value.lower() not in SPLIT_NAMES:
-            raise UserError(
-                f"{sheet.at(row)}: the split in column {column!r} is {value!r}; one of "
+    for row in sheet.rows:
+        if row[column].lower() not in SPLIT_NAMES:
+            raise row.error(
+                f"the split in column {column!r} is {row[column]!r}; one of "
                 f"{', '.join(SPLIT_NAMES)} is wanted"
             )
-    return np.array([SPLIT_NAMES[value.lower()] for value in values])
+    return np.array([SPLIT_NAMES[value.lower()] for value in sheet.values(column)])
 
 
 def _groups(sheet: Sheet, column: str) -> list[str]:
     # An image whose group is unknown is a group of its own.
-    return [
-        value or f"(no group, line {line})"
-        for value, line in zip(sheet.values(column), sheet.lines, strict=True)
-    ]
+    return [row[column] or f"(no group, line {row.line})" for row in sheet.rows]
 
 
 def _find(sheet: Sheet, column: str, root: Path) -> list[Path]:
     """The file of each row."""
     index = _Index(root)
-    paths: list[Path] = []
-    first: dict[Path, int] = {}
-    missing: list[int] = []
-    for row, value in enumerate(sheet.values(column)):
-        found = index.find(value) if value else []
-        if len(found) > 1:
-            shown = " and ".join(os.fspath(root / path) for path in found[:2])
-            raise UserError(
-                f"{sheet.at(row)}: {value!r} could be {shown}; write the path relative to {root}"
-            )
-        if not found:
+    owners: dict[Path, Row] = {}
+    missing: list[Row] = []
+    for row in sheet.rows:
+        value = row[column]
+        files = index.find(value) if value else []
+        if len(files) > 1:
+            shown = " and ".join(os.fspath(root / path) for path in files[:2])
+            raise row.error(f"{value!r} could be {shown}; write the path relative to {root}")
+        if not files:
             missing.append(row)
             continue
-        path = root / found[0]
-        if path in first:
-            raise UserError(
-                f"{sheet.at(row)}: the image {value!r} has a row already, at line "
-                f"{sheet.lines[first[path]]}; leave one of them"
+        owner = owners.setdefault(root / files[0], row)
+        if owner is not row:
+            raise row.error(
+                f"the image {value!r} has a row already, at line {owner.line}; leave one of them"
             )
-        first[path] = row
-        paths.append(path)
     if missing:
         raise _missing_error(sheet, column, missing, root, index)
-    if len(index) > len(paths):
-        _LOG.info("%s: ignored %d images without a row", root, len(index) - len(paths))
-    return paths
+    if len(index) > len(owners):
+        _LOG.info("%s: ignored %d images without a row", root, len(index) - len(owners))
+    return list(owners)
 
 
 def _missing_error(
-    sheet: Sheet, column: str, missing: list[int], root: Path, index: "_Index"
+    sheet: Sheet, column: str, missing: list[Row], root: Path, index: "_Index"
 ) -> UserError:
-    values = sheet.values(column)
-    shown = ", ".join(f"line {sheet.lines[row]} {values[row]!r}" for row in missing[:_LISTED])
+    shown = ", ".join(f"line {row.line} {row[column]!r}" for row in missing[:_LISTED])
     more = ", ..." if len(missing) > _LISTED else ""
-    same_stem = index.find(_stem(values[missing[0]])) if values[missing[0]] else []
+    value = missing[0][column]
+    same_stem = index.find(_stem(value)) if value else []
     hint = f"; there is {same_stem[0]}, of another type" if same_stem else ""
     return UserError(
-        f"{sheet.path}: {len(missing)} of {len(values)} rows have no image file below {root} "
+        f"{sheet.path}: {len(missing)} of {len(sheet.rows)} rows have no image file below {root} "
         f"(column {column!r}): {shown}{more}{hint}; {len(index)} images ({', '.join(SUFFIXES)}) "
         "are there; correct data.root or data.image_column, or remove the rows"
     )
@@ -371,12 +242,12 @@ class _Index:
         """
         parts = [part for part in value.replace("\\", "/").split("/") if part not in ("", ".")]
         for start in range(len(parts)):
-            wanted = "/".join(parts[start:])
-            found = self._by_name.get(wanted, [])
-            exact = [file for file in found if wanted in (file, _stem(file))]
+            name = "/".join(parts[start:])
+            files = self._by_name.get(name, [])
+            exact = [file for file in files if name in (file, _stem(file))]
             if len(parts) == 1:
-                return exact if len(exact) == 1 else found
-            if exact and (start == 0 or "/" in wanted or parts[start - 1] == self._root_name):
+                return exact if len(exact) == 1 else files
+            if exact and (start == 0 or "/" in name or parts[start - 1] == self._root_name):
                 return exact
         return []
 

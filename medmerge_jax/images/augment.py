@@ -97,13 +97,17 @@ def augment(policy: Policy, images: jax.Array, indices: jax.Array, key: jax.Arra
 
     Returns:
       uint8 (n, h, w, 3).
+
+    >>> images, indices = jnp.zeros((2, 16, 16, 3), jnp.uint8), jnp.arange(2)
+    >>> augment(POLICIES["minimal"], images, indices, epoch_key(seed=0, epoch=3)).shape
+    (2, 16, 16, 3)
     """
 
     def augment_one(image: jax.Array, index: jax.Array) -> jax.Array:
         return augment_image(policy, image, jax.random.fold_in(key, index))
 
-    # One after another only those operations are computed that were drawn; side by side all of
-    # them are, for every image. A loop would leave an accelerator idle, and suits a processor.
+    # `vmap` computes every operation for every image and keeps one result, a loop computes only the
+    # operations that were drawn. So a CPU loops; an accelerator would be idle most of the time.
     return lax.platform_dependent(
         images,
         indices,
@@ -253,7 +257,7 @@ def rand_augment_operation(
         "translate_y": ops.translation_matrix(0.0, down),
         "rotate": ops.rotation_matrix(turn, height, width),
     }
-    # One branch for all that move pixels: side by side, every branch is computed for every image.
+    # All operations that move pixels share a branch, since `vmap` computes every branch.
     first_move = RAND_AUGMENT.index("shear_x")
     matrices = jnp.stack([moves[name] for name in RAND_AUGMENT[first_move:][: len(moves)]])
     matrix = matrices[jnp.clip(operation - first_move, 0, len(moves) - 1)]

@@ -107,11 +107,12 @@ def cached_pixels(
             # Others that want the same images wait here. Where files cannot be locked they decode
             # them themselves, which costs time only.
             with locks.waited_for(cache_dir / f"{name}.lock") as locked:
-                cached = _open(array_path, card_path, shape)  # another process may have made it
-                if cached is None:
+                cached = _open(array_path, card_path, shape)
+                if cached is None:  # No other process has made it meanwhile.
                     with _part(array_path, shape, locked) as part:
                         _fill(part, split, size, resize, workers or usable_cores(), progress)
-                        # Before the array: killed between the two, the part is still there.
+                        # The card comes before the array: of a process that is killed between the
+                        # two, the part remains.
                         card = {"sha256": part.digest.hexdigest(), "shape": list(shape)}
                         atomic.write_json(card_path, card)
                     cached = _open(array_path, card_path, shape)
@@ -127,7 +128,7 @@ def cached_pixels(
 def _key(split: Images, size: int, resize: str) -> str:
     stats: dict[Path, tuple[int, int]] = {}
     problems = []
-    for path in dict.fromkeys(split.paths):  # decoded images have one archive in common
+    for path in dict.fromkeys(split.paths):  # Decoded images share an archive.
         try:
             stat = path.stat()
         except OSError as error:
@@ -216,7 +217,7 @@ def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
     folder = path.parent / f".{path.stem}.part"
     if locked:
         _remove_leftovers(path, folder)
-    else:  # another process may be at it
+    else:  # Another process may be writing the same part.
         folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
     array, journal = folder / "pixels.npy", folder / "journal"
     try:
@@ -238,7 +239,7 @@ def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
 def _check_room(folder: Path, size: int) -> None:
     """Hours of decoding should not end at a full disk."""
     total, _, free = shutil.disk_usage(folder)
-    if total and free < size:  # some file systems say 0 of 0
+    if total and free < size:  # Some file systems report 0 of 0.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

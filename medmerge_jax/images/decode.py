@@ -23,19 +23,19 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Of the orientations: those that swap the sides, and those that bring the right or the bottom edge
-# of what is stored to the left or to the top.
+# The orientations that swap the sides, that bring the right edge of what is stored to the left, and
+# that bring its bottom edge to the top.
 _SWAPPING, _TO_THE_LEFT, _TO_THE_TOP = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 _Box = tuple[float, float, float, float]
 
 _SHRUNK = 2
-"""Sides of a JPEG that is shrunk while it is decoded, at least, relative to the size wanted."""
+"""A JPEG is shrunk while it is decoded to sides of at least this many times the size."""
 
 _LONGEST = 1000
-"""Longer side of an image that is cropped, at most, relative to the shorter."""
+"""The longer side of an image that is cropped is at most this many times the shorter."""
 
-# What Pillow's decoders raise on damaged files.
+# Pillow's decoders raise any of these on damaged files.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -93,6 +93,9 @@ def resize_pixels(pixels: np.ndarray, size: int, resize: str = "squash") -> np.n
 
     Returns:
       uint8 (size, size, 3).
+
+    >>> resize_pixels(np.array([[0, 100], [0, 100]], np.uint8), 1).tolist()
+    [[[50, 50, 50]]]
     """
     _check_resize(resize)
     image = Image.fromarray(pixels).convert("RGB")
@@ -111,7 +114,7 @@ def full_image(path: Path) -> Image.Image:
 def _read(path: Path, size: int | None) -> tuple[Image.Image, _Box]:
     """The upright RGB image, shrunk if it may be for `size`, and the part that is the picture."""
     if path.suffix.lower() == ".dcm":
-        from medmerge_jax.images.dicom import read_dicom  # pydicom is an extra
+        from medmerge_jax.images.dicom import read_dicom  # It needs an extra.
 
         image = read_dicom(path).convert("RGB")
         return image, (0, 0, *image.size)
@@ -120,7 +123,8 @@ def _read(path: Path, size: int | None) -> tuple[Image.Image, _Box]:
             _refuse_bombs(image)
             drafted = None
             if size is not None:
-                drafted = image.draft(None, (_SHRUNK * size, _SHRUNK * size))  # JPEGs only
+                # Formats other than JPEG ignore this.
+                drafted = image.draft(None, (_SHRUNK * size, _SHRUNK * size))
             image.load()
             return _upright(image, *(drafted[1][2:] if drafted else image.size))
     except UserError as error:
@@ -175,7 +179,7 @@ def _orientation(image: Image.Image) -> int:
     """How the picture lies in the file: see the Exif standard; 1 is upright."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata; the pixels are fine
+    except Exception:  # Damaged metadata says nothing about the pixels.
         return 1
 
 
@@ -208,7 +212,7 @@ def _resize(image: Image.Image, box: _Box, size: int, resize: str) -> Image.Imag
     if resize == "squash":
         return image.resize((size, size), Image.Resampling.BILINEAR, box)
     width, height = box[2] - box[0], box[3] - box[1]
-    if max(width, height) > _LONGEST * min(width, height):  # would take all the memory
+    if max(width, height) > _LONGEST * min(width, height):  # It would take all memory.
         raise UserError(
             f"one side is more than {_LONGEST} times the other, too much for resize 'crop'; "
             "replace the file, or use 'squash'"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
-# What pydicom decodes to RGB; its Pillow plugin does the same for the wavelet colour spaces.
+# pydicom decodes these to RGB, the two of wavelets (ICT and RCT) by its Pillow plugin.
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -48,7 +48,8 @@ def read_dicom(path: Path) -> Image.Image:
     """
     pydicom = _pydicom()
     try:
-        # In memory, where nobody makes room for the length that an element claims to have.
+        # From a file pydicom would allocate whatever length an element claims to have; from
+        # bytes in memory it gets no more than they are.
         file = io.BytesIO(path.read_bytes())
         _refuse_deflated(file)
         dataset = pydicom.dcmread(file)
@@ -62,7 +63,7 @@ def read_dicom(path: Path) -> Image.Image:
         raise UserError(f"{path}: is a folder; a DICOM file is wanted") from error
     except pydicom.errors.InvalidDicomError as error:
         raise UserError(f"{path}: {what_it_is(path, 'a DICOM file')}") from error
-    except Exception as error:  # pydicom lets through whatever a malformed element provokes.
+    except Exception as error:  # pydicom raises anything on malformed elements.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be decoded ({reason}); replace the file") from error
 
@@ -131,11 +132,9 @@ def _pixels(dataset: "Dataset") -> np.ndarray:
     if syntax.is_encapsulated:
         _check_compressed_size(dataset)
     pixels = pixel_array(dataset)
-    wanted: tuple[int, ...] = (dataset.Rows, dataset.Columns)
-    if kind in _COLOUR:
-        wanted = (*wanted, 3)
-    if pixels.shape != wanted:
-        raise UserError(f"its pixels have the shape {pixels.shape}, the header says {wanted}")
+    expected = (dataset.Rows, dataset.Columns) + ((3,) if kind in _COLOUR else ())
+    if pixels.shape != expected:
+        raise UserError(f"its pixels have the shape {pixels.shape}, the header says {expected}")
     return _palette_colours(dataset, pixels) if kind == _PALETTE else pixels
 
 
@@ -158,7 +157,7 @@ def _check_compressed_size(dataset: "Dataset") -> None:
         _check_run_lengths(frame, dataset.Rows * dataset.Columns)
         return
     with (
-        contextlib.suppress(UnidentifiedImageError),  # a JPEG that only other decoders know
+        contextlib.suppress(UnidentifiedImageError),  # Only other decoders know it.
         Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image,
     ):
         if image.size != (dataset.Columns, dataset.Rows):
@@ -180,7 +179,7 @@ def _check_run_lengths(frame: bytes, pixels: int) -> None:
                 position, unpacked = position + 2, unpacked + 257 - code
             elif code < 128:
                 position, unpacked = position + code + 2, unpacked + code + 1
-            else:  # means nothing
+            else:  # This code does nothing.
                 position += 1
         if unpacked > 2 * pixels:
             raise UserError(f"its runs unpack to more than the {pixels} pixels; replace the file")
@@ -201,8 +200,8 @@ def _colour(dataset: "Dataset", pixels: np.ndarray) -> Image.Image:
 
 
 def _grey(dataset: "Dataset", pixels: np.ndarray) -> Image.Image:
-    # All that follows depends on the stored value only, of which there are at most 65536: done
-    # once per value, not per pixel.
+    # The brightness depends on the stored value alone, of which there are at most 65536, fewer
+    # than pixels.
     low, high = int(pixels.min()), int(pixels.max())
     table = _to_8_bits(_brightness(dataset, low, high))
     index = pixels if low == 0 and pixels.dtype.kind == "u" else pixels.astype(np.int32) - low
@@ -223,7 +222,7 @@ def _brightness(dataset: "Dataset", low: int, high: int) -> np.ndarray:
         bright = entries / top
     elif center is not None and width is not None:
         bright = _window(dataset, values, center, width)
-    elif black == white:  # an image of one grey
+    elif black == white:  # All pixels are the same grey.
         bright = np.zeros(len(values))
     else:
         bright = (values - black) / (white - black)
@@ -290,7 +289,7 @@ def _look_up(dataset: "Dataset", item: "Dataset", values: np.ndarray) -> tuple[n
     length = length or 2**16
     data = item.LUTData
     if isinstance(data, bytes):
-        packed = len(data) < 2 * length  # a byte per entry
+        packed = len(data) < 2 * length  # Each entry has one byte.
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
         entries = np.frombuffer(data, np.uint8 if packed else f"{order}u2")
     else:

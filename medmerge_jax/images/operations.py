@@ -41,8 +41,8 @@ def resized_crop(
     """
     rows = _resampling_weights(top, height, image.shape[0], size[0])
     columns = _resampling_weights(left, width, image.shape[1], size[1])
-    # In float32 these sums of integers below 2²⁴ are exact, in whatever order they are added; but
-    # not at the default precision of an accelerator.
+    # float32 adds these integers below 2²⁴ exactly in any order; the default precision of an
+    # accelerator does not.
     exact = lax.Precision.HIGHEST
     wide = jnp.einsum("hwc,ow->hoc", image.astype(jnp.float32), columns, precision=exact)
     result = jnp.einsum("hwc,oh->owc", _rounded(wide), rows, precision=exact)
@@ -140,7 +140,11 @@ def rotation_matrix(degrees: Scalar, height: int, width: int) -> jax.Array:
 
 
 def adjust_brightness(image: jax.Array, factor: Scalar) -> jax.Array:
-    """Factor 0 is black, 1 the image itself."""
+    """Factor 0 is black, 1 the image itself.
+
+    >>> adjust_brightness(jnp.array([[[200, 100, 7]]], jnp.uint8), 0.5).tolist()
+    [[[100, 50, 3]]]
+    """
     return _blend(jnp.zeros_like(image), image, factor)
 
 
@@ -164,7 +168,7 @@ def adjust_sharpness(image: jax.Array, factor: Scalar) -> jax.Array:
     pixels = image.astype(jnp.int32)
     three_rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     nine = three_rows[:, :-2] + three_rows[:, 1:-1] + three_rows[:, 2:]
-    smooth = (2 * (nine + 4 * pixels[1:-1, 1:-1]) + 13) // 26  # thirteenths, rounded
+    smooth = (2 * (nine + 4 * pixels[1:-1, 1:-1]) + 13) // 26  # In thirteenths, rounded.
     return _blend(pixels.at[1:-1, 1:-1].set(smooth), image, factor)
 
 
@@ -176,12 +180,20 @@ def adjust_hue(image: jax.Array, shift: Scalar) -> jax.Array:
 
 
 def posterize(image: jax.Array, bits: int) -> jax.Array:
-    """Keeps the highest bits of every channel."""
+    """Keeps the highest bits of every channel.
+
+    >>> posterize(jnp.array([[[255, 100, 7]]], jnp.uint8), bits=2).tolist()
+    [[[192, 64, 0]]]
+    """
     return image & jnp.uint8(256 - 2 ** (8 - bits) if bits else 0)
 
 
 def solarize(image: jax.Array, threshold: float) -> jax.Array:
-    """Inverts what is not below the threshold, 0 to 255."""
+    """Inverts what is not below the threshold, 0 to 255.
+
+    >>> solarize(jnp.array([[[255, 128, 7]]], jnp.uint8), threshold=128).tolist()
+    [[[0, 127, 7]]]
+    """
     return jnp.where(image < threshold, image, 255 - image)
 
 
@@ -212,7 +224,7 @@ def _blend(degenerate: jax.Array, image: jax.Array, factor: Scalar) -> jax.Array
     fixed = jnp.round(jnp.asarray(factor, jnp.float32) * 2**_FACTOR_BITS).astype(jnp.int32)
     start = degenerate.astype(jnp.int32)
     mixed = (start << _FACTOR_BITS) + fixed * (image.astype(jnp.int32) - start)
-    # What the rounding of the factor took from a whole number is given back.
+    # 128 makes up for the rounding of the factor where the result is a whole number.
     return jnp.clip((mixed + 128) >> _FACTOR_BITS, 0, 255).astype(jnp.uint8)
 
 

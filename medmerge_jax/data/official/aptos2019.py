@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.files import image_file
 from medmerge_jax.data.official.records import Layout, Records
-from medmerge_jax.data.official.tables import by_id, number, read_table
+from medmerge_jax.data.sheets import by_id, read_table
 
 CLASSES = ("0", "1", "2", "3", "4")
 """Grades of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
@@ -24,19 +23,14 @@ def read_aptos2019(root: Path) -> Records:
     Raises:
       UserError: Anything that is not as above, with file and line.
     """
-    table = Path(root) / _TABLE
-    rows = by_id(table, read_table(table, ["id_code", "diagnosis"]), "id_code")
+    rows = by_id(read_table(Path(root) / _TABLE, ["id_code", "diagnosis"]), "id_code")
     images = Path(root) / _IMAGES
+    grades = range(len(CLASSES))
     return Records(
         classes=CLASSES,
         ids=tuple(rows),
-        paths=tuple(
-            image_file(table, row.line, images / name, (".png",)) for name, row in rows.items()
-        ),
-        labels=np.array(
-            [number(table, row, "diagnosis", range(len(CLASSES))) for row in rows.values()],
-            np.int32,
-        ),
+        paths=tuple(row.image_file(images / name, (".png",)) for name, row in rows.items()),
+        labels=np.array([row.number("diagnosis", grades) for row in rows.values()], np.int32),
     )
 
 

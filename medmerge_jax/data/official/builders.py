@@ -29,14 +29,14 @@ from medmerge_jax.data.official.records import Layout
 from medmerge_jax.images.decode import full_image, is_upright
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
-"""TFDS has a name of its own for the second one."""
+"""Our names of the splits, and those of TFDS."""
 
 _TFDS_HAS = ("chexpert", "cifar10", "cifar100")
-"""Names of builders of TFDS that need TensorFlow; by these names ours are found instead."""
+"""Builders of TFDS that need TensorFlow; `tfds.builder` gives ours in their place."""
 
 
 _MODES = {1: "L", 3: "RGB"}
-"""Pillow's, by the number of channels."""
+"""Pillow's modes by the number of channels."""
 
 
 class OfficialBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -48,7 +48,7 @@ class OfficialBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS looks for itself with a package that it does not always install.
+    # Without this TFDS looks for this file with a package that it does not always install.
     code_path = tfds.core.Path(__file__)
     LAYOUT: Layout
 
@@ -64,7 +64,7 @@ class OfficialBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         features = {
             "id": tfds.features.Text(),
             "image": tfds.features.Image(shape=(None, None, layout.channels)),
-            # The names of the classes are set when the data is there.
+            # `_split_generators` sets the names of the classes, which it reads from the data.
             "label": tfds.features.Tensor(shape=(None,), dtype=np.float32)
             if layout.multilabel(self._variant)
             else tfds.features.ClassLabel(),

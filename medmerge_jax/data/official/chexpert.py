@@ -5,9 +5,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from medmerge_jax.data.official.files import image_file
 from medmerge_jax.data.official.records import Layout, Records, checked_variant
-from medmerge_jax.data.official.tables import Row, number, read_table, row_error
+from medmerge_jax.data.sheets import Row, read_table
 
 CLASSES = (
     "Enlarged Cardiomediastinum",
@@ -31,7 +30,7 @@ one left out here is "No Finding", which is not an observation but says that non
 NO_FINDING = "No Finding"
 
 VARIANTS = ("zeros", "ones", "ignore")
-"""What an uncertain label (-1) becomes: 0, 1, or unknown."""
+"""An uncertain label (-1) becomes 0, 1, or unknown."""
 
 _UNCERTAIN = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
 
@@ -66,8 +65,8 @@ def read_chexpert(root: Path, variant: str = "") -> Records:
             continue
         for row, image in _frontal_rows(path, split):
             ids.append(image)
-            paths.append(image_file(path, row.line, root / image))
-            labels.append([_label(path, row, column, variant) for column in CLASSES])
+            paths.append(row.image_file(root / image))
+            labels.append([_label(row, column, variant) for column in CLASSES])
             splits.append(split)
     return Records(
         classes=CLASSES,
@@ -81,49 +80,41 @@ def read_chexpert(root: Path, variant: str = "") -> Records:
 
 def _frontal_rows(path: Path, split: str) -> Iterator[tuple[Row, str]]:
     """Each frontal row of a table, and the image's path from the folder `train` etc. on."""
-    # The test table as published has neither views nor ages.
+    # The published test table has neither views nor ages.
     columns = ["Path", NO_FINDING, *CLASSES] + ([_VIEW] if split != "test" else [])
     first: dict[str, int] = {}
     for row in read_table(path, columns):
-        image = _image_path(path, row)
+        image = _image_path(row)
         if image in first:
-            raise row_error(
-                path, row.line, f"{image} has a row already, at line {first[image]}; leave one"
-            )
+            raise row.error(f"{image} has a row already, at line {first[image]}; leave one")
         first[image] = row.line
-        if _is_frontal(path, row, image):
+        if _is_frontal(row, image):
             yield row, image
 
 
-def _image_path(path: Path, row: Row) -> str:
+def _image_path(row: Row) -> str:
     parts = [part for part in row["Path"].replace("\\", "/").split("/") if part not in ("", ".")]
     folders = [index for index, part in enumerate(parts) if part in ("train", "valid", "test")]
     if not folders or len(parts) < folders[0] + 3 or ".." in parts:
-        raise row_error(
-            path,
-            row.line,
+        raise row.error(
             f"the Path is {row['Path']!r}; one like "
-            "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg is wanted",
+            "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg is wanted"
         )
     return "/".join(parts[folders[0] :])
 
 
-def _is_frontal(path: Path, row: Row, image: str) -> bool:
-    try:
-        view = row[_VIEW]
-    except KeyError:
-        view = "Lateral" if "lateral" in PurePosixPath(image).name else "Frontal"
+def _is_frontal(row: Row, image: str) -> bool:
+    by_name = "Lateral" if "lateral" in PurePosixPath(image).name else "Frontal"
+    view = row.get(_VIEW, by_name)
     if view not in ("Frontal", "Lateral"):
-        raise row_error(
-            path, row.line, f"column {_VIEW!r} holds {view!r}; Frontal or Lateral is wanted"
-        )
+        raise row.error(f"column {_VIEW!r} holds {view!r}; Frontal or Lateral is wanted")
     return view == "Frontal"
 
 
-def _label(path: Path, row: Row, column: str, variant: str) -> float:
+def _label(row: Row, column: str, variant: str) -> float:
     if not row[column]:
         return 0.0
-    value = number(path, row, column, (0, 1, -1))
+    value = row.number(column, (0, 1, -1))
     return _UNCERTAIN[variant] if value == -1 else float(value)
 
 

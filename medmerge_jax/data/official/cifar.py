@@ -5,7 +5,7 @@ archives through `tf.io.gfile`, and have TensorFlow encode the pixels as PNG. Wi
 them ends in a ModuleNotFoundError. Hence this module.
 
 The archives are pickles of Python 2. The unpickler here knows the few globals that an array is
-made of, each replaced by an inert stand-in (see `medmerge_jax.pickles`), and refuses every other.
+made of, each replaced by an inert stand-in (see `storage.pickles`), and refuses every other.
 """
 
 import dataclasses
@@ -63,6 +63,11 @@ class _Variant:
     label_key: str
     names_key: str
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of all files that are read."""
+        return (*self.train, self.test, self.meta)
+
 
 _CIFAR10 = _Variant(
     "cifar-10-python.tar.gz",
@@ -111,7 +116,7 @@ def _read(root: Path, variant: _Variant) -> Records:
     num_train = len(labels) - num_test
     fractions = (1 - _VALIDATION, _VALIDATION, 0.0)
     held_out = stratified_group_split(labels[:num_train], None, fractions, seed=0)
-    # The ids are those of TFDS.
+    # These are the ids that TFDS gives the images.
     ids = [f"train_{row:05d}" for row in range(num_train)]
     ids += [f"test_{row:05d}" for row in range(num_test)]
     paths: list[Path] = []
@@ -148,34 +153,32 @@ class _File:
 
 def _folder_files(root: Path, variant: _Variant) -> dict[str, _File] | None:
     """None where neither the folder nor what it holds is there."""
-    wanted = (*variant.train, variant.test, variant.meta)
     folder = next(
         (home for home in (root / variant.folder, root) if (home / variant.meta).is_file()), None
     )
     if folder is None:
         return None
     files = {}
-    for name in wanted:
+    for name in variant.files:
         path = folder / name
         try:
             with path.open("rb") as file:
                 files[name] = _File(path, str(path), _unpickle(file, str(path)))
         except FileNotFoundError as error:
             raise UserError(
-                f"{path}: is missing; the files {', '.join(wanted)} are wanted"
+                f"{path}: is missing; the files {', '.join(variant.files)} are wanted"
             ) from error
     return files
 
 
 def _archive_files(root: Path, variant: _Variant) -> dict[str, _File]:
     path = root if root.is_file() else root / variant.archive
-    wanted = (*variant.train, variant.test, variant.meta)
     files: dict[str, _File] = {}
     try:
         with _Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
-                content = archive.extractfile(member) if name in wanted else None
+                content = archive.extractfile(member) if name in variant.files else None
                 if content is None:
                     continue
                 shown = f"{path}: {member.name}"
@@ -194,7 +197,7 @@ def _archive_files(root: Path, variant: _Variant) -> dict[str, _File]:
         ) from error
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{path}: is damaged or incomplete ({error}); download it again") from error
-    missing = [name for name in wanted if name not in files]
+    missing = [name for name in variant.files if name not in files]
     if missing:
         raise UserError(
             f"{path}: lacks {', '.join(missing)}; is it the Python version, {variant.archive}?"
@@ -251,7 +254,7 @@ def _batch(
                 f"{file.name}, row {row}: the label is {shown(label)}; a number from 0 to "
                 f"{len(classes) - 1} is wanted"
             )
-    # One colour plane after the other.
+    # A row holds one colour plane after the other.
     pixels = values.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
     return pixels, np.array(labels, np.int32)
 
@@ -327,7 +330,7 @@ def _encode(text: Any, encoding: Any) -> str:
     return text
 
 
-# The first three are in the official files; the others where somebody has written them again.
+# The official files name the first three; files that newer versions wrote again, the others.
 _GLOBALS: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): None,
@@ -361,7 +364,7 @@ def _unpickle(file: IO[bytes], name: str) -> dict[str, Any]:
         ) from None
     except RefusedError as error:
         raise UserError(f"{name}: {error}; fetch it again") from None
-    except Exception as error:  # Whatever a malformed pickle provokes.
+    except Exception as error:  # A malformed pickle can raise anything.
         raise UserError(
             f"{name}: is damaged or incomplete ({type(error).__name__}: {error}); fetch it again"
         ) from error

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.files import image_file
 from medmerge_jax.data.official.records import Layout, Records, checked_variant
-from medmerge_jax.data.official.tables import Row, by_id, number, read_table, row_error
+from medmerge_jax.data.sheets import Row, by_id, check_disjoint, read_table
 
 CLASSES = ("0", "1", "2", "3", "4")
 """Grades of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
@@ -34,55 +33,29 @@ def read_eyepacs(root: Path, variant: str = "") -> Records:
       UserError: Anything that is not as above, with file and line.
     """
     root, variant = Path(root), checked_variant("eyepacs", variant, VARIANTS)
-    train = _Table(root / _TRAIN, root / "train")
-    tables = {"train": train}
+    tables = {"train": _read_table(root / _TRAIN)}
     if (root / _TEST).exists() or variant == "kaggle":
-        tables["test"] = _Table(root / _TEST, root / "test")
-        for name, row in tables["test"].rows.items():
-            if name in train.rows:
-                raise row_error(
-                    tables["test"].path,
-                    row.line,
-                    f"image {name!r} is in {train.path} too, at line {train.rows[name].line}; "
-                    "leave one of them",
-                )
-    ids = [name for table in tables.values() for name in table.rows]
+        tables["test"] = _read_table(root / _TEST)
+        check_disjoint(*tables.values())
+    grades = range(len(CLASSES))
+    rows = [(split, name, row) for split, table in tables.items() for name, row in table.items()]
     return Records(
         classes=CLASSES,
-        ids=tuple(ids),
-        paths=tuple(path for table in tables.values() for path in table.paths()),
-        labels=np.concatenate([table.labels() for table in tables.values()]),
-        groups=tuple(name.split("_")[0] for name in ids),
-        splits=None
-        if variant == "pooled"
-        else tuple(split for split, table in tables.items() for _ in table.rows),
+        ids=tuple(name for _, name, _ in rows),
+        paths=tuple(row.image_file(root / split / name, (".jpeg",)) for split, name, row in rows),
+        labels=np.array([row.number("level", grades) for _, _, row in rows], np.int32),
+        groups=tuple(name.split("_")[0] for _, name, _ in rows),
+        splits=None if variant == "pooled" else tuple(split for split, _, _ in rows),
     )
 
 
-class _Table:
-    """One of the two tables, and the folder of its images."""
-
-    def __init__(self, path: Path, images: Path):
-        self.path, self.images = path, images
-        rows = read_table(path, ["image", "level"])
-        self.rows: dict[str, Row] = by_id(path, rows, "image")
-        for name, row in self.rows.items():
-            if not _NAME.fullmatch(name):
-                raise row_error(
-                    path, row.line, f"the image is {name!r}; a name like 10_left is wanted"
-                )
-
-    def paths(self) -> list[Path]:
-        return [
-            image_file(self.path, row.line, self.images / name, (".jpeg",))
-            for name, row in self.rows.items()
-        ]
-
-    def labels(self) -> np.ndarray:
-        allowed = range(len(CLASSES))
-        return np.array(
-            [number(self.path, row, "level", allowed) for row in self.rows.values()], np.int32
-        )
+def _read_table(path: Path) -> dict[str, Row]:
+    """The rows of one of the two tables by image."""
+    rows = by_id(read_table(path, ["image", "level"]), "image")
+    for name, row in rows.items():
+        if not _NAME.fullmatch(name):
+            raise row.error(f"the image is {name!r}; a name like 10_left is wanted")
+    return rows
 
 
 LAYOUT = Layout(

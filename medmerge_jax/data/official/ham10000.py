@@ -11,19 +11,19 @@ from medmerge_jax.data.official.isic import (
     find,
     image_files,
     lesion,
+    need,
     read_lesions,
     read_one_hot,
-    wanted,
 )
 from medmerge_jax.data.official.records import Layout, Records, checked_variant
-from medmerge_jax.data.official.tables import Row, by_id, read_table, row_error
+from medmerge_jax.data.sheets import Row, by_id, check_disjoint, read_table
 from medmerge_jax.errors import UserError
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 """In the order of the challenge; the Dataverse writes them in lower case."""
 
 VARIANTS = ("published", "training")
-"""With the challenge's validation and test images as splits, where they are there; or only the
+"""With the challenge's validation and test images as splits, if the folder holds them; or only the
 10,015 training images, to be split as in the papers."""
 
 _METADATA = tuple(f"HAM10000_metadata{suffix}" for suffix in (".csv", ".tab", ""))
@@ -37,7 +37,6 @@ class _Part:
     """The images of one split, in the order of its table."""
 
     split: str
-    table: Path
     rows: dict[str, Row]
     paths: list[Path]
     labels: list[int]
@@ -61,7 +60,7 @@ def read_ham10000(root: Path, variant: str = "") -> Records:
     """
     root, variant = Path(root), checked_variant("ham10000", variant, VARIANTS)
     parts = list(_parts(root, only_training=variant == "training"))
-    _check_disjoint(parts)
+    check_disjoint(*(part.rows for part in parts))
     return Records(
         classes=CLASSES,
         ids=tuple(name for part in parts for name in part.rows),
@@ -87,28 +86,15 @@ def _parts(root: Path, only_training: bool) -> Iterator[_Part]:
             "(Harvard Dataverse)"
         ) from FileNotFoundError()
     folders = [path for name in _DATAVERSE_IMAGES if (path := find(root, name)) is not None]
-    yield _dataverse("train", metadata, folders or [wanted(root, *_DATAVERSE_IMAGES)])
+    yield _dataverse("train", metadata, folders or [need(root, *_DATAVERSE_IMAGES)])
     test = None if only_training else find(root, *_DATAVERSE_TEST)
     if test is not None:
-        # The Dataverse's table of test images is made like its metadata; the challenge's is not.
+        # The Dataverse's table of test images has the columns of its metadata, the challenge's
+        # has one for each class.
         if "image_id" in _header(test):
             yield _dataverse("test", test, [_images(root, "Test")])
         else:
             yield _challenge("test", root, "Test")
-
-
-def _check_disjoint(parts: list[_Part]) -> None:
-    seen: dict[str, _Part] = {}
-    for part in parts:
-        for name, row in part.rows.items():
-            first = seen.setdefault(name, part)
-            if first is not part:
-                raise row_error(
-                    part.table,
-                    row.line,
-                    f"image {name} is in {first.table} too, at line {first.rows[name].line}; leave "
-                    "one of them",
-                )
 
 
 def _ground_truth(part: str) -> str:
@@ -116,7 +102,7 @@ def _ground_truth(part: str) -> str:
 
 
 def _images(root: Path, part: str) -> Path:
-    return wanted(
+    return need(
         root,
         *(f"ISIC2018_Task3_{part}_{kind}" for kind in ("Input", "Images")),
         hint=f"; add it, or remove {_ground_truth(part)}" if part != "Training" else "",
@@ -124,26 +110,24 @@ def _images(root: Path, part: str) -> Path:
 
 
 def _challenge(split: str, root: Path, part: str, lesions: str = "") -> _Part:
-    table = wanted(root, _ground_truth(part))
-    rows, labels = read_one_hot(table, CLASSES)
+    rows, labels = read_one_hot(need(root, _ground_truth(part)), CLASSES)
     groupings = find(root, lesions) if lesions else None
     if groupings is None:
         groups = [lesion("", name) for name in rows]
     else:
         groups = read_lesions(groupings, rows)
-    paths = image_files(table, rows, [_images(root, part)])
-    return _Part(split, table, rows, paths, labels, groups)
+    paths = image_files(rows, [_images(root, part)])
+    return _Part(split, rows, paths, labels, groups)
 
 
 def _dataverse(split: str, table: Path, folders: list[Path]) -> _Part:
     columns = ["lesion_id", "image_id", "dx"]
-    rows = by_id(table, read_table(table, columns, _delimiter(table)), "image_id")
+    rows = by_id(read_table(table, columns, _delimiter(table)), "image_id")
     return _Part(
         split,
-        table,
         rows,
-        image_files(table, rows, folders),
-        [_diagnosis(table, row) for row in rows.values()],
+        image_files(rows, folders),
+        [_diagnosis(row) for row in rows.values()],
         [lesion(row["lesion_id"], name) for name, row in rows.items()],
     )
 
@@ -160,14 +144,12 @@ def _header(table: Path) -> str:
         return file.readline()
 
 
-def _diagnosis(table: Path, row: Row) -> int:
+def _diagnosis(row: Row) -> int:
     try:
         return CLASSES.index(row["dx"].upper())
     except ValueError:
         names = ", ".join(CLASSES).lower()
-        raise row_error(
-            table, row.line, f"column 'dx' holds {row['dx']!r}; one of {names} is wanted"
-        ) from None
+        raise row.error(f"column 'dx' holds {row['dx']!r}; one of {names} is wanted") from None
 
 
 LAYOUT = Layout(

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from medmerge_jax.data.official.files import image_file, is_there
-from medmerge_jax.data.official.tables import Row, by_id, one_hot, read_table
+from medmerge_jax.data.sheets import Row, by_id, exists, read_table
 from medmerge_jax.errors import UserError
 
 HAM10000_CITATION = """\
@@ -21,8 +20,6 @@ HAM10000_CITATION = """\
 """
 """Of the images that ISIC 2019 has from it, too."""
 
-_SUFFIXES = (".jpg",)
-
 
 def find(root: Path, *names: str) -> Path | None:
     """The first of the files or folders that is in `root`, or there in a folder of its own name.
@@ -36,7 +33,7 @@ def find(root: Path, *names: str) -> Path | None:
     return None
 
 
-def wanted(root: Path, *names: str, hint: str = "") -> Path:
+def need(root: Path, *names: str, hint: str = "") -> Path:
     """As `find`; without any of them an error that names the first."""
     path = find(root, *names)
     if path is None:
@@ -46,8 +43,8 @@ def wanted(root: Path, *names: str, hint: str = "") -> Path:
 
 def read_one_hot(path: Path, classes: Sequence[str]) -> tuple[dict[str, Row], list[int]]:
     """Rows by image, and their classes, of a table with a column of 0 and 1 per class."""
-    rows = by_id(path, read_table(path, ["image", *classes]), "image")
-    return rows, [one_hot(path, row, classes) for row in rows.values()]
+    rows = by_id(read_table(path, ["image", *classes]), "image")
+    return rows, [row.one_hot(classes) for row in rows.values()]
 
 
 def read_lesions(path: Path, images: Iterable[str]) -> list[str]:
@@ -56,13 +53,12 @@ def read_lesions(path: Path, images: Iterable[str]) -> list[str]:
     Raises:
       UserError: An image has no row.
     """
-    rows = by_id(path, read_table(path, ["image", "lesion_id"]), "image")
-    found = []
-    for image in images:
-        if image not in rows:
-            raise UserError(f"{path}: has no row for the image {image!r}; download it again")
-        found.append(lesion(rows[image]["lesion_id"], image))
-    return found
+    rows = by_id(read_table(path, ["image", "lesion_id"]), "image")
+    images = list(images)
+    missing = next((image for image in images if image not in rows), None)
+    if missing is not None:
+        raise UserError(f"{path}: has no row for the image {missing!r}; download it again")
+    return [lesion(rows[image]["lesion_id"], image) for image in images]
 
 
 def lesion(name: str, image: str) -> str:
@@ -70,11 +66,10 @@ def lesion(name: str, image: str) -> str:
     return name or f"(unknown lesion of {image})"
 
 
-def image_files(table: Path, rows: dict[str, Row], folders: Sequence[Path]) -> list[Path]:
-    """The file of each row, in the first of the folders that has it."""
-    return [_image_file(table, row, name, folders) for name, row in rows.items()]
-
-
-def _image_file(table: Path, row: Row, name: str, folders: Sequence[Path]) -> Path:
-    there = (folder for folder in folders if is_there(folder / f"{name}{_SUFFIXES[0]}"))
-    return image_file(table, row.line, next(there, folders[0]) / name, _SUFFIXES)
+def image_files(rows: dict[str, Row], folders: Sequence[Path]) -> list[Path]:
+    """The `.jpg` file of each row, in the first of the folders that has it."""
+    files = []
+    for name, row in rows.items():
+        candidates = [folder / f"{name}.jpg" for folder in folders]
+        files.append(row.image_file(next(filter(exists, candidates), candidates[0])))
+    return files

@@ -7,12 +7,11 @@ import numpy as np
 from medmerge_jax.data.official.isic import (
     HAM10000_CITATION,
     image_files,
+    need,
     read_lesions,
     read_one_hot,
-    wanted,
 )
 from medmerge_jax.data.official.records import Layout, Records
-from medmerge_jax.data.official.tables import row_error
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
 """Without UNK, "none of the others", which no training image has."""
@@ -36,21 +35,16 @@ def read_isic2019(root: Path) -> Records:
       UserError: Anything that is not as above, with file and line.
     """
     root = Path(root)
-    table = wanted(root, _LABELS)
-    rows, labels = read_one_hot(table, (*CLASSES, _UNKNOWN))
+    rows, labels = read_one_hot(need(root, _LABELS), (*CLASSES, _UNKNOWN))
     for label, (name, row) in zip(labels, rows.items(), strict=True):
         if label == len(CLASSES):
-            raise row_error(
-                table,
-                row.line,
-                f"image {name} is of the class {_UNKNOWN}, which no training image has",
-            )
+            raise row.error(f"image {name} is of the class {_UNKNOWN}, which no training image has")
     return Records(
         classes=CLASSES,
         ids=tuple(rows),
-        paths=tuple(image_files(table, rows, [wanted(root, _IMAGES)])),
+        paths=tuple(image_files(rows, [need(root, _IMAGES)])),
         labels=np.array(labels, np.int32),
-        groups=tuple(read_lesions(wanted(root, _METADATA), rows)),
+        groups=tuple(read_lesions(need(root, _METADATA), rows)),
     )
 
 

@@ -80,19 +80,19 @@ def _find(root: Path, variant: str) -> Path:
         return root
     if not root.is_dir():
         raise UserError(f"{root}: does not exist; the folder of a MedMNIST file is wanted")
-    there = sorted(root.glob("*.npz"))
-    names = ", ".join(path.name for path in there) or "no .npz file"
+    archives = sorted(root.glob("*.npz"))
+    names = ", ".join(path.name for path in archives) or "no .npz file"
     if variant:
         path = root / f"{variant.removesuffix('.npz')}.npz"
-        if path not in there:
+        if path not in archives:
             raise UserError(f"{path}: there is no such file; {root} holds {names}")
         return path
-    if len(there) != 1:
+    if len(archives) != 1:
         raise UserError(
             f"{root}: holds {names}; "
-            + ("name one of them in data.variant" if there else "put one of MedMNIST there")
+            + ("name one of them in data.variant" if archives else "put one of MedMNIST there")
         )
-    return there[0]
+    return archives[0]
 
 
 def _read(path: Path, archive: zipfile.ZipFile) -> Records:
@@ -116,7 +116,8 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Records:
     else:
         classes, labels = _label_matrix(path, parts, CLASSES.get(name))
     counts = [len(part) for part in parts]
-    pixels = _images(path, archive, counts)  # before a name is made for every label
+    # The images are checked first: names for labels without images could fill the memory.
+    pixels = _images(path, archive, counts)
     return Records(
         classes=classes,
         ids=tuple(
@@ -164,13 +165,13 @@ def _label_matrix(
     return classes, np.concatenate(parts).astype(np.float32)
 
 
-def _check(path: Path, parts: list[np.ndarray], limit: int, wanted: str) -> None:
+def _check(path: Path, parts: list[np.ndarray], limit: int, allowed: str) -> None:
     for split, part in zip(SPLITS, parts, strict=True):
         wrong = np.any((part < 0) | (part >= limit), axis=1)
         if wrong.any():
             row = int(np.argmax(wrong))
             raise UserError(
-                f"{path}: {split}_labels, row {row}: the label is {part[row].tolist()}; {wanted} "
+                f"{path}: {split}_labels, row {row}: the label is {part[row].tolist()}; {allowed} "
                 "is wanted"
             )
 

@@ -19,7 +19,7 @@ from medmerge_jax.data.official import (
     rsna_pneumonia,
 )
 from medmerge_jax.data.official.records import Layout, Records, checked_variant
-from medmerge_jax.data.official.tables import Row, read_table, row_error
+from medmerge_jax.data.sheets import Row, read_table
 from medmerge_jax.data.splits import SPLIT_NAMES, SPLITS
 from medmerge_jax.errors import UserError, nearest
 
@@ -42,7 +42,7 @@ LAYOUTS: dict[str, Layout] = {
 SPLIT_BY = ("group", "image")
 
 _IMAGE_COLUMNS = ("filename", "image", "image_id", "id_code", "patientId", "Path")
-"""What split tables call the image; the first that is there."""
+"""Names of the image's column in split tables, of which the first that exists is used."""
 
 _LISTED = 5
 """Images that an error lists."""
@@ -86,7 +86,7 @@ def official_data_set(
     assignment = _published(records)
     if split_table:
         assignment = _from_table(Path(split_table), records)
-        fractions = (1.0, 0.0, 0.0)  # nothing is taken from train: the table is the whole truth
+        fractions = (1.0, 0.0, 0.0)  # No split that the table leaves empty is taken from train.
     return build(
         name,
         records.classes,
@@ -110,9 +110,8 @@ def layout(name: str, variant: str = "") -> Layout:
     """
     if name not in LAYOUTS:
         raise UserError(f"the data set {name!r} is unknown; {nearest(name, LAYOUTS)}")
-    found = LAYOUTS[name]
-    checked_variant(name, variant, found.variants)
-    return found
+    checked_variant(name, variant, LAYOUTS[name].variants)
+    return LAYOUTS[name]
 
 
 def read(chosen: Layout, root: Path, variant: str = "") -> Records:
@@ -146,22 +145,18 @@ def _from_table(path: Path, records: Records) -> np.ndarray:
     assignment = np.full(len(records.ids), -1)
     lines: dict[int, int] = {}
     for row in rows:
-        image = _find(path, row, row[column], images)
+        image = _find(row, row[column], images)
         if image in lines:
-            raise row_error(
-                path,
-                row.line,
-                f"{row[column]!r} has a row already, at line {lines[image]}; leave one of them",
+            raise row.error(
+                f"{row[column]!r} has a row already, at line {lines[image]}; leave one of them"
             )
         lines[image] = row.line
         if single:
-            _check_class(path, row, records, image)
+            _check_class(row, records, image)
         split = SPLIT_NAMES.get(row["split"].lower())
         if split is None:
-            raise row_error(
-                path,
-                row.line,
-                f"the split is {row['split']!r}; one of {', '.join(SPLIT_NAMES)} is wanted",
+            raise row.error(
+                f"the split is {row['split']!r}; one of {', '.join(SPLIT_NAMES)} is wanted"
             )
         assignment[image] = split
     without = np.flatnonzero(assignment < 0)
@@ -197,20 +192,20 @@ def _images_by_name(records: Records) -> dict[str, list[int]]:
     return images
 
 
-def _find(path: Path, row: Row, name: str, images: dict[str, list[int]]) -> int:
+def _find(row: Row, name: str, images: dict[str, list[int]]) -> int:
+    """The index of the image of a row, whose name may begin with folders above the image's."""
     parts = name.replace("\\", "/").split("/")
-    found: list[int] = []
-    for start in range(len(parts)):  # tables often name folders above the image's
-        found = found or images.get("/".join(parts[start:]), [])
-    if len(found) != 1:
-        what = f"{len(found)} images of that name" if found else "no such image"
-        raise row_error(path, row.line, f"{name!r}: the data set has {what}; correct the row")
-    return found[0]
+    candidates = ("/".join(parts[start:]) for start in range(len(parts)))
+    matches = images.get(next((one for one in candidates if one in images), name), [])
+    if len(matches) != 1:
+        what = f"{len(matches)} images of that name" if matches else "no such image"
+        raise row.error(f"{name!r}: the data set has {what}; correct the row")
+    return matches[0]
 
 
-def _check_class(path: Path, row: Row, records: Records, image: int) -> None:
+def _check_class(row: Row, records: Records, image: int) -> None:
     if "class" not in row:
-        raise UserError(f"{path}: the columns are {list(row)}; 'class' is wanted")
+        raise UserError(f"{row.table}: the columns are {list(row)}; 'class' is wanted")
     value, classes = row["class"], records.classes
     digits = value.removesuffix(".0")
     if value in classes:
@@ -218,13 +213,9 @@ def _check_class(path: Path, row: Row, records: Records, image: int) -> None:
     elif len(digits) < 10 and digits.isascii() and digits.isdigit() and int(digits) < len(classes):
         index = int(digits)
     else:
-        raise row_error(
-            path, row.line, f"the class is {value!r}; one of {', '.join(classes)} is wanted"
-        )
+        raise row.error(f"the class is {value!r}; one of {', '.join(classes)} is wanted")
     if index != records.labels[image]:
-        raise row_error(
-            path,
-            row.line,
+        raise row.error(
             f"the class of {records.ids[image]} is {value!r}, but the data set says "
-            f"{classes[records.labels[image]]!r}",
+            f"{classes[records.labels[image]]!r}"
         )

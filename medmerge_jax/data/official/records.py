@@ -65,14 +65,14 @@ class Layout:
     multilabel: Callable[[str], bool] = lambda variant: False
 
 
-def checked_variant(name: str, variant: str, known: Sequence[str]) -> str:
-    """The variant, or the first that is known if it is empty.
+def checked_variant(name: str, variant: str, variants: Sequence[str]) -> str:
+    """The variant, or the first of all variants if it is empty.
 
     Raises:
       UserError: The data set `name` has no such variant.
     """
-    if variant and variant not in known:
-        others = [one for one in known if one]
-        wanted = nearest(variant, others) if others else "it has none"
-        raise UserError(f"the data set {name} has no variant {variant!r}; {wanted}")
-    return variant or known[0]
+    if variant and variant not in variants:
+        others = [one for one in variants if one]
+        hint = nearest(variant, others) if others else "it has none"
+        raise UserError(f"the data set {name} has no variant {variant!r}; {hint}")
+    return variant or variants[0]

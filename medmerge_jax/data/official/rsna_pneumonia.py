@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.files import image_file
 from medmerge_jax.data.official.records import Layout, Records
-from medmerge_jax.data.official.tables import Row, is_name, number, read_table, row_error
+from medmerge_jax.data.sheets import Row, read_table
 
 CLASSES = ("Normal", "Lung Opacity")
 
@@ -18,7 +17,7 @@ _CLASSES = "stage_2_detailed_class_info.csv"
 _IMAGES = "stage_2_train_images"
 
 _SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")
-"""As published, or converted; the first one that is there."""
+"""As published, or converted; the first that exists is read."""
 
 
 def read_rsna_pneumonia(root: Path) -> Records:
@@ -43,8 +42,7 @@ def read_rsna_pneumonia(root: Path) -> Records:
         classes=CLASSES,
         ids=tuple(chosen),
         paths=tuple(
-            image_file(table, row.line, root / _IMAGES / name, _SUFFIXES)
-            for name, row in chosen.items()
+            row.image_file(root / _IMAGES / name, _SUFFIXES) for name, row in chosen.items()
         ),
         labels=np.array([CLASSES.index(row["class"]) for row in chosen.values()], np.int32),
         groups=tuple(chosen),
@@ -56,30 +54,18 @@ def _patients(table: Path) -> dict[str, Row]:
     """The first row of each patient, by id."""
     patients: dict[str, Row] = {}
     for row in read_table(table, ["patientId", "class"]):
-        name, kind = row["patientId"], row["class"]
-        if not name:
-            raise row_error(table, row.line, "the patientId is empty")
-        if not is_name(name):
-            raise row_error(
-                table, row.line, f"the patientId is {name!r}; a name without folders is wanted"
-            )
+        name, kind = row.name("patientId"), row["class"]
         if kind not in (*CLASSES, _OTHER):
-            raise row_error(
-                table, row.line, f"the class is {kind!r}; one of {(*CLASSES, _OTHER)} is wanted"
-            )
+            raise row.error(f"the class is {kind!r}; one of {(*CLASSES, _OTHER)} is wanted")
         first = patients.setdefault(name, row)
         if first["class"] != kind:
-            raise row_error(
-                table,
-                row.line,
-                f"patient {name} is {kind!r} here and {first['class']!r} at line {first.line}",
+            raise row.error(
+                f"patient {name} is {kind!r} here and {first['class']!r} at line {first.line}"
             )
         if first is not row and kind != CLASSES[1]:
-            raise row_error(
-                table,
-                row.line,
+            raise row.error(
                 f"patient {name} has a row already, at line {first.line}; only those with a lung "
-                "opacity have several",
+                "opacity have several"
             )
     return patients
 
@@ -92,29 +78,23 @@ def _check_boxes(table: Path, class_table: Path, patients: dict[str, Row]) -> No
     for row in read_table(table, ["patientId", *box, "Target"]):
         name = row["patientId"]
         if name not in patients:
-            raise row_error(table, row.line, f"patient {name!r} is not in {class_table}")
+            raise row.error(f"patient {name!r} is not in {class_table}")
         kind = patients[name]["class"]
-        target = number(table, row, "Target", (0, 1))
+        target = row.number("Target", (0, 1))
         if target != (kind == CLASSES[1]):
-            raise row_error(
-                table,
-                row.line,
+            raise row.error(
                 f"the Target of patient {name} is {row['Target']}, but the class is {kind!r} in "
-                f"{class_table}, line {patients[name].line}",
+                f"{class_table}, line {patients[name].line}"
             )
         # A patient without an opacity has an empty box, and only one.
         key = (name, *(row[column] for column in box))
         if key in first:
-            raise row_error(
-                table,
-                row.line,
-                f"patient {name} has this row already, at line {first[key]}; leave one",
-            )
+            raise row.error(f"patient {name} has this row already, at line {first[key]}; leave one")
         first[key] = row.line
         seen.add(name)
     for name, row in patients.items():
         if name not in seen:
-            raise row_error(class_table, row.line, f"patient {name} is not in {table}")
+            raise row.error(f"patient {name} is not in {table}")
 
 
 LAYOUT = Layout(

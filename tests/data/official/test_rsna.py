@@ -242,5 +242,6 @@ def test_a_patient_outside_the_folder(root, name):
     patient = next(iter(CHOSEN))
     write_tables(root, *([line.replace(patient, name) for line in one] for one in tables()))
     (root / "secret.dcm").write_bytes(b"secret")
-    with pytest.raises(UserError, match=r"line 4: the patientId is .*; a name without folders"):
+    message = "line 4: column 'patientId' holds .*; a name without folders"
+    with pytest.raises(UserError, match=message):
         read_rsna_pneumonia(root)

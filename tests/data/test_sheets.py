@@ -1,6 +1,6 @@
 import pytest
 
-from medmerge_jax.data.official.tables import number, read_table
+from medmerge_jax.data.sheets import read_table
 from medmerge_jax.errors import UserError
 
 
@@ -15,7 +15,7 @@ def test_rows_know_their_lines(tmp_path):
     rows = read_table(path, ["id", "x"])
     assert rows == [{"id": "a", "x": "1.0"}, {"id": "b\nc", "x": "0"}]
     assert [row.line for row in rows] == [2, 5]
-    assert [number(path, row, "x", (0, 1)) for row in rows] == [1, 0]
+    assert [row.number("x", (0, 1)) for row in rows] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_numbers_are_those_allowed(tmp_path, value):
     path = write(tmp_path, f"id,x\na,{value}\n".encode())
     (row,) = read_table(path, ["id", "x"])
     with pytest.raises(UserError, match=r"a\.csv, line 2: column 'x' holds .*one of 0, 1"):
-        number(path, row, "x", (0, 1))
+        row.number("x", (0, 1))
