@@ -8,9 +8,12 @@ import pytest
 from helpers import tiny_config
 from helpers.random_models import variables_of
 
+from medmerge_jax import merging
+from medmerge_jax.data import DataSet, Split
+from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead
-from medmerge_jax.recipes import experiment
+from medmerge_jax.recipes import experiment, inputs
 from medmerge_jax.studies import run
 from medmerge_jax.weights import save_weights
 
@@ -76,3 +79,35 @@ def test_parents_are_merged_in_the_order_of_their_names(first_stage):
     kernels = [tree["conv1"]["kernel"] for tree in start.frozen["parents"]]
     for kernel, name in zip(kernels, "bcd", strict=True):
         np.testing.assert_array_equal(kernel, parents[name]["params"]["conv1"]["kernel"])
+
+
+def test_to_zeros_nothing_is_aligned(first_stage):
+    parents = {"b": variables_of(0), "c": variables_of(1), "z": "zeros"}
+    start = first_stage("medmerge_aligned", parents)
+    *others, zeros = (flatten(tree) for tree in start.frozen["parents"])
+    for found, name in zip(others, "bc", strict=True):
+        for path, kernel in found.items():
+            np.testing.assert_array_equal(kernel, flatten(parents[name]["params"])[path])
+    assert not any(np.any(kernel) for kernel in zeros.values())
+
+
+def test_zeros_are_aligned_to_nothing(first_stage):
+    last = variables_of(0)
+    order = merging.random_permutations(merging.find_spaces(last), 1)
+    parents = {"a": "zeros", "b": merging.permute_variables(last, order), "c": last}
+    start = first_stage("medmerge_aligned", parents)
+    zeros, *others = (flatten(tree) for tree in start.frozen["parents"])
+    assert not any(np.any(kernel) for kernel in zeros.values())
+    for found in others:
+        for path, kernel in found.items():
+            np.testing.assert_array_equal(kernel, flatten(last["params"])[path])
+
+
+def test_class_weights_of_several_labels_count_what_is_known():
+    labels = np.array([[1, np.nan], [0, 1], [0, 0], [0, np.nan], [0, 0]], np.float32)
+    ids = tuple("abcde")
+    split = Split(ids, ids, labels)
+    dataset = DataSet("x-rays", ("opacity", "effusion"), True, dict.fromkeys(SPLITS, split))
+    config = tiny_config.get_config()
+    config.class_weights = "balanced"
+    np.testing.assert_allclose(inputs.loss_weights(config, dataset), [4 / 1, 2 / 1])
