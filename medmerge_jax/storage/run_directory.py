@@ -32,7 +32,7 @@ _HELD: dict[Path, Callable[[], bool]] = {}
 _CLOCKS: dict[Path, float] = {}
 """When the runs that are at work began, had every process gone on where the last one ended."""
 
-_SECONDS, _MERGED = "seconds.json", "merged.npz"
+_SECONDS, _MERGED, _KEPT = "seconds.json", "merged.npz", "checkpoints/*/*.model.npz"
 
 _WRITTEN = (
     "config.json",
@@ -122,18 +122,20 @@ class RunDirectory:
     def start_clock(self) -> None:
         """Counts the run's seconds from here on, on top of those of the processes before."""
         before = (self.read_json(_SECONDS) or {}).get("wall_seconds")
-        _CLOCKS[self.path] = time.monotonic() - (before if type(before) is float else 0.0)
+        if type(before) is not float:  # a new run; or an old one, which has its epochs only
+            before = sum(record.get("seconds", 0.0) for record in self.records())
+        _CLOCKS[self.path] = time.monotonic() - before
 
     def wall_seconds(self) -> float:
         """How long the run's processes have been at work, all together."""
         return round(time.monotonic() - _CLOCKS[self.path], 3)
 
     def clean_up(self, results: Record) -> None:
-        """Removes what a run with results needs no more, as a checkpoint of what is in model/."""
+        """Removes what a run with results needs no more: what is in model/ and kept/, too."""
         _CLOCKS.pop(self.path, None)
         if processes.is_first():
-            for name in (_SECONDS, _MERGED):
-                (self.path / name).unlink(missing_ok=True)
+            for path in (self.path / _SECONDS, self.path / _MERGED, *self.path.glob(_KEPT)):
+                path.unlink(missing_ok=True)
             for stage in results.get("stages", [])[-1:]:
                 _remove_checkpoints(self.path / "checkpoints" / stage["name"])
 
@@ -295,7 +297,7 @@ class RunDirectory:
 
 
 def _remove_checkpoints(folder: Path) -> None:
-    """Those that are whole, with their checksums; damaged ones and kept models stay."""
+    """Those that are whole, with their checksums; damaged ones stay, to be looked at."""
     for path in [path for path in folder.glob("*") if path.name.isdecimal()]:
         shutil.rmtree(path, ignore_errors=True)
         path.with_suffix(".json").unlink(missing_ok=True)

@@ -118,6 +118,14 @@ def test_the_seconds_of_all_processes_are_counted(tmp_path, clock):
     assert not list(tmp_path.rglob("seconds.json"))
 
 
+def test_the_seconds_of_a_run_that_kept_none_are_those_of_its_epochs(directory, clock):
+    for epoch in (1, 2):
+        directory.log({"stage": "lp", "epoch": epoch, "seconds": 2.5})
+    directory.start_clock()
+    clock(1)
+    assert directory.wall_seconds() == 6
+
+
 def test_a_run_of_which_nothing_is_left_is_not_made_anew_for_its_seconds(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     with directory.locked():
@@ -130,8 +138,8 @@ def test_a_run_of_which_nothing_is_left_is_not_made_anew_for_its_seconds(tmp_pat
 def test_a_finished_run_keeps_no_checkpoint_that_its_model_repeats(directory):
     """What is the only copy of something stays, and what is damaged, to be looked at."""
     folder = directory.path / "checkpoints"
-    stays = ["lp/8/d/x", "lp/8.json", "ft/5.model.npz", "ft/12.damaged/d/x"]
-    goes = ["ft/8/d/x", "ft/8.json", "ft/12/d/x", "ft/12.json"]
+    stays = ["lp/8/d/x", "lp/8.json", "ft/12.damaged/d/x"]
+    goes = ["lp/3.model.npz", "ft/5.model.npz", "ft/8/d/x", "ft/8.json", "ft/12/d/x", "ft/12.json"]
     for name in stays + goes + ["../merged.npz"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")

@@ -103,7 +103,7 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(train, data, tmp_path, 
     assert summaries[0] == summaries[1]
 
 
-def test_checkpoints_are_those_of_version_0_1(train, data, monkeypatch):
+def test_checkpoints_are_those_of_the_first_version(train, data, monkeypatch):
     """The same arrays, and values without those that came later: such a run goes on."""
     trees, save = [], StageCheckpoints.save
 
