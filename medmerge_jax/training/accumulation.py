@@ -28,8 +28,8 @@ def accumulated_step(
     also where classes are weighted or labels unknown. Batch norms see the parts: each is normalised
     by its own statistics, and the running averages move once for each part.
     """
-    total = _total_weight(task.multilabel, tuple(part["labels"] for part in batch), class_weights)
-    sums, batch_stats = _zeros(task, state.trainable), state.batch_stats
+    labels, batch_stats = tuple(part["labels"] for part in batch), state.batch_stats
+    sums, total = _begin(task, state.trainable, labels, class_weights)
     for part in batch:  # in a loop of the compiler, convolutions lose their threads
         sums, batch_stats = _add_part(
             task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, key
@@ -40,18 +40,18 @@ def accumulated_step(
     return _update(state, grads, loss, learning_rate, weight_decay), loss
 
 
-_total_weight = jax.jit(
-    lambda multilabel, labels, weights: total_weight(labels, weights, multilabel=multilabel),
-    static_argnums=0,
-)
 _update = jax.jit(update, donate_argnames="state")
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _zeros(task: Task, trainable: Tree) -> tuple[Tree, jax.Array]:
-    zeros = jax.tree.map(jnp.zeros_like, trainable), jnp.zeros((), jnp.float32)
+def _begin(
+    task: Task, trainable: Tree, labels: tuple[jax.Array, ...], class_weights: jax.Array
+) -> tuple[tuple[Tree, jax.Array], jax.Array]:
+    """Gradients and loss of no part yet, and the total weight of all parts."""
+    sums = jax.tree.map(jnp.zeros_like, trainable), jnp.zeros((), jnp.float32)
+    begun = sums, total_weight(labels, class_weights, multilabel=task.multilabel)
     mesh = task.network.mesh
-    return zeros if mesh is None else jax.lax.with_sharding_constraint(zeros, replicated(mesh))
+    return begun if mesh is None else jax.lax.with_sharding_constraint(begun, replicated(mesh))
 
 
 @functools.partial(jax.jit, static_argnames="task", donate_argnames=("sums", "batch_stats"))

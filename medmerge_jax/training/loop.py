@@ -187,7 +187,7 @@ def _result(
     summary = {
         "name": stage.name,
         "epochs": values["epoch"],
-        "selected_epoch": progress.selected_epoch,
+        "selected_epoch": values["best_epoch" if stage.select == "best" else "epoch"],
         "best_epoch": values["best_epoch"],
         f"best_val_{stage.metric}": values["best_value"],
         "seconds": round(values["seconds"], 3),

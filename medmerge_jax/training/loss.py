@@ -45,13 +45,7 @@ def weighted_loss(
 def total_weight(
     labels: jax.Array | tuple[jax.Array, ...], class_weights: jax.Array, *, multilabel: bool
 ) -> jax.Array:
-    """What `weighted_loss` divides the sum over these labels by, a scalar.
-
-    Args:
-      labels: Of a batch, or of its parts.
-      class_weights: (classes,).
-      multilabel: See `weighted_loss`.
-    """
+    """What `weighted_loss` divides the sum over a batch, or the parts of one, by; a scalar."""
     whole = jnp.concatenate(labels) if isinstance(labels, tuple) else labels
     if multilabel:
         return jnp.maximum(jnp.sum(~jnp.isnan(whole)), 1)

@@ -75,11 +75,6 @@ class Progress:
         return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
 
     @property
-    def selected_epoch(self) -> int:
-        """The best epoch or the last, as the stage selects."""
-        return self.values["best_epoch" if self.stage.select == "best" else "epoch"]
-
-    @property
     def selected(self) -> tuple[Tree, Tree]:
         """After the selected epoch: what was trained, and the running statistics."""
         return self._best or (self.state.trainable, self.state.batch_stats)
