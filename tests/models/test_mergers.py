@@ -150,6 +150,7 @@ def test_fisher_weights_are_of_each_parents_own_classes(parents, images):
             return jax.nn.log_softmax(model.apply(values, image[None], train=False))[0]
 
         jacobian = jax.jit(jax.jacrev(log_p), compiler_options=QUICK)
+        log_p = jax.jit(log_p)
         for image in images[:3]:
             p = np.exp(log_p(variables["params"], image))
             total = jax.tree.map(
@@ -175,6 +176,7 @@ def test_fisher_of_a_parent_with_several_labels(parents, images):
         return model.apply({**b, "params": params}, image[None], train=False)[0]
 
     jacobian = jax.jit(jax.jacrev(logits), compiler_options=QUICK)
+    logits = jax.jit(logits)
     for image in images[:2]:
         p = np.asarray(jax.nn.sigmoid(logits(b["params"], image)))
         # p (1 - p)² + (1 - p) p² = p (1 - p)
