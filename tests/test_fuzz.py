@@ -1,8 +1,8 @@
 """Damaged and hostile inputs: each loads or raises the project's own error, soon, in little room.
 
-A share of them in every run of the tests. All 20,000, which take some minutes:
+A share of them whenever the slow tests run. All 20,000, which take some minutes:
 
-    MEDMERGE_JAX_FUZZ=20000 pytest tests/test_fuzz.py -s
+    MEDMERGE_JAX_FUZZ=20000 pytest tests/test_fuzz.py -m slow -s
 
 The inputs depend on the seed alone: `MEDMERGE_JAX_FUZZ_SEED=1` gives others.
 """
