@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.records import Records, described
 from medmerge_jax.data.sheets import by_id, read_table
 
 CLASSES = ("0", "1", "2", "3", "4")
@@ -34,29 +34,4 @@ def read_aptos2019(root: Path) -> Records:
     )
 
 
-LAYOUT = Layout(
-    name="aptos2019",
-    read=lambda root, variant: read_aptos2019(root),
-    description=(
-        "APTOS 2019 Blindness Detection: 3,662 fundus photographs, taken in rural India, with the "
-        "grade of diabetic retinopathy from 0 (none) to 4 (proliferative)."
-    ),
-    citation="""\
-@misc{aptos2019,
-  title = {{APTOS} 2019 Blindness Detection},
-  author = {Karthik and Maggie and Dane, Sohier},
-  year = {2019},
-  howpublished = {Kaggle competition, Asia Pacific Tele-Ophthalmology Society},
-  url = {https://www.kaggle.com/competitions/aptos2019-blindness-detection},
-}
-""",
-    licence="Rules of the Kaggle competition (accepted there before the download)",
-    homepage="https://www.kaggle.com/competitions/aptos2019-blindness-detection",
-    instructions="""\
-Accept the rules at https://www.kaggle.com/competitions/aptos2019-blindness-detection, download
-the data and unpack it, so that the folder holds:
-
-    train.csv
-    train_images/000c1434d8d7.png, ...
-""",
-)
+LAYOUT = described("aptos2019", lambda root, variant: read_aptos2019(root))

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from medmerge_jax.data.official.records import Layout, Records, checked_variant
+from medmerge_jax.data.official.records import Records, checked_variant, described
 from medmerge_jax.data.sheets import Row, read_table
 
 CLASSES = (
@@ -118,42 +118,6 @@ def _label(row: Row, column: str, variant: str) -> float:
     return _UNCERTAIN[variant] if value == -1 else float(value)
 
 
-LAYOUT = Layout(
-    name="chexpert",
-    read=read_chexpert,
-    description=(
-        "CheXpert: 224,316 chest X-rays of 65,240 patients with 14 observations taken from the "
-        "reports, which may be uncertain. Here: the frontal ones with 13 labels, without 'No "
-        "Finding'. The variant says what an uncertain label becomes: 0 (zeros), 1 (ones) or "
-        "unknown (ignore); an empty one is 0."
-    ),
-    citation="""\
-@inproceedings{irvin2019chexpert,
-  title = {{CheXpert}: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert
-           Comparison},
-  author = {Irvin, Jeremy and Rajpurkar, Pranav and Ko, Michael and Yu, Yifan and
-            Ciurea-Ilcus, Silviana and Chute, Chris and Marklund, Henrik and Haghgoo, Behzad and
-            Ball, Robyn and Shpanskaya, Katie and Seekins, Jayne and Mong, David A. and
-            Halabi, Safwan S. and Sandberg, Jesse K. and Jones, Ricky and Larson, David B. and
-            Langlotz, Curtis P. and Patel, Bhavik N. and Lungren, Matthew P. and Ng, Andrew Y.},
-  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
-  volume = {33},
-  pages = {590--597},
-  year = {2019},
-  doi = {10.1609/aaai.v33i01.3301590},
-}
-""",
-    licence="Stanford University Dataset Research Use Agreement (non-commercial research)",
-    homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
-    instructions="""\
-Register at https://stanfordmlgroup.github.io/competitions/chexpert/, download CheXpert-v1.0-small
-(or CheXpert-v1.0) and unpack it, so that the folder holds:
-
-    train.csv, train/patient00001/study1/view1_frontal.jpg, ...
-    valid.csv, valid/patient64541/study1/view1_frontal.jpg, ...
-    test.csv,  test/patient64741/study1/view1_frontal.jpg, ...     (if you have it)
-""",
-    variants=VARIANTS,
-    channels=1,
-    multilabel=lambda variant: True,
+LAYOUT = described(
+    "chexpert", read_chexpert, variants=VARIANTS, channels=1, multilabel=lambda variant: True
 )

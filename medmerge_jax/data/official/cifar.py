@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.records import Records, described
 from medmerge_jax.data.splits import stratified_group_split
 from medmerge_jax.errors import UserError
 from medmerge_jax.storage.pickles import (
@@ -30,6 +30,7 @@ from medmerge_jax.storage.pickles import (
     shown,
 )
 
+_DOWNLOADS = "https://www.cs.toronto.edu/~kriz"
 _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE
 
@@ -193,7 +194,7 @@ def _archive_files(root: Path, variant: _Variant) -> dict[str, _File]:
     except FileNotFoundError as error:
         raise UserError(
             f"{root}: neither {variant.archive} nor {variant.folder} is there; download "
-            f"{_HOMEPAGE.rsplit('/', 1)[0]}/{variant.archive}"
+            f"{_DOWNLOADS}/{variant.archive}"
         ) from error
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{path}: is damaged or incomplete ({error}); download it again") from error
@@ -370,54 +371,5 @@ def _unpickle(file: IO[bytes], name: str) -> dict[str, Any]:
         ) from error
 
 
-_HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-
-_CITATION = """\
-@techreport{krizhevsky2009learning,
-  author = {Krizhevsky, Alex},
-  title = {Learning Multiple Layers of Features from Tiny Images},
-  institution = {University of Toronto},
-  year = {2009},
-  url = {https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf},
-}
-"""
-
-# The authors state no licence; they ask to be cited.
-_LICENCE = "No licence is stated; the authors ask that the technical report be cited"
-
-
-def _instructions(variant: _Variant, md5: str) -> str:
-    return f"""\
-Download {variant.archive} ("CIFAR Python version", md5 {md5})
-from {_HOMEPAGE} into the folder. It may stay as it is, or be unpacked:
-
-    {variant.archive}    or    {variant.folder}/{variant.train[0]}, ...
-"""
-
-
-CIFAR10 = Layout(
-    name="cifar10",
-    read=lambda root, variant: read_cifar10(root),
-    description=(
-        "CIFAR-10: 60,000 colour photographs of 32 × 32 px in 10 classes; 50,000 for training, of "
-        "which a stratified tenth is held out for validation, and 10,000 for testing."
-    ),
-    citation=_CITATION,
-    licence=_LICENCE,
-    homepage=_HOMEPAGE,
-    instructions=_instructions(_CIFAR10, "c58f30108f718f92721af3b95e74349a"),
-)
-
-CIFAR100 = Layout(
-    name="cifar100",
-    read=lambda root, variant: read_cifar100(root),
-    description=(
-        "CIFAR-100: 60,000 colour photographs of 32 × 32 px in 100 classes (the fine labels); "
-        "50,000 for training, of which a stratified tenth is held out for validation, and 10,000 "
-        "for testing."
-    ),
-    citation=_CITATION,
-    licence=_LICENCE,
-    homepage=_HOMEPAGE,
-    instructions=_instructions(_CIFAR100, "eb9058c3a382ffc7106e4002c42a8d85"),
-)
+CIFAR10 = described("cifar10", lambda root, variant: read_cifar10(root))
+CIFAR100 = described("cifar100", lambda root, variant: read_cifar100(root))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.records import Layout, Records, checked_variant
+from medmerge_jax.data.official.records import Records, checked_variant, described
 from medmerge_jax.data.sheets import Row, by_id, check_disjoint, read_table
 
 CLASSES = ("0", "1", "2", "3", "4")
@@ -58,38 +58,4 @@ def _read_table(path: Path) -> dict[str, Row]:
     return rows
 
 
-LAYOUT = Layout(
-    name="eyepacs",
-    read=read_eyepacs,
-    description=(
-        "EyePACS, as in Kaggle's Diabetic Retinopathy Detection: 88,702 fundus photographs, left "
-        "and right eye of 44,351 patients, with the grade of diabetic retinopathy from 0 (none) "
-        "to 4 (proliferative). 'pooled' is all of them without a split, 'kaggle' the "
-        "competition's 35,126 training and 53,576 test images."
-    ),
-    citation="""\
-@misc{eyepacs2015,
-  title = {Diabetic Retinopathy Detection},
-  author = {Dugas, Emma and {Jared} and Jorge and Cukierski, Will},
-  year = {2015},
-  howpublished = {Kaggle competition, California Healthcare Foundation and EyePACS},
-  url = {https://www.kaggle.com/competitions/diabetic-retinopathy-detection},
-}
-""",
-    licence="Rules of the Kaggle competition (accepted there before the download)",
-    homepage="https://www.kaggle.com/competitions/diabetic-retinopathy-detection",
-    instructions="""\
-Accept the rules at https://www.kaggle.com/competitions/diabetic-retinopathy-detection, download
-the data, join the parts of the archives and unpack them, so that the folder holds:
-
-    trainLabels.csv
-    train/10_left.jpeg, train/10_right.jpeg, ...
-
-The labels of the test images, which make 88,702 images of 35,126, were posted in the
-competition's forum as retinopathy_solution.csv. With them the folder also holds:
-
-    retinopathy_solution.csv
-    test/1_left.jpeg, test/1_right.jpeg, ...
-""",
-    variants=VARIANTS,
-)
+LAYOUT = described("eyepacs", read_eyepacs, variants=VARIANTS)

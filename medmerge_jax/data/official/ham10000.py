@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from medmerge_jax.data.official.isic import (
-    HAM10000_CITATION,
     find,
     image_files,
     lesion,
@@ -15,7 +14,7 @@ from medmerge_jax.data.official.isic import (
     read_lesions,
     read_one_hot,
 )
-from medmerge_jax.data.official.records import Layout, Records, checked_variant
+from medmerge_jax.data.official.records import Records, checked_variant, described
 from medmerge_jax.data.sheets import Row, by_id, check_disjoint, read_table
 from medmerge_jax.errors import UserError
 
@@ -152,48 +151,4 @@ def _diagnosis(row: Row) -> int:
         raise row.error(f"column 'dx' holds {row['dx']!r}; one of {names} is wanted") from None
 
 
-LAYOUT = Layout(
-    name="ham10000",
-    read=read_ham10000,
-    description=(
-        "HAM10000, the data of the ISIC 2018 challenge, task 3: 10,015 dermoscopic images of seven "
-        "kinds of skin lesions for training, with several images of some of the 7,470 lesions; "
-        "193 for validation and 1,512 for testing. 'training' leaves the latter two out."
-    ),
-    citation=HAM10000_CITATION
-    + """\
-@article{codella2019skin,
-  title = {Skin Lesion Analysis Toward Melanoma Detection 2018: A Challenge Hosted by the
-           International Skin Imaging Collaboration ({ISIC})},
-  author = {Codella, Noel and Rotemberg, Veronica and Tschandl, Philipp and Celebi, M. Emre and
-            Dusza, Stephen and Gutman, David and Helba, Brian and Kalloo, Aadi and
-            Liopyris, Konstantinos and Marchetti, Michael and Kittler, Harald and
-            Halpern, Allan},
-  journal = {arXiv preprint arXiv:1902.03368},
-  year = {2019},
-}
-""",
-    licence="CC BY-NC 4.0",
-    homepage="https://doi.org/10.7910/DVN/DBW86T",
-    instructions="""\
-Either download the data of task 3 from https://challenge.isic-archive.com/data/#2018 and unpack
-it, so that the folder holds (Validation and Test are optional, and so are the lesion groupings,
-without which several images of a lesion may fall into different splits):
-
-    ISIC2018_Task3_Training_Input/ISIC_0024306.jpg, ...
-    ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv
-    ISIC2018_Task3_Training_LesionGroupings.csv
-    ISIC2018_Task3_Validation_Input/,  ISIC2018_Task3_Validation_GroundTruth/
-    ISIC2018_Task3_Test_Input/,  ISIC2018_Task3_Test_GroundTruth/
-
-or the data set from the Harvard Dataverse, https://doi.org/10.7910/DVN/DBW86T (the last two are
-optional):
-
-    HAM10000_metadata.csv (or .tab, or without extension)
-    HAM10000_images_part_1/ISIC_0024306.jpg, ...
-    HAM10000_images_part_2/ISIC_0029306.jpg, ...
-    ISIC2018_Task3_Test_Images/
-    ISIC2018_Task3_Test_GroundTruth.csv (or .tab)
-""",
-    variants=VARIANTS,
-)
+LAYOUT = described("ham10000", read_ham10000, variants=VARIANTS)

@@ -6,20 +6,6 @@ from pathlib import Path
 from medmerge_jax.data.sheets import Row, by_id, exists, read_table
 from medmerge_jax.errors import UserError
 
-HAM10000_CITATION = """\
-@article{tschandl2018ham10000,
-  title = {The {HAM10000} dataset, a large collection of multi-source dermatoscopic images of
-           common pigmented skin lesions},
-  author = {Tschandl, Philipp and Rosendahl, Cliff and Kittler, Harald},
-  journal = {Scientific Data},
-  volume = {5},
-  pages = {180161},
-  year = {2018},
-  doi = {10.1038/sdata.2018.161},
-}
-"""
-"""Of the images that ISIC 2019 has from it, too."""
-
 
 def find(root: Path, *names: str) -> Path | None:
     """The first of the files or folders that is in `root`, or there in a folder of its own name.

@@ -2,55 +2,18 @@
 
 import contextlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.records import ABOUT, Records, described
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.storage.npz import fill, open_member, open_npz
 
-_ORGANS = (
-    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver",
-    "lung-left", "lung-right", "pancreas", "spleen",
-)  # fmt: skip
-
-CLASSES: dict[str, tuple[str, ...]] = {
-    "pathmnist": (
-        "adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle",
-        "normal colon mucosa", "cancer-associated stroma",
-        "colorectal adenocarcinoma epithelium",
-    ),
-    "chestmnist": (
-        "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia",
-        "pneumothorax", "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia",
-    ),
-    "dermamnist": (
-        "actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma",
-        "benign keratosis-like lesions", "dermatofibroma", "melanoma", "melanocytic nevi",
-        "vascular lesions",
-    ),
-    "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
-    "pneumoniamnist": ("normal", "pneumonia"),
-    "retinamnist": ("0", "1", "2", "3", "4"),
-    "breastmnist": ("malignant", "normal, benign"),
-    "bloodmnist": (
-        "basophil", "eosinophil", "erythroblast",
-        "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)", "lymphocyte",
-        "monocyte", "neutrophil", "platelet",
-    ),
-    "tissuemnist": (
-        "Collecting Duct, Connecting Tubule", "Distal Convoluted Tubule",
-        "Glomerular endothelial cells", "Interstitial endothelial cells", "Leukocytes",
-        "Podocytes", "Proximal Tubule Segments", "Thick Ascending Limb",
-    ),
-    "organamnist": _ORGANS,
-    "organcmnist": _ORGANS,
-    "organsmnist": _ORGANS,
-}  # fmt: skip
+CLASSES: dict[str, list[str]] = ABOUT["medmnist_classes"]
 """Names that the authors give the classes, by file name without size."""
 
 _SIZES = ("", "_64", "_128", "_224")
@@ -146,19 +109,19 @@ def _labels(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def _class_indices(
-    path: Path, parts: list[np.ndarray], names: tuple[str, ...] | None
+    path: Path, parts: list[np.ndarray], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     labels = np.concatenate(parts)[:, 0]
-    classes = names or tuple(str(label) for label in range(min(int(labels.max()), 9999) + 1))
+    classes = tuple(names or map(str, range(min(int(labels.max()), 9999) + 1)))
     _check(path, parts, len(classes), f"a number from 0 to {len(classes) - 1}")
     return classes, labels.astype(np.int32)
 
 
 def _label_matrix(
-    path: Path, parts: list[np.ndarray], names: tuple[str, ...] | None
+    path: Path, parts: list[np.ndarray], names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     width = parts[0].shape[1]
-    classes = names or tuple(str(label) for label in range(width))
+    classes = tuple(names or map(str, range(width)))
     if len(classes) != width:
         raise UserError(f"{path}: has {width} labels per image; {len(classes)} are wanted")
     _check(path, parts, 2, "0 or 1")
@@ -223,35 +186,9 @@ def _open(
         yield file, shape, dtype
 
 
-LAYOUT = Layout(
-    name="medmnist",
-    read=read_medmnist,
-    description=(
-        "MedMNIST v2: standardised 2-D biomedical images of 28 to 224 px with the authors' split "
-        "into training, validation and test images."
-    ),
-    citation="""\
-@article{medmnistv2,
-  title = {{MedMNIST} v2 - A large-scale lightweight benchmark for {2D} and {3D} biomedical image
-           classification},
-  author = {Yang, Jiancheng and Shi, Rui and Wei, Donglai and Liu, Zequan and Zhao, Lin and
-            Ke, Bilian and Pfister, Hanspeter and Ni, Bingbing},
-  journal = {Scientific Data},
-  volume = {10},
-  number = {1},
-  pages = {41},
-  year = {2023},
-  doi = {10.1038/s41597-022-01721-8},
-}
-""",
-    licence="CC BY 4.0; DermaMNIST: CC BY-NC 4.0",
-    homepage="https://medmnist.com",
-    instructions="""\
-Download the .npz file that is wanted from https://zenodo.org/records/10519652 into the folder
-and name it, without .npz, as the variant (not needed where it is the only one):
-
-    pneumoniamnist.npz, bloodmnist_64.npz, ...
-""",
+LAYOUT = described(
+    "medmnist",
+    read_medmnist,
     variants=("", *(name + size for name in CLASSES for size in _SIZES)),
     multilabel=lambda variant: variant.startswith("chestmnist"),
 )

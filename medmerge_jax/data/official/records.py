@@ -1,12 +1,19 @@
 """What every published layout is read into, and what is known about it."""
 
 import dataclasses
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medmerge_jax.errors import UserError, nearest
+
+ABOUT: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("about.toml").read_text("utf-8")
+)
+"""Description, citation, licence, homepage and instructions of the layouts, by name."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +70,11 @@ class Layout:
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     channels: int = 3
     multilabel: Callable[[str], bool] = lambda variant: False
+
+
+def described(name: str, read: Callable[[Path, str], Records], **facts: Any) -> Layout:
+    """The layout `name`, of which `ABOUT` says what it is; `facts` are the other fields."""
+    return Layout(name=name, read=read, **ABOUT[name], **facts)
 
 
 def checked_variant(name: str, variant: str, variants: Sequence[str]) -> str:

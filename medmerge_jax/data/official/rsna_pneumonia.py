@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.official.records import Records, described
 from medmerge_jax.data.sheets import Row, read_table
 
 CLASSES = ("Normal", "Lung Opacity")
@@ -97,47 +97,4 @@ def _check_boxes(table: Path, class_table: Path, patients: dict[str, Row]) -> No
             raise row.error(f"patient {name} is not in {table}")
 
 
-LAYOUT = Layout(
-    name="rsna_pneumonia",
-    read=lambda root, variant: read_rsna_pneumonia(root),
-    description=(
-        "RSNA Pneumonia Detection Challenge (2018): chest X-rays of 26,684 patients. Here: the "
-        "14,863 who are normal (8,851) or have a lung opacity (6,012), without those who are "
-        "neither."
-    ),
-    citation="""\
-@article{shih2019augmenting,
-  title = {Augmenting the National Institutes of Health Chest Radiograph Dataset with Expert
-           Annotations of Possible Pneumonia},
-  author = {Shih, George and Wu, Carol C. and Halabi, Safwan S. and Kohli, Marc D. and
-            Prevedello, Luciano M. and Cook, Tessa S. and Sharma, Arjun and Amorosa, Judith K. and
-            Arteaga, Veronica and Galperin-Aizenberg, Maya and others},
-  journal = {Radiology: Artificial Intelligence},
-  volume = {1},
-  number = {1},
-  pages = {e180041},
-  year = {2019},
-  doi = {10.1148/ryai.2019180041},
-}
-""",
-    licence=(
-        "Terms of use of the RSNA (research, education and other purposes, with attribution to the "
-        "RSNA, the STR and the NIH); on Kaggle, the rules of the competition"
-    ),
-    homepage=(
-        "https://www.rsna.org/education/ai-resources-and-training/ai-image-challenge/"
-        "rsna-pneumonia-detection-challenge-2018"
-    ),
-    instructions="""\
-Accept the rules at https://www.kaggle.com/competitions/rsna-pneumonia-detection-challenge,
-download the data and unpack it, so that the folder holds:
-
-    stage_2_train_labels.csv
-    stage_2_detailed_class_info.csv
-    stage_2_train_images/0004cfab-14fd-4e49-80ba-63a80b6bddd6.dcm, ...
-
-The images may also have been converted to .png or .jpg files of the same names. Reading .dcm
-files needs the extra `dicom`: pip install 'medmerge-jax[dicom]'
-""",
-    channels=1,
-)
+LAYOUT = described("rsna_pneumonia", lambda root, variant: read_rsna_pneumonia(root), channels=1)
