@@ -148,7 +148,7 @@ def summary(path: Path) -> str:
     question, answer, measured, command_line, *_ = path.read_text().split("\n\n")
     where = measured.removeprefix("Measured: ").split(";")[0].rstrip(".")
     return (
-        f"{question.removeprefix('# ')} {command_line.removeprefix('Command: ').strip()}\n"
+        f"{question.removeprefix('# ')} {command_line.removeprefix('Command: ').strip()}\\\n"
         f"**{answer}** {where}; [all figures]({RESULTS.name}/{path.name}).\n"
     )
 
