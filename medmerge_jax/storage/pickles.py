@@ -109,8 +109,8 @@ class _Input:
         return self._file.read(size if size < _BLOCK else min(size, self._end - self._file.tell()))
 
 
-# The unpickler that is written in Python: the one in C puts any key into a dict, makes a memo of
-# any size, and cannot be stopped.
+# It derives from the unpickler that is written in Python: the one in C puts any key into a dict,
+# makes a memo of any size, and cannot be stopped.
 class PlainUnpickler(pickle._Unpickler):
     """Builds nothing but plain containers, numbers, strings and what `find_class` returns.
 
@@ -128,7 +128,7 @@ class PlainUnpickler(pickle._Unpickler):
 
 _ORIGINAL: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 
-# Objects registered with `copyreg` by number, objects made without a call, and buffers from
+# These make objects that `copyreg` has numbers for, objects without a call, and buffers from
 # elsewhere.
 _REFUSED = (
     pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.NEXT_BUFFER,
@@ -138,12 +138,12 @@ _REFUSED = (
 
 def _byte_array(self: Any) -> None:
     (size,) = struct.unpack("<Q", self.read(8))
-    self.append(bytearray(self.read(size)))  # Python's own makes room for `size` first
+    self.append(bytearray(self.read(size)))  # Python's own allocates `size` first.
 
 
 _KEYS_ON_STACK: dict[bytes, slice] = {
     pickle.SETITEM: slice(-2, -1),
-    pickle.SETITEMS: slice(0, None, 2),  # the stack begins at the last mark
+    pickle.SETITEMS: slice(0, None, 2),  # The stack begins at the last mark.
     pickle.DICT: slice(0, None, 2),
     pickle.ADDITEMS: slice(None),
     pickle.FROZENSET: slice(None),

@@ -80,7 +80,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: {error}. {ADVICE}") from None
     except RefusedError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # Whatever a malformed pickle, zip or size provokes.
+    except Exception as error:  # A malformed pickle, zip or size can raise anything.
         raise UserError(
             f"{path}: the file is damaged or incomplete ({type(error).__name__}: {error}). "
             "Fetch or save it again"
@@ -132,7 +132,7 @@ def _ordered_dict(pairs: Any = ()) -> StateDict:
     check_keys(key for key, _ in pairs)
     content = StateDict((key, value) for key, value in pairs)
     if isinstance(pairs, list):
-        pairs.clear()  # not to be copied once more
+        pairs.clear()  # They must not be copied once more.
     return content
 
 
@@ -196,8 +196,8 @@ class _Unpickler(PlainUnpickler):
             raise ForbiddenError(f"its pickle refers to {shown(pid)}, not to a storage")
         kind, key, size = pid[1], pid[2], pid[4]
         view = pid[5] if len(pid) == 6 else None
-        known = isinstance(kind, StandIn) and kind.name in STORAGE_DTYPES
-        if not known or not isinstance(key, str) or type(size) is not int or size < 0:
+        is_storage = isinstance(kind, StandIn) and kind.name in STORAGE_DTYPES
+        if not is_storage or not isinstance(key, str) or type(size) is not int or size < 0:
             raise RefusedError(f"its pickle refers to a storage of unknown kind: {shown(pid)}")
         whole = Storage(key, STORAGE_DTYPES[kind.name], 0, size, self.buffers)
         if self.storages.setdefault(key, whole) != whole:
@@ -236,7 +236,7 @@ def _read_stream(file: IO[bytes]) -> dict[str, Tensor]:
         magic, _ = _load(file, {})
     except ForbiddenError:
         raise
-    except Exception:  # whatever the beginning of another file provokes
+    except Exception:  # The beginning of another file can raise anything.
         magic = None
     if type(magic) is not int or magic != MAGIC_NUMBER:
         raise RefusedError("this is no file of torch.save: neither its zip nor its stream layout")
@@ -266,16 +266,16 @@ def _stream_bytes(file: IO[bytes], storage: Storage) -> bytes:
         raise RefusedError(
             f"storage {storage.key!r} has {size} elements where {storage.size} are announced"
         )
-    wanted = size * storage.dtype.itemsize
-    # Not more at once than is there: an invented size must not ask for that much memory.
+    num_bytes = size * storage.dtype.itemsize
+    # An invented size must not take that much memory: no more is read than the file has.
     here = file.tell()
     left = file.seek(0, 2) - here
     file.seek(here)
-    if left < wanted:
+    if left < num_bytes:
         raise RefusedError(
-            f"the file ends inside storage {storage.key!r}: {left} of {wanted} bytes are there"
+            f"the file ends inside storage {storage.key!r}: {left} of {num_bytes} bytes are there"
         )
-    return file.read(wanted)
+    return file.read(num_bytes)
 
 
 def _read_zip(file: IO[bytes]) -> dict[str, Tensor]:
@@ -299,26 +299,26 @@ def _read_zip(file: IO[bytes]) -> dict[str, Tensor]:
         data = _entry(archive, pickles[0])
         content, storages = _load(io.BytesIO(data), buffers)
         state_dict = _state_dict(content)
-        # Only what the state dict needs: a checkpoint's optimizer state may be twice its size.
+        # Only the state dict's storages are read: an optimizer's state may be twice its size.
         for key in {tensor.storage.key for tensor in state_dict.values()}:
             storage = storages[key]
-            wanted = storage.size * storage.dtype.itemsize
-            buffers[key] = _entry(archive, f"{root}data/{key}", wanted)
-            left -= wanted
+            num_bytes = storage.size * storage.dtype.itemsize
+            buffers[key] = _entry(archive, f"{root}data/{key}", num_bytes)
+            left -= num_bytes
             if left < 0:
                 raise RefusedError("its entries have more bytes than the file; refused")
     return state_dict
 
 
-def _entry(archive: zipfile.ZipFile, name: str, wanted: int | None = None) -> bytes:
+def _entry(archive: zipfile.ZipFile, name: str, num_bytes: int | None = None) -> bytes:
     """An entry that takes no more memory than it takes on disk, as torch.save writes all."""
     if name not in archive.NameToInfo:
         raise RefusedError(f"its entry {name} is missing: the file is incomplete")
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         raise RefusedError(f"its entry {name} is compressed, which torch.save never does; refused")
-    if wanted is not None and info.file_size != wanted:
-        raise RefusedError(f"its entry {name} has {info.file_size} bytes; {wanted} are wanted")
+    if num_bytes is not None and info.file_size != num_bytes:
+        raise RefusedError(f"its entry {name} has {info.file_size} bytes; {num_bytes} are wanted")
     if info.file_size != info.compress_size or info.file_size > archive.start_dir:
         raise RefusedError(f"its entry {name} has more bytes than the file: it is incomplete")
     return archive.read(info)
