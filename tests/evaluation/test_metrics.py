@@ -40,6 +40,13 @@ def area(positive, scores):
     return np.mean((difference > 0) + 0.5 * (difference == 0))
 
 
+def test_of_equal_logits_the_first_class_is_predicted():
+    """As PyTorch's and NumPy's argmax have it."""
+    logits = np.array([[1, 1, 0], [0, 2, 2], [3, 3, 3], [5, 0, 5]], np.float32)
+    assert multiclass(logits, [0, 1, 0, 0])["accuracy"] == 1
+    np.testing.assert_array_equal(confusion_matrix(logits, [0, 1, 0, 0]), np.diag([3, 1, 0]))
+
+
 # Labels 0, 0, 0, 1, 1, 2 against predictions 0, 0, 1, 1, 2, 2.
 LABELS, PREDICTIONS = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2]
 

@@ -94,13 +94,18 @@ def test_to_zeros_nothing_is_aligned(first_stage):
 def test_zeros_are_aligned_to_nothing(first_stage):
     last = variables_of(0)
     order = merging.random_permutations(merging.find_spaces(last), 1)
-    parents = {"a": "zeros", "b": merging.permute_variables(last, order), "c": last}
+    other = merging.permute_variables(last, order)
+    parents = {"a": "zeros", "b": other, "c": last}
     start = first_stage("medmerge_aligned", parents)
     zeros, *others = (flatten(tree) for tree in start.frozen["parents"])
     assert not any(np.any(kernel) for kernel in zeros.values())
     for found in others:
         for path, kernel in found.items():
             np.testing.assert_array_equal(kernel, flatten(last["params"])[path])
+    # The zeros' batch norms are the others' mean, in the order that those came in.
+    for path, leaf in flatten(start.batch_stats).items():
+        ours, theirs = (flatten(tree["batch_stats"])[path] for tree in (last, other))
+        np.testing.assert_allclose(leaf, ((ours + theirs) / 2 + 2 * ours) / 3, rtol=1e-5, atol=1e-6)
 
 
 def test_class_weights_of_several_labels_count_what_is_known():
