@@ -59,7 +59,7 @@ def classification_metrics(
       logits: (n, classes) float.
       labels: Class indices (n,); for `multilabel` (n, classes) of 0, 1 and NaN for unknown.
       multilabel: Which of the two.
-      class_weights: (classes,) of the loss, as in `step.weighted_loss`; by default all are 1.
+      class_weights: (classes,) of the loss, as in `loss.weighted_loss`; by default all are 1.
 
     Raises:
       FloatingPointError: A logit is NaN or infinite.

@@ -271,7 +271,7 @@ def random_variables(config: Config) -> Tree:
 
 
 def loss_weights(config: Config, dataset: DataSet) -> np.ndarray:
-    """Class weights (classes,) from the training split, for `training.step.weighted_loss`.
+    """Class weights (classes,) from the training split, for `training.loss.weighted_loss`.
 
     "balanced" is n / (classes · n_c), as scikit-learn's; for several labels per image it is the
     negatives over the positives of each label.
