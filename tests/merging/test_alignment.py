@@ -25,12 +25,16 @@ from medmerge_jax.merging.spaces import find_spaces
 from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import create_model, list_models
 from medmerge_jax.models.densenet import DenseNet
+from medmerge_jax.models.resnet import Bottleneck, ResNet
 
 # Compiling a large network takes seconds instead of half a minute, and running it once no longer.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-MODELS = {"densenet": DenseNet((2, 3, 2), 12, 24, 7)}
+MODELS = {
+    "densenet": DenseNet((2, 3, 2), 12, 24, 7),
+    "bottlenecks": ResNet(Bottleneck, (2, 1, 1, 1), 7),
+}
 
 
 @functools.lru_cache
@@ -89,13 +93,13 @@ def changed(variables, **leaves):
 
 # The stages of resnet20 and where the first one's 16 channels begin in their streams.
 STREAM = ((1, 0), (2, 8), (3, 24))
-QUICK_MODELS = ("resnet18", "resnet50", "resnet20")
+QUICK_MODELS = ("resnet18", "resnet20")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "densenet",
+        *("densenet", "bottlenecks"),
         *(
             pytest.param(n, marks=() if n in QUICK_MODELS else pytest.mark.slow)
             for n in list_models()
