@@ -45,8 +45,8 @@ class Batches(abc.ABC):
     divide the batch, see `runtime.mesh`; labels and indices are whole on each.
 
     Args:
+      inputs: (n, ...), uint8 images or float32 features.
       labels: (n,) or (n, classes).
-      num_inputs: n, to be checked.
       batch_size: Reduced to n if larger.
       mesh: The devices, see `runtime.mesh`.
       accumulate: Parts of each batch, see `training.accumulation`.
@@ -60,23 +60,24 @@ class Batches(abc.ABC):
 
     def __init__(
         self,
+        inputs: np.ndarray | jax.Array,
         labels: np.ndarray,
-        num_inputs: int,
         batch_size: int,
-        mesh: Mesh | None,
-        accumulate: int,
+        mesh: Mesh | None = None,
+        accumulate: int = 1,
     ):
         self.labels = np.asarray(labels)
         self.num_examples = len(self.labels)
-        if num_inputs != self.num_examples or batch_size < 1 or not num_inputs:
+        if len(inputs) != self.num_examples or batch_size < 1 or not len(inputs):
             raise ValueError(
-                f"{num_inputs} inputs, {self.num_examples} labels, batch size {batch_size}; as "
+                f"{len(inputs)} inputs, {self.num_examples} labels, batch size {batch_size}; as "
                 "many inputs as labels, at least one, and a batch size of at least 1 are wanted"
             )
         self.batch_size = min(batch_size, self.num_examples)
         self.steps_per_epoch = self.num_examples // self.batch_size
         self._mesh = mesh
         self._parts = min(accumulate, self.batch_size)
+        self._hold(inputs)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch | tuple[Batch, ...]]:
         """Batches {"inputs", "labels", "indices"} of one epoch, each (batch_size, ...).
@@ -108,6 +109,10 @@ class Batches(abc.ABC):
         return zip(self._stream(list(rows)), [size] * (steps - 1) + [last], strict=True)
 
     @abc.abstractmethod
+    def _hold(self, inputs: np.ndarray | jax.Array) -> None:
+        """Keeps the inputs for `_stream`."""
+
+    @abc.abstractmethod
     def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         """The examples of each of `rows`, int32 (n,), in this order."""
 
@@ -120,31 +125,16 @@ class Batches(abc.ABC):
 class ResidentBatches(Batches):
     """Batches out of arrays that are put on the device once; on each, if there are several.
 
-    Args:
-      inputs: (n, ...), uint8 images or float32 features.
-      labels: (n,) or (n, classes).
-      batch_size: Reduced to n if larger.
-      mesh: The devices, see `runtime.mesh`.
-      accumulate: Parts of each batch.
-
     >>> batches = ResidentBatches(np.zeros((5, 2, 2, 3)), np.array([0, 1, 0, 1, 1]), batch_size=2)
     >>> [batch["indices"].tolist() for batch in batches.epoch(seed=0, epoch=0)]
     [[0, 2], [1, 4]]
     """
 
-    def __init__(
-        self,
-        inputs: np.ndarray | jax.Array,
-        labels: np.ndarray,
-        batch_size: int,
-        mesh: Mesh | None = None,
-        accumulate: int = 1,
-    ):
-        super().__init__(labels, len(inputs), batch_size, mesh, accumulate)
+    def _hold(self, inputs: np.ndarray | jax.Array) -> None:
         if isinstance(inputs, np.memmap):  # On a CPU every step would read the file again.
             rows = file_rows(inputs)
             inputs = rows.whole() if isinstance(rows, FileRows) else rows
-        self._arrays = mesh_lib.replicate({"inputs": inputs, "labels": self.labels}, mesh)
+        self._arrays = mesh_lib.replicate({"inputs": inputs, "labels": self.labels}, self._mesh)
 
     def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         for step in rows:
@@ -164,32 +154,32 @@ class ResidentBatches(Batches):
 class StreamedBatches(Batches):
     """Batches read by threads of grain while the device works.
 
-    Each process reads the rows that its devices get.
+    Each process reads the rows that its devices get. The inputs are usually mapped from the disk.
+
+    The arguments are those of `Batches` and
 
     Args:
-      inputs: (n, ...), usually mapped from the disk.
-      labels: (n,) or (n, classes).
-      batch_size: Reduced to n if larger.
       threads: That read.
       prefetch: Batches read ahead; two more are on their way to the device.
-      mesh: The devices, see `runtime.mesh`.
-      accumulate: Parts of each batch.
     """
 
     def __init__(
         self,
-        inputs: np.ndarray,
+        inputs: np.ndarray | jax.Array,
         labels: np.ndarray,
         batch_size: int,
-        threads: int | None = None,
-        prefetch: int = 8,
         mesh: Mesh | None = None,
         accumulate: int = 1,
+        *,
+        threads: int | None = None,
+        prefetch: int = 8,
     ):
-        super().__init__(labels, len(inputs), batch_size, mesh, accumulate)
-        self._inputs = file_rows(inputs)
+        super().__init__(inputs, labels, batch_size, mesh, accumulate)
         self._threads = threads or min(8, usable_cores())
         self._prefetch = prefetch
+
+    def _hold(self, inputs: np.ndarray | jax.Array) -> None:
+        self._inputs = file_rows(inputs)
 
     def _stream(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         import grain  # This takes a second, and resident data does not need it.
