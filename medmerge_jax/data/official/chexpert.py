@@ -55,26 +55,20 @@ def read_chexpert(root: Path, variant: str = "") -> Records:
       UserError: Anything that is not as above, with file and line.
     """
     root, variant = Path(root), checked_variant("chexpert", variant, VARIANTS)
-    ids: list[str] = []
-    paths: list[Path] = []
-    labels: list[list[float]] = []
-    splits: list[str] = []
-    for name, split in _TABLES.items():
-        path = root / name
-        if split == "test" and not path.exists():
-            continue
-        for row, image in _frontal_rows(path, split):
-            ids.append(image)
-            paths.append(row.image_file(root / image))
-            labels.append([_label(row, column, variant) for column in CLASSES])
-            splits.append(split)
+    rows = [
+        (split, row, image)
+        for name, split in _TABLES.items()
+        if split != "test" or (root / name).exists()
+        for row, image in _frontal_rows(root / name, split)
+    ]
+    labels = [[_label(row, column, variant) for column in CLASSES] for _, row, _ in rows]
     return Records(
         classes=CLASSES,
-        ids=tuple(ids),
-        paths=tuple(paths),
+        ids=tuple(image for _, _, image in rows),
+        paths=tuple(row.image_file(root / image) for _, row, image in rows),
         labels=np.array(labels, np.float32).reshape(-1, len(CLASSES)),
-        groups=tuple(image.split("/")[1] for image in ids),
-        splits=tuple(splits),
+        groups=tuple(image.split("/")[1] for _, _, image in rows),
+        splits=tuple(split for split, _, _ in rows),
     )
 
 
