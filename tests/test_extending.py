@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow  # it starts a Python with JAX
 
 CONFIG = '''
 from helpers import tiny_config
+from medmerge_jax.evaluation.metrics import metric
 from medmerge_jax.merging import weighted_average
 from medmerge_jax.models.mergers import merger
 from medmerge_jax.recipes.recipes import recipe
@@ -21,6 +22,12 @@ def first_mostly(task, *, share: float = 0.5):
     """The first parent by `share`, the others by what is left."""
     others = len(task.parents) - 1
     return weighted_average(task.to_merge(), [share, *[(1 - share) / others] * others])
+
+
+@metric(title="images that are not right", higher_is_better=False)
+def mistakes(predictions):
+    """The number of images whose class is not predicted."""
+    return sum(predictions.predicted != predictions.labels)
 
 
 @recipe(merges=True)
@@ -56,11 +63,18 @@ def command(tmp_path):
 
 def test_each_is_used_from_the_command_line(command, tmp_path):
     flags = [f"--workdir={tmp_path}/run", "--config.recipe=merge_lp"]
-    result = command(*flags, "--config.merge_ft.options.share=0.875")
+    options = ["--config.merge_ft.options.share=0.875", "--config.select.metric=mistakes"]
+    result = command(*flags, *options)
     assert result.returncode == 0, result.stderr
+    assert "| images that are not right |" in result.stdout
     found = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (found["recipe"], found["method"]) == ("merge_lp", "first_mostly")
     assert [stage["name"] for stage in found["stages"]] == ["lp"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line)["val_mistakes"] for line in lines]
+    assert found["stages"][0]["best_val_mistakes"] == min(values)
+    assert found["test"]["mistakes"] == round(12 * (1 - found["test"]["accuracy"]))
+    assert "images that are not right" in (tmp_path / "run" / "report.html").read_text()
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert recorded["merge_ft"]["options"]["share"] == 0.875
     assert recorded["merge_ft"]["options"]["alpha"] is None

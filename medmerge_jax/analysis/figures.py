@@ -234,7 +234,8 @@ def _draw_series(
     if title == "learning rate":
         axes.set_yscale("log" if np.any(_column(records, series[0]) > 0) else "linear")
     else:
-        axes.legend(fontsize=7, loc="best")
+        # Beside the panel, where it covers no curve.
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.grid(alpha=0.3)
 
 
@@ -271,7 +272,7 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 
 
 def _draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
-    side = min(14.0, 3.0 + 0.5 * len(classes))
+    side = min(14.0, 3.0 + 0.5 * len(classes)) + 0.06 * max(map(len, classes))
     figure = _figure(side + 1.0, side)
     axes = figure.add_subplot()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -286,7 +287,7 @@ def _draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
         for (row, column), count in np.ndenumerate(matrix):
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    figure.colorbar(image, ax=axes, label="share of the label's images", fraction=0.046)
+    figure.colorbar(image, ax=axes, label="share of label", fraction=0.046)
     return figure
 
 
@@ -298,4 +299,5 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    # "tight", because the constrained layout cuts off titles beside long names of classes.
+    write_atomically(path, lambda file: figure.savefig(file, format="png", bbox_inches="tight"))

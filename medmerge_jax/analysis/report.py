@@ -1,13 +1,13 @@
 """A run or a comparison as one HTML file, with its figures inside."""
 
 import base64
+import importlib.resources
 import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from medmerge_jax.analysis.report_template import TEMPLATE
 from medmerge_jax.analysis.tables import comparison_cells, metric_cells
 from medmerge_jax.storage.atomic import read_json, write_atomically
 
@@ -33,11 +33,12 @@ def write_report(run_directory: Path) -> None:
     results = _read_json(run_directory / "results.json")
     config = _read_json(run_directory / "config.json")
     audit = _read_json(run_directory / "data_audit.json")
+    template = importlib.resources.files("medmerge_jax.analysis").joinpath("report.html.j2")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     try:
-        text = environment.from_string(TEMPLATE).render(
+        text = environment.from_string(template.read_text(encoding="utf-8")).render(
             title=_title(results, run_directory),
             facts=_facts(results),
             comparison=_comparison(results),

@@ -3,14 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-METRIC_TITLES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_auc": "macro AUC",
-    "kappa": "quadratic weighted kappa",
-}
-"""The columns of a comparison, in order; of all of them more is better."""
+from medmerge_jax.evaluation.metrics import METRICS, titles
 
 UNDEFINED = "-"
 
@@ -28,8 +21,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     Returns:
       Lines of equal width without a newline at the end.
     """
-    titles, cells = comparison_cells(rows)
-    text = [titles, *([value + " *" * best for value, best in row] for row in cells)]
+    head, cells = comparison_cells(rows)
+    text = [head, *([value + " *" * best for value, best in row] for row in cells)]
     return _markdown(text, left=2)
 
 
@@ -38,12 +31,14 @@ def comparison_cells(
 ) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """Column titles, and for each row its cells as (text, whether best of the column)."""
     columns = []
-    for metric in METRIC_TITLES:
-        means = [_mean(row.get(metric)) for row in rows]
-        best = max((mean for mean in means if mean is not None), default=None)
+    metrics = {name: metric for name, metric in METRICS.items() if metric.compared}
+    for name, metric in metrics.items():
+        means = [_mean(row.get(name)) for row in rows]
+        best_of = max if metric.higher_is_better else min
+        best = best_of((mean for mean in means if mean is not None), default=None)
         columns.append(
             [
-                (_mean_std(row.get(metric)), mean is not None and mean == best)
+                (_mean_std(row.get(name)), mean is not None and mean == best)
                 for row, mean in zip(rows, means, strict=True)
             ]
         )
@@ -55,7 +50,7 @@ def comparison_cells(
         ]
         for i, row in enumerate(rows)
     ]
-    return ["recipe", "start", *METRIC_TITLES.values()], cells
+    return ["recipe", "start", *(titles()[name] for name in metrics)], cells
 
 
 def results_text(results: Mapping[str, Any]) -> str:
@@ -71,20 +66,18 @@ def results_text(results: Mapping[str, Any]) -> str:
         seeds = ", ".join(map(str, results.get("seeds", [])))
         title = f"Test split, mean ± standard deviation over seeds {seeds}; * best of the column"
         return f"{title}\n\n{comparison_table(results['table'])}"
-    titles, lines = metric_cells(results)
+    head, lines = metric_cells(results)
     names = [str(results[key]) for key in ("recipe", "start", "architecture") if key in results]
-    return (
-        f"{', '.join(names)}, seed {results.get('seed')}\n\n{_markdown([titles, *lines], left=1)}"
-    )
+    return f"{', '.join(names)}, seed {results.get('seed')}\n\n{_markdown([head, *lines], left=1)}"
 
 
 def metric_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Column titles, and a row for each metric of a single run: its value on each split."""
     splits = [split for split in ("val", "test") if split in results]
     names = dict.fromkeys(name for split in splits for name in results[split])
-    titles = {"num_examples": "images", **METRIC_TITLES}
+    shown = {"num_examples": "images", **titles()}
     lines = [
-        [titles.get(name, name), *(_value(results[split].get(name)) for split in splits)]
+        [shown.get(name, name), *(_value(results[split].get(name)) for split in splits)]
         for name in names
     ]
     return ["metric", *splits], lines

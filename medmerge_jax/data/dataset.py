@@ -59,12 +59,22 @@ class DataSet:
       classes: Names; a label is an index into them.
       multilabel: Whether an image has any number of the classes, instead of exactly one.
       splits: "train", "val" and "test".
+      ordinal: Whether the order of the classes means something; None: as their names say.
     """
 
     name: str
     classes: tuple[str, ...]
     multilabel: bool
     splits: dict[str, Split]
+    ordinal: bool | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of the classes is known to mean something; ascending numbers' does."""
+        if self.multilabel or self.ordinal is not None:
+            return bool(self.ordinal) and not self.multilabel
+        numbers = [int(name) for name in self.classes if name.isascii() and name.isdecimal()]
+        return len(numbers) == len(self.classes) and numbers == sorted(numbers)
 
     @property
     def num_classes(self) -> int:

@@ -3,94 +3,88 @@
 Never means of batch means: those are wrong on a short last batch, and F1 and AUC have none.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import log_expit, log_softmax, logsumexp
 
+from medmerge_jax.evaluation.predictions import Predictions
+from medmerge_jax.registry import Decorator, Registry
+
 # scikit-learn takes a second to import, so the functions that need it import it.
 
-METRICS = ("loss", "accuracy", "macro_f1", "balanced_accuracy", "macro_auc", "kappa")
-"""The names that every result has, in the order of tables."""
+Score = Callable[[Predictions], float]
 
 
-def higher_is_better(name: str) -> bool:
-    """Whether more of the metric is better; of all of `METRICS` only the loss is not.
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """An entry of `METRICS`.
 
-    Raises:
-      ValueError: `name` is not one of `METRICS`.
+    Attributes:
+      multiclass: Its value where an image has one class; NaN where it is undefined.
+      title: In tables; by default its name.
+      multilabel: Its value where an image has several labels; None: it is undefined there.
+      higher_is_better: Whether more of it is better.
+      ordinal: Whether it depends on the order of the classes, so that it says nothing where that
+        is arbitrary.
+      compared: Whether it has a column in the tables of comparisons.
     """
-    if name not in METRICS:
-        raise ValueError(f"metric {name!r}: one of {', '.join(METRICS)} is wanted")
-    return name != "loss"
+
+    multiclass: Score
+    title: str = ""
+    multilabel: Score | None = None
+    higher_is_better: bool = True
+    ordinal: bool = False
+    compared: bool = True
+
+    def __call__(self, predictions: Predictions) -> float | None:
+        """Its value, None where it is undefined."""
+        score = self.multilabel if predictions.multilabel else self.multiclass
+        if score is None or (self.ordinal and not predictions.ordinal):
+            return None
+        value = float(score(predictions))
+        return value if math.isfinite(value) else None
 
 
-def classification_metrics(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    *,
-    multilabel: bool,
-    class_weights: np.ndarray | None = None,
-) -> dict[str, Any]:
+METRICS: Registry[Metric] = Registry("metric")
+"""All metrics, in the order of results and tables."""
+
+metric = Decorator(METRICS, Metric)
+"""Registers a function from `Predictions` with float64 logits to a number. Facts: see `Metric`."""
+
+
+def titles() -> dict[str, str]:
+    """The title of every metric, by name."""
+    return {name: entry.title or name for name, entry in METRICS.items()}
+
+
+def classification_metrics(predictions: Predictions) -> dict[str, Any]:
     """All of `METRICS`, and `num_examples`; None where a metric is undefined.
 
-    Multi-class:
-
-    * loss: mean cross-entropy.
-    * accuracy, in [0, 1] as all below but kappa.
-    * macro_f1: mean F1 over the classes that occur among labels or predictions, which is
-      scikit-learn's default; a class that is only predicted, or never hit, counts as 0.
-    * balanced_accuracy: mean recall over the classes that occur among the labels.
-    * macro_auc: mean area under the ROC curve, each class against the rest, over the classes that
-      have positives and negatives; for two classes that of class 1.
-    * kappa: Cohen's, with quadratic weights and the classes in order, in [-1, 1].
-
-    Several labels per image, where unknown labels are left out label by label:
-
-    * loss: mean binary cross-entropy over the known labels.
-    * accuracy: mean over labels; positive is a probability above 0.5.
-    * macro_f1: mean over the labels that are positive or predicted positive somewhere.
-    * balanced_accuracy, macro_auc: means over the labels that have positives and negatives.
-    * kappa: None.
-
-    Args:
-      logits: (n, classes) float.
-      labels: Class indices (n,); for `multilabel` (n, classes) of 0, 1 and NaN for unknown.
-      multilabel: Which of the two.
-      class_weights: (classes,) of the loss, as in `loss.weighted_loss`; by default all are 1.
+    With several labels per image, unknown labels are left out label by label, and a label is
+    predicted where its probability is above 0.5.
 
     Raises:
       FloatingPointError: A logit is NaN or infinite.
-      ValueError: There are no examples, the shapes do not fit, or a label is no class.
     """
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-    wanted = logits.shape if multilabel else logits.shape[:1]
-    if logits.ndim != 2 or labels.shape != wanted or not len(logits):
-        raise ValueError(
-            f"logits of shape {logits.shape} and labels of shape {labels.shape}: "
-            f"(n, classes) and {'(n, classes)' if multilabel else '(n,)'} with n > 0 are wanted"
-        )
+    logits = np.asarray(predictions.logits, np.float64)
     bad = int(np.sum(~np.isfinite(logits)))
     if bad:
         raise FloatingPointError(f"{bad} of {logits.size} logits are not finite")
-    weights = np.ones(logits.shape[1]) if class_weights is None else np.asarray(class_weights)
-    compute = _multilabel if multilabel else _multiclass
-    values = compute(logits, labels, weights.astype(np.float64))
-    return {**{name: _number(values[name]) for name in METRICS}, "num_examples": len(logits)}
+    exact = dataclasses.replace(predictions, logits=logits)
+    values = {name: entry(exact) for name, entry in METRICS.items()}
+    return {**values, "num_examples": len(predictions)}
 
 
-def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Counts (classes, classes), int64: row the label, column the prediction.
-
-    Args:
-      logits: (n, classes).
-      labels: (n,) class indices.
-    """
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """Counts (classes, classes), int64: row the label, column the prediction."""
     from sklearn.metrics import confusion_matrix as count
 
-    return count(labels, np.argmax(logits, axis=1), labels=np.arange(np.shape(logits)[1]))
+    classes = np.arange(predictions.num_classes)
+    return np.asarray(count(predictions.labels, predictions.predicted, labels=classes))
 
 
 def mean_std(values: Sequence[float]) -> dict[str, Any]:
@@ -103,79 +97,125 @@ def mean_std(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(numbers)), "std": std, "values": numbers}
 
 
-def _multiclass(
-    logits: np.ndarray, labels: np.ndarray, class_weights: np.ndarray
-) -> dict[str, float]:
-    from sklearn import metrics
+def over_labels(score: Callable[[np.ndarray, np.ndarray], float]) -> Score:
+    """The mean over labels, of those where it is defined, of a score of one label.
 
-    labels = labels.astype(np.int64)
-    classes = np.arange(logits.shape[1])
-    if not np.all(np.isin(labels, classes)):
-        raise ValueError(
-            f"labels are in [{labels.min()}, {labels.max()}], of {len(classes)} classes"
-        )
-    predictions = np.argmax(logits, axis=1)
-    losses = -np.take_along_axis(log_softmax(logits, axis=1), labels[:, None], axis=1)[:, 0]
-    weights = class_weights[labels]
-    scored = [1] if len(classes) == 2 else classes.tolist()
-    aucs = [_auc(labels == c, _log_odds(logits, c)) for c in scored if _both(labels == c)]
-    # With one class among labels and predictions alike, agreement by chance is certain.
-    certain = len(np.union1d(labels, predictions)) == 1
-    kappa = math.nan
-    if not certain:
-        kappa = metrics.cohen_kappa_score(labels, predictions, labels=classes, weights="quadratic")
-    return {
-        "loss": np.sum(weights * losses) / np.sum(weights),
-        "accuracy": np.mean(predictions == labels),
-        "macro_f1": metrics.f1_score(labels, predictions, average="macro", zero_division=0),
-        "balanced_accuracy": metrics.recall_score(
-            labels, predictions, labels=np.unique(labels), average="macro", zero_division=0
-        ),
-        "macro_auc": _mean(aucs),
-        "kappa": kappa,
-    }
+    Args:
+      score: From logits (m,) of the images whose label is known and whether it is positive,
+        bool (m,), to a number; NaN where it is undefined.
+    """
+
+    def mean(predictions: Predictions) -> float:
+        columns = zip(predictions.logits.T, predictions.labels.T, strict=True)
+        known = [(logits, labels, ~np.isnan(labels)) for logits, labels in columns]
+        return _mean([score(logits[k], labels[k] == 1) for logits, labels, k in known])
+
+    return mean
 
 
-def _multilabel(
-    logits: np.ndarray, labels: np.ndarray, class_weights: np.ndarray
-) -> dict[str, float]:
-    labels = labels.astype(np.float64)
+def _multilabel_loss(predictions: Predictions) -> float:
+    logits, labels = predictions.logits, predictions.labels.astype(np.float64)
     known = ~np.isnan(labels)
     targets = np.where(known, labels, 0.0)
-    losses = -(targets * class_weights * log_expit(logits) + (1.0 - targets) * log_expit(-logits))
-    columns = [
-        _binary(logits[known[:, label], label], labels[known[:, label], label] == 1)
-        for label in range(labels.shape[1])
-    ]
-    names = ("accuracy", "macro_f1", "balanced_accuracy", "macro_auc")
-    means = {name: _mean([column[name] for column in columns]) for name in names}
-    return {"loss": _mean(losses[known]), **means, "kappa": math.nan}
+    positive = targets * predictions.weights * log_expit(logits)
+    losses = -(positive + (1.0 - targets) * log_expit(-logits))
+    return _mean(losses[known])
 
 
-def _binary(scores: np.ndarray, positive: np.ndarray) -> dict[str, float]:
-    """Metrics of one label, NaN where undefined; scores > 0 are predicted positive."""
-    predicted = scores > 0
-    hits = np.sum(predicted & positive)
-    both = _both(positive)
-    recalls = [np.mean(predicted[positive]), np.mean(~predicted[~positive])] if both else []
+@metric(multilabel=_multilabel_loss, higher_is_better=False, compared=False)
+def loss(predictions: Predictions) -> float:
+    """Mean cross-entropy; of several labels mean binary cross-entropy over the known labels."""
+    labels = predictions.labels.astype(np.int64)
+    logs = log_softmax(predictions.logits, axis=1)
+    losses = -np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+    weights = predictions.weights[labels]
+    return float(np.sum(weights * losses) / np.sum(weights))
+
+
+def _accuracy(logits: np.ndarray, positive: np.ndarray) -> float:
+    return float(np.mean((logits > 0) == positive)) if len(positive) else math.nan
+
+
+@metric(multilabel=over_labels(_accuracy))
+def accuracy(predictions: Predictions) -> float:
+    """Share of right predictions; of several labels the mean of each label's."""
+    return float(np.mean(predictions.predicted == predictions.labels))
+
+
+def _f1(logits: np.ndarray, positive: np.ndarray) -> float:
+    predicted = logits > 0
     counted = np.sum(predicted) + np.sum(positive)
-    return {
-        "accuracy": np.mean(predicted == positive) if len(positive) else math.nan,
-        "macro_f1": 2 * hits / counted if counted else math.nan,
-        "balanced_accuracy": _mean(recalls),
-        "macro_auc": _auc(positive, scores) if both else math.nan,
-    }
+    return float(2 * np.sum(predicted & positive) / counted) if counted else math.nan
 
 
-def _auc(positive: np.ndarray, scores: np.ndarray) -> float:
+@metric(title="macro F1", multilabel=over_labels(_f1))
+def macro_f1(predictions: Predictions) -> float:
+    """Mean F1 over the classes that occur among labels or predictions, scikit-learn's default.
+
+    A class that is only predicted, or never hit, counts as 0. Of several labels it is the mean
+    over those that are positive or predicted positive somewhere.
+    """
+    from sklearn.metrics import f1_score
+
+    labels, predicted = predictions.labels, predictions.predicted
+    return float(f1_score(labels, predicted, average="macro", zero_division=0))
+
+
+def _balanced_accuracy(logits: np.ndarray, positive: np.ndarray) -> float:
+    predicted = logits > 0
+    if not _both(positive):
+        return math.nan
+    return _mean([float(np.mean(predicted[positive])), float(np.mean(~predicted[~positive]))])
+
+
+@metric(title="balanced accuracy", multilabel=over_labels(_balanced_accuracy))
+def balanced_accuracy(predictions: Predictions) -> float:
+    """Mean recall over the classes that occur among the labels.
+
+    Of several labels it is the mean over those that have positives and negatives.
+    """
+    from sklearn.metrics import recall_score
+
+    labels, predicted = predictions.labels, predictions.predicted
+    occurring = np.unique(labels)
+    return float(
+        recall_score(labels, predicted, labels=occurring, average="macro", zero_division=0)
+    )
+
+
+def _auc(logits: np.ndarray, positive: np.ndarray) -> float:
     from sklearn.metrics import roc_auc_score
 
-    return roc_auc_score(positive, scores)
+    return float(roc_auc_score(positive, logits)) if _both(positive) else math.nan
+
+
+@metric(title="macro AUC", multilabel=over_labels(_auc))
+def macro_auc(predictions: Predictions) -> float:
+    """Mean area under the ROC curve, each class against the rest.
+
+    Over the classes, or labels, that have positives and negatives; for two classes that of class 1.
+    """
+    labels, logits = predictions.labels, predictions.logits
+    scored = [1] if predictions.num_classes == 2 else range(predictions.num_classes)
+    return _mean([_auc(_log_odds(logits, c), labels == c) for c in scored])
+
+
+@metric(title="quadratic weighted kappa", ordinal=True)
+def kappa(predictions: Predictions) -> float:
+    """Cohen's, with quadratic weights and the classes in order, in [-1, 1]."""
+    from sklearn.metrics import cohen_kappa_score
+
+    labels, predicted = predictions.labels, predictions.predicted
+    if len(np.union1d(labels, predicted)) == 1:  # Agreement by chance is then certain.
+        return math.nan
+    classes = np.arange(predictions.num_classes)
+    return float(cohen_kappa_score(labels, predicted, labels=classes, weights="quadratic"))
 
 
 def _log_odds(logits: np.ndarray, label: int) -> np.ndarray:
     """log(p / (1 - p)) of a class: ranks as its probability, but confident ones never tie."""
-    return logits[:, label] - logsumexp(np.delete(logits, label, axis=1), axis=1)
+    others = logsumexp(np.delete(logits, label, axis=1), axis=1)
+    return np.asarray(logits[:, label] - others)
 
 
 def _both(positive: np.ndarray) -> bool:
@@ -186,7 +226,3 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
     """Of those that are defined; NaN if none is."""
     defined = [value for value in values if not math.isnan(value)]
     return float(np.mean(defined)) if defined else math.nan
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

@@ -11,6 +11,7 @@ import numpy as np
 from medmerge_jax.data.batches import Batches
 from medmerge_jax.errors import OutOfMemoryError
 from medmerge_jax.evaluation.metrics import classification_metrics
+from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime import preemption
 from medmerge_jax.runtime.mesh import fetch, replicate, replicated
@@ -35,11 +36,13 @@ def predict(network: Network, variables: Tree, batches: Batches) -> np.ndarray:
 
 
 def evaluate(
-    network: Network, variables: Tree, batches: Batches, multilabel: bool
+    network: Network, variables: Tree, batches: Batches, multilabel: bool, ordinal: bool = False
 ) -> dict[str, Any]:
     """Metrics over a whole split, see `metrics.classification_metrics`."""
     logits = predict(network, variables, batches)
-    return classification_metrics(logits, batches.labels, multilabel=multilabel)
+    return classification_metrics(
+        Predictions(logits, np.asarray(batches.labels), multilabel, ordinal=ordinal)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="network")
@@ -47,8 +50,10 @@ def predict_step(network: Network, variables: Tree, inputs: jax.Array) -> jax.Ar
     """Outputs in evaluation mode: logits, or features of a network without a head."""
     outputs: Any = network.model.apply(variables, network.normalise(inputs), train=False)
     if network.mesh is not None:
-        outputs = jax.lax.with_sharding_constraint(outputs, replicated(network.mesh))
-    return outputs
+        constrain: Any = jax.lax.with_sharding_constraint
+        outputs = constrain(outputs, replicated(network.mesh))
+    logits: jax.Array = outputs
+    return logits
 
 
 @contextlib.contextmanager

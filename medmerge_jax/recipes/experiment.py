@@ -240,6 +240,7 @@ class Experiment:
             metric=config.select.metric,
             checkpoint_seconds=config.checkpoint_seconds,
             augmentation=self._augmentation,
+            ordinal=self.inputs.dataset.ordered,
         )
         return train_stage(
             stage,

@@ -50,6 +50,12 @@ DATA_KINDS = {
 
 def load_data(config: Config, workdir: Path) -> DataSet:
     """The data set that `config.data` describes; drawn images are made in the workdir."""
+    dataset, data = _read_data(config, workdir), config.data
+    ordinal = dataset.ordinal if data.ordinal is None else data.ordinal
+    return dataclasses.replace(dataset, name=data.name, ordinal=ordinal)
+
+
+def _read_data(config: Config, workdir: Path) -> DataSet:
     data, root = config.data, Path(config.data.root).expanduser()
     if data.kind == "table":
         return image_table(

@@ -9,6 +9,7 @@ from typing import Any
 from medmerge_jax.config import Config
 from medmerge_jax.data import DataSet, ImageHashes, make_batches
 from medmerge_jax.errors import UserError
+from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.images import Pixels
 from medmerge_jax.models import get_spec
 from medmerge_jax.recipes import inputs
@@ -16,6 +17,7 @@ from medmerge_jax.recipes.checks import needed_parents
 from medmerge_jax.recipes.experiment import Inputs
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.runtime.mesh import data_mesh
+from medmerge_jax.runtime.progress import say
 
 
 def check_paths(config: Config) -> None:
@@ -76,6 +78,7 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
         )
     dataset = inputs.load_data(config, workdir)
     dataset.check()
+    _check_order(config, dataset)
     names = needed_parents(config)
     on_disk = [name for name in names if not config.parents[name].startswith("source:")]
     parents = inputs.load_parents(config, on_disk, {})
@@ -92,6 +95,20 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
             trained_on[name] = inputs.hashes_of_parent(parents[name][1])
     dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
     return Prepared(config, dataset, pixels, parents, hashes, audit)
+
+
+def _check_order(config: Config, dataset: DataSet) -> None:
+    """Says which metrics the classes give no meaning to, and refuses to select epochs by them."""
+    if dataset.ordered or dataset.multilabel:
+        return
+    unknown = {name: title for name, title in titles().items() if METRICS[name].ordinal}
+    hint = (
+        f"the order of the classes of {dataset.name}, {', '.join(dataset.classes)}, is not known "
+        "to mean something; data.ordinal = True says that it does"
+    )
+    if config.select.metric in unknown and config.select.epoch == "best":
+        raise UserError(f"select.metric = {config.select.metric!r}: {hint}")
+    say(f"{' and '.join(unknown.values())} not reported: {hint}")
 
 
 def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:

@@ -10,6 +10,7 @@ from medmerge_jax.data.audit import AUDIT_FILE
 from medmerge_jax.data.hashing import HASHES_FILE
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import classification_metrics, confusion_matrix
+from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec
 from medmerge_jax.recipes.experiment import Experiment, Inputs, Trained
@@ -17,7 +18,6 @@ from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.versions import package_versions
-from medmerge_jax.storage import atomic
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.parameterization import Tree
 
@@ -121,22 +121,21 @@ def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
     dataset, directory = experiment.inputs.dataset, experiment.directory
     metrics = {}
     for split in ("val", "test"):
-        logits, labels = experiment.logits(trained.variables, split), dataset.splits[split].labels
-        metrics[split] = classification_metrics(logits, labels, multilabel=dataset.multilabel)
+        predictions = Predictions(
+            experiment.logits(trained.variables, split),
+            dataset.splits[split].labels,
+            dataset.multilabel,
+            dataset.splits[split].ids,
+            dataset.classes,
+            dataset.ordered,
+        )
+        metrics[split] = classification_metrics(predictions)
     if not processes.is_first():
         return metrics
-    predictions: dict[str, Any] = {
-        "ids": np.asarray(dataset.splits["test"].ids),
-        "logits": logits,
-        "labels": labels,
-    }
-    atomic.write_atomically(
-        directory.path / "predictions.npz", lambda file: np.savez(file, **predictions)
-    )
+    predictions.save(directory.path / "predictions.npz")
     if not dataset.multilabel:
-        matrix = confusion_matrix(logits, labels)
         path = directory.figures / "confusion_matrix.png"
-        analysis.confusion_matrix_figure(matrix, dataset.classes, path)
+        analysis.confusion_matrix_figure(confusion_matrix(predictions), dataset.classes, path)
     return metrics
 
 

@@ -169,7 +169,7 @@ def _validate(
     progress: Progress, network: Network, variables: Tree, validation: Batches, multilabel: bool
 ) -> dict[str, Any]:
     try:
-        return evaluate(network, variables, validation, multilabel)
+        return evaluate(network, variables, validation, multilabel, progress.stage.ordinal)
     except FloatingPointError as error:
         what = f"validation after epoch {progress.epoch + 1}: {error}"
         raise progress.diverged(what) from error

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.errors import DivergedError
-from medmerge_jax.evaluation.metrics import higher_is_better
+from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage.checkpoints import StageCheckpoints
@@ -162,7 +162,7 @@ class Progress:
     def _gain(self, value: float) -> float:
         """By how much the value is better than the best so far."""
         difference = value - self.values["best_value"]
-        return difference if higher_is_better(self.stage.metric) else -difference
+        return difference if METRICS[self.stage.metric].higher_is_better else -difference
 
     def _tree(self, values: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint with these values holds: once finished, only what is selected."""

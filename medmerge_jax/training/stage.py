@@ -29,6 +29,7 @@ class Stage:
         by more than `patience_delta` adds one, and any other, also one whose metric is undefined,
         leaves it. The schedule is that of all epochs.
       patience_delta: In units of the metric, at least 0.
+      ordinal: Whether the order of the classes means something, for metrics that depend on it.
       keep: Epochs, from 1, whose models are results too, see `StageResult.kept`.
     """
 
@@ -44,6 +45,7 @@ class Stage:
     augmentation: Policy | None = None
     patience: int = 0
     patience_delta: float = 0.0
+    ordinal: bool = False
     keep: Collection[int] = ()
 
 

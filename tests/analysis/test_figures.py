@@ -190,3 +190,23 @@ def test_confusion_matrix_shows_counts_and_shares(tmp_path, drawn):
 def test_confusion_matrix_of_many_classes_has_no_numbers(tmp_path, drawn):
     confusion_matrix_figure(np.eye(20, dtype=int), [f"c{i}" for i in range(20)], tmp_path / "m.png")
     assert not drawn[0].axes[0].texts
+
+
+@pytest.mark.parametrize("classes", [["0", "1", "2"], ["normal, benign tissue of it", "malignant"]])
+def test_nothing_of_a_confusion_matrix_is_cut_off(tmp_path, classes):
+    matrix = np.arange(len(classes) ** 2).reshape(len(classes), -1)
+    confusion_matrix_figure(matrix, classes, tmp_path / "c.png")
+    pixels = np.asarray(PIL.Image.open(tmp_path / "c.png").convert("L"))
+    edges = [pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:]]
+    assert all(np.all(edge == 255) for edge in edges)
+
+
+def test_legends_cover_no_curve(tmp_path, drawn):
+    records = [{"stage": "ft", "epoch": e, "val_accuracy": e, "val_loss": -e} for e in range(9)]
+    learning_curves(records, tmp_path / "curves.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    legends = [axes.get_legend() for axes in figure.axes]
+    assert len(legends) == 2
+    for axes, legend in zip(figure.axes, legends, strict=True):
+        assert legend.get_window_extent().x0 >= axes.get_window_extent().x1

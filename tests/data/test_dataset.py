@@ -155,3 +155,20 @@ def test_groups_are_kept_where_splits_ignore_them():
         homes[by_group] = [set(split.groups) for split in dataset.splits.values()]
     assert not homes[True][0] & homes[True][1] | homes[True][0] & homes[True][2]
     assert homes[False][0] & homes[False][2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "ordinal", "ordered"),
+    [
+        (("0", "1", "2"), None, True),
+        (("2", "10"), None, True),
+        (("10", "2"), None, False),
+        (("0", "1", "2"), False, False),
+        (("none", "mild", "severe"), None, False),
+        (("none", "mild", "severe"), True, True),
+        (("1", "2", "other"), None, False),
+    ],
+)
+def test_the_order_of_classes_is_known_of_numbers_or_because_it_is_said(classes, ordinal, ordered):
+    assert DataSet("eyes", classes, False, {}, ordinal).ordered == ordered
+    assert not DataSet("x-rays", classes, True, {}, ordinal).ordered

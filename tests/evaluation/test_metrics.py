@@ -12,21 +12,19 @@ from medmerge_jax.evaluation.metrics import (
     METRICS,
     classification_metrics,
     confusion_matrix,
-    higher_is_better,
     mean_std,
 )
+from medmerge_jax.evaluation.predictions import Predictions
 
 
 def multiclass(logits, labels, **kwargs):
-    return classification_metrics(
-        np.array(logits, np.float32), np.array(labels), multilabel=False, **kwargs
-    )
+    logits, labels = np.array(logits, np.float32), np.array(labels)
+    return classification_metrics(Predictions(logits, labels, **{"ordinal": True, **kwargs}))
 
 
 def multilabel(logits, labels, **kwargs):
-    return classification_metrics(
-        np.array(logits, np.float32), np.array(labels, np.float32), multilabel=True, **kwargs
-    )
+    logits, labels = np.array(logits, np.float32), np.array(labels, np.float32)
+    return classification_metrics(Predictions(logits, labels, multilabel=True, **kwargs))
 
 
 def one_hot_logits(predictions, classes):
@@ -44,7 +42,8 @@ def test_of_equal_logits_the_first_class_is_predicted():
     """As PyTorch's and NumPy's argmax have it."""
     logits = np.array([[1, 1, 0], [0, 2, 2], [3, 3, 3], [5, 0, 5]], np.float32)
     assert multiclass(logits, [0, 1, 0, 0])["accuracy"] == 1
-    np.testing.assert_array_equal(confusion_matrix(logits, [0, 1, 0, 0]), np.diag([3, 1, 0]))
+    matrix = confusion_matrix(Predictions(logits, np.array([0, 1, 0, 0])))
+    np.testing.assert_array_equal(matrix, np.diag([3, 1, 0]))
 
 
 # Labels 0, 0, 0, 1, 1, 2 against predictions 0, 0, 1, 1, 2, 2.
@@ -68,7 +67,7 @@ def test_three_classes_by_hand():
 
 
 def test_confusion_matrix_by_hand():
-    matrix = confusion_matrix(one_hot_logits(PREDICTIONS, 4), np.array(LABELS))
+    matrix = confusion_matrix(Predictions(one_hot_logits(PREDICTIONS, 4), np.array(LABELS)))
     assert matrix.tolist() == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
@@ -181,7 +180,7 @@ def test_logits_that_are_not_finite(several):
     logits = np.array([[0.0, np.nan], [np.inf, -np.inf]])
     labels = np.zeros((2, 2)) if several else np.zeros(2, int)
     with pytest.raises(FloatingPointError, match="3 of 4 logits are not finite"):
-        classification_metrics(logits, labels, multilabel=several)
+        classification_metrics(Predictions(logits, labels, several))
 
 
 def test_shapes_and_labels_that_do_not_fit():
@@ -196,9 +195,9 @@ def test_shapes_and_labels_that_do_not_fit():
 
 
 def test_direction_of_metrics():
-    assert [name for name in METRICS if not higher_is_better(name)] == ["loss"]
-    with pytest.raises(ValueError, match="metric 'f1': one of loss, accuracy"):
-        higher_is_better("f1")
+    assert [name for name in METRICS if not METRICS[name].higher_is_better] == ["loss"]
+    with pytest.raises(ValueError, match=r"no metric 'f1': .*one of loss, accuracy"):
+        METRICS["f1"]
 
 
 def test_mean_and_sample_standard_deviation():

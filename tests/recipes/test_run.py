@@ -11,6 +11,7 @@ from PIL import Image
 
 import medmerge_jax as mm
 from medmerge_jax import merging
+from medmerge_jax.config import parse
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging.trees import flatten
@@ -341,3 +342,16 @@ def spy(function, calls):
         return function(*args)
 
     return call
+
+
+def test_epochs_are_not_selected_by_an_order_that_means_nothing(config, tmp_path):
+    config.data.synthetic.kind = "lesion"
+    config.select.metric = "kappa"
+    with pytest.raises(UserError, match=r"'kappa': .*clinic_2, keratosis, .*data\.ordinal = True"):
+        run(config, tmp_path / "run")
+    config.data.kind, config.data.root = "folder", str(tmp_path / "run" / "data" / "clinic_2")
+    config.data.name = "skin"
+    for ordinal, ordered in ((None, False), (True, True)):
+        config.data.ordinal = ordinal
+        dataset = inputs.load_data(parse(config), tmp_path)
+        assert (dataset.name, dataset.ordered) == ("skin", ordered)

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from medmerge_jax.analysis import comparison_table, results_text
+from medmerge_jax.errors import UserError
+from medmerge_jax.evaluation.metrics import METRICS, classification_metrics, metric
+from medmerge_jax.evaluation.predictions import Predictions
+from medmerge_jax.recipes import checks
+
+LOGITS = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 3.0]], np.float32)
+LABELS = np.array([0, 2, 2], np.int32)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_they_are_read_as_they_were_written(tmp_path, multilabel):
+    labels = np.array([[1, 0, np.nan]] * 3, np.float32) if multilabel else LABELS
+    written = Predictions(LOGITS, labels, multilabel, ("x", "y", "eye"), ("a", "b", "c"))
+    written.save(tmp_path / "predictions.npz")
+    found = Predictions.load(tmp_path / "predictions.npz")
+    assert (found.ids, found.classes, found.multilabel) == (
+        written.ids,
+        written.classes,
+        multilabel,
+    )
+    for name in ("logits", "labels"):
+        array = getattr(written, name)
+        np.testing.assert_array_equal(getattr(found, name), array)
+        assert getattr(found, name).dtype == array.dtype
+
+
+def test_files_of_former_versions_have_no_classes(tmp_path):
+    np.savez(
+        tmp_path / "predictions.npz", ids=np.array(["x"]), logits=LOGITS[:1], labels=LABELS[:1]
+    )
+    found = Predictions.load(tmp_path / "predictions.npz")
+    assert (found.ids, found.classes, found.multilabel) == (("x",), (), False)
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"broken\.npz"):
+        Predictions.load(tmp_path / "broken.npz")
+
+
+def test_kappa_is_only_of_classes_in_order():
+    metrics = [
+        classification_metrics(Predictions(LOGITS, LABELS, ordinal=o)) for o in (True, False)
+    ]
+    assert metrics[0]["kappa"] == pytest.approx(1 - 1 / 5)
+    assert metrics[1] == {**metrics[0], "kappa": None}
+
+
+@pytest.fixture
+def mistakes():
+    """A metric that a user's file registers; less of it is better."""
+
+    @metric(title="mistakes", higher_is_better=False)
+    def mistakes(predictions):
+        return np.sum(predictions.predicted != predictions.labels)
+
+    yield
+    METRICS._entries.pop("mistakes")
+
+
+def test_a_metric_of_ones_own_is_everywhere(mistakes):
+    found = classification_metrics(Predictions(LOGITS, LABELS))
+    assert (found["mistakes"], list(found)[-2:]) == (1.0, ["mistakes", "num_examples"])
+    several = classification_metrics(Predictions(LOGITS, np.ones((3, 3)), multilabel=True))
+    assert several["mistakes"] is None
+    assert "mistakes" in checks.CHOICES["metric"]()
+    assert "| mistakes" in results_text({"test": found})
+    rows = [
+        {"recipe": name, "start": "b", "mistakes": {"mean": mean, "std": 0.0}}
+        for name, mean in (("ft", 3.0), ("lp", 2.0))
+    ]
+    lines = comparison_table(rows).splitlines()
+    assert lines[0].endswith("mistakes |")
+    assert lines[2].endswith(" 3.000 ± 0.000 |")
+    assert lines[3].endswith(" 2.000 ± 0.000 * |")
