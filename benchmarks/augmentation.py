@@ -43,7 +43,7 @@ def main() -> None:
     start = parameterization.fine_tune(
         jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
     )
-    plain = Task(Network(model, spec.mean, spec.std), start.assemble, True, False)
+    plain = Task(Network(model, spec.preprocessing), start.assemble, True, False)
     tasks = {"none": plain}
     tasks |= {name: dataclasses.replace(plain, augmentation=POLICIES[name]) for name in POLICIES}
     states = {name: init_state(start) for name in tasks}

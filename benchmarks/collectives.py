@@ -43,7 +43,12 @@ def program(architecture: str, stage: str, batch_size: int = 64) -> str:
         start = parameterization.fine_tune(parent)
     else:
         start = parameterization.merge_linear_probe([parent, parent], parent["params"]["head"])
-    task = Task(Network(model, spec.mean, spec.std, mesh), start.assemble, True, False)
+    task = Task(
+        Network(model, spec.preprocessing, mesh),
+        start.assemble,
+        True,
+        False,
+    )
     whole, rows = replicated(mesh), batch_sharded(mesh)
     padded = -(-batch_size // mesh.size) * mesh.size
 

@@ -136,7 +136,7 @@ class _Stage:
         model = create_model(architecture, CLASSES, compute_dtype("auto"))
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
         self.start = parameterization.fine_tune(variables)
-        network = Network(model, spec.mean, spec.std)
+        network = Network(model, spec.preprocessing)
         self.task = Task(network, self.start.assemble, True, False)
         self.state = init_state(self.start)
         self.batches, self.weights = batches, jnp.ones(CLASSES)

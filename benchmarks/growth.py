@@ -121,7 +121,7 @@ class _Step:
         model = create_model(architecture, classes, compute_dtype("auto"))
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
         start = _start(variables, parents)
-        network = Network(model, spec.mean, spec.std)
+        network = Network(model, spec.preprocessing)
         task = Task(network, start.assemble, start.train_batch_norm, False)
         images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
         labels = np.arange(batch, dtype=np.int32) % classes

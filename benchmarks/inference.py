@@ -79,7 +79,11 @@ def _sides(case: Case) -> list[Side]:
         network = pytorch_recipe.load_network(case.architecture, path)
     settings = pytorch_recipe.Settings.of_machine(case.compile, getattr(torch, case.dtype))
     steps: dict[str, Any] = {
-        "JAX": JaxFeatures(Network(model, spec.mean, spec.std), variables, case.images()),
+        "JAX": JaxFeatures(
+            Network(model, spec.preprocessing),
+            variables,
+            case.images(),
+        ),
         "PyTorch": TorchFeatures(network, settings, case.images()),
     }
     return [Side(name, step, step.wait) for name, step in steps.items()]

@@ -68,7 +68,7 @@ class _Measure:
         model = mm.create_model(options.architecture, num_classes=dataset.num_classes)
         self.architecture = options.architecture
         self.rows: list[dict[str, str]] = []
-        self.network = Network(model, spec.mean, spec.std)
+        self.network = Network(model, spec.preprocessing)
         self.test = make_batches(pixels["test"].array, dataset.splits["test"].labels, 64)
         rows = np.sort(epoch_order(len(pixels["train"].array), 0, 0)[: options.images])
         self.images = np.asarray(self.network.normalise(pixels["train"].array[rows]))

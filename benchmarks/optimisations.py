@@ -82,11 +82,11 @@ class StatisticsAnew(norm.BatchNorm):
     """Without what the caller has."""
 
     def __call__(
-        self, x: jax.Array, train: bool, of_batch: norm.Statistics | None = None
+        self, x: jax.Array, use_running_average: bool, of_batch: norm.Statistics | None = None
     ) -> jax.Array:
         """As `BatchNorm`."""
         del of_batch
-        return super().__call__(x, train)
+        return super().__call__(x, use_running_average)
 
 
 def kernel_gradient_by_outputs(x: jax.Array, size: int, dy: jax.Array) -> jax.Array:

@@ -202,7 +202,7 @@ def jax_sides(case: Case, paths: Sequence[Path]) -> dict[str, Any]:
     images, labels = case.images(), case.labels()
 
     def step(model: Any, start: Parameterization, inputs: Any) -> JaxStep:
-        network = Network(model, spec.mean, spec.std)
+        network = Network(model, spec.preprocessing)
         task = Task(
             network,
             start.assemble,
@@ -211,7 +211,7 @@ def jax_sides(case: Case, paths: Sequence[Path]) -> dict[str, Any]:
         )
         return JaxStep(task, start, inputs, labels)
 
-    features = JaxFeatures(Network(backbone, spec.mean, spec.std), without_head(b), images)
+    features = JaxFeatures(Network(backbone, spec.preprocessing), without_head(b), images)
     features()
     merge = parameterization.merge_linear_probe([b, c], b["params"]["head"])
     return {

@@ -46,7 +46,7 @@ class Registry(Mapping[str, T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise UserError(f"there is no {self.noun} {name!r}: {nearest(name, list(self))}")
+            raise UserError(f"there is no {self.noun} {name!r}; {nearest(name, list(self))}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

@@ -19,7 +19,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image
 from medmerge_jax.images.formats import SUFFIXES
 from medmerge_jax.merging.trees import flatten, without_head
-from medmerge_jax.models import create_model, get_spec, list_models, mergers
+from medmerge_jax.models import Preprocessing, create_model, get_spec, list_models, mergers
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
@@ -174,14 +174,15 @@ def _images(
     if not paths:
         raise UserError(f"--images {folder}: holds no image ({', '.join(SUFFIXES)})")
     agreed = _agreed(cards)
-    size = options.image_size or agreed.get("image_size", spec.input_size)
-    mean, std = agreed.get("mean", spec.mean), agreed.get("std", spec.std)
+    size = options.image_size or agreed.get("image_size", spec.preprocessing.size)
+    mean, std = (agreed.get(x, getattr(spec.preprocessing, x)) for x in ("mean", "std"))
     order = np.random.default_rng(options.image_seed).permutation(len(paths))
     chosen = [paths[row] for row in sorted(order[: options.num_images].tolist())]
     say(f"{len(chosen)} of {len(paths)} images of {folder}, {size} px")
     with ThreadPoolExecutor() as pool:
         pixels = list(pool.map(lambda path: read_image(path, size), chosen))
-    network = Network(create_model(architecture, num_classes=0), tuple(mean), tuple(std))
+    preprocessing = Preprocessing(size, mean=tuple(mean), std=tuple(std))
+    network = Network(create_model(architecture, num_classes=0), preprocessing)
     return np.asarray(network.normalise(jnp.asarray(np.stack(pixels))))
 
 

@@ -19,6 +19,14 @@ from medmerge_jax.merging.averages import (
     uniform_average,
     weighted_average,
 )
+from medmerge_jax.merging.coefficients import (
+    CONSTRAINTS,
+    GRANULARITIES,
+    effective_coefficients,
+    init_coefficients,
+    is_conv_kernel,
+    is_head,
+)
 from medmerge_jax.merging.correlation import (
     Moments,
     correlation,
@@ -27,11 +35,6 @@ from medmerge_jax.merging.correlation import (
     update_moments,
 )
 from medmerge_jax.merging.kernels import (
-    CONSTRAINTS,
-    GRANULARITIES,
-    effective_coefficients,
-    init_coefficients,
-    is_conv_kernel,
     merge_kernels,
     merge_variables,
     zeros_parent,
@@ -49,7 +52,10 @@ from medmerge_jax.merging.soups import (
 )
 from medmerge_jax.merging.spaces import (
     Space,
+    Walk,
+    dense_spaces,
     find_spaces,
+    residual_spaces,
 )
 from medmerge_jax.merging.trees import (
     flatten,
@@ -69,11 +75,13 @@ __all__ = [
     "GRANULARITIES",
     "Moments",
     "Space",
+    "Walk",
     "activation_matching",
     "align_to_mean",
     "compose_permutations",
     "correlation",
     "covariance",
+    "dense_spaces",
     "diagonal_fisher",
     "effective_coefficients",
     "find_spaces",
@@ -86,6 +94,7 @@ __all__ = [
     "init_moments",
     "invert_permutations",
     "is_conv_kernel",
+    "is_head",
     "learned_soup",
     "match_features",
     "matched_averaging",
@@ -100,6 +109,7 @@ __all__ = [
     "recalibrate",
     "repair",
     "repair_scales",
+    "residual_spaces",
     "slerp",
     "task_arithmetic",
     "unflatten",

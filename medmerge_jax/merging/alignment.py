@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from medmerge_jax.merging.averages import uniform_average, weighted_average
 from medmerge_jax.merging.spaces import Place, Space, Tree, find_spaces
@@ -439,6 +438,8 @@ def _better_order(
 
 def _assignment(gains: np.ndarray) -> np.ndarray:
     """For each row its column, with the largest sum of the numbers there."""
+    from scipy.optimize import linear_sum_assignment  # it takes longer than the rest of the room
+
     return linear_sum_assignment(gains, maximize=True)[1]
 
 

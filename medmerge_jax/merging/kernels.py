@@ -8,125 +8,43 @@ and for n parents the first n - 1 have coefficients and the last gets the rest:
 
     θ̂ = Σᵢ wᵢ · θᵢ + (1 - Σᵢ wᵢ) · θ_n                      wᵢ = 1/n at first
 
-Everything else (batch norms, biases) is the mean of the parents. The head, the sub-tree "head",
-belongs to a parent's own classes and is left out of everything here.
+Everything else (batch norms, biases) is the mean of the parents. The head belongs to a parent's own
+classes and is left out of everything here: the sub-tree "head", unless `is_head` says otherwise.
 
 All functions are pure, work on nested mappings of arrays, and can be transformed by `jax.jit`,
 `jax.grad` and `jax.vmap`: what they check is static (paths, shapes, dtypes).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from medmerge_jax.merging.coefficients import (
+    CONSTRAINTS,
+    IsHead,
+    IsKernel,
+    Tree,
+    check_choice,
+    check_coefficients,
+    check_num_parents,
+    constrain,
+    is_conv_kernel,
+    is_head,
+    without_head_leaves,
+)
 from medmerge_jax.merging.trees import (
     SEPARATOR,
     array_module,
     as_jax,
-    at_least_float32,
     check_parents,
-    describe_shape,
     flatten,
+    like_mapping,
     mean,
     nest_like,
     promote,
 )
-
-GRANULARITIES = ("kernel", "layer", "slice", "parameter")
-CONSTRAINTS = ("none", "clip", "sigmoid")
-
-Tree = Mapping[Any, Any]
-IsKernel = Callable[[str, Any], bool]
-
-
-def is_conv_kernel(path: str, leaf: Any) -> bool:
-    """Whether a leaf is the kernel of a convolution: named "kernel", with three or more axes.
-
-    Args:
-      path: "layer1/0/conv2/kernel".
-      leaf: Anything with `ndim`; a convolution's is (*window, c_in, c_out).
-    """
-    return path.rpartition(SEPARATOR)[2] == "kernel" and getattr(leaf, "ndim", 0) >= 3
-
-
-def init_coefficients(
-    params: Tree,
-    num_parents: int = 2,
-    *,
-    granularity: str = "kernel",
-    constraint: str = "none",
-    is_kernel: IsKernel = is_conv_kernel,
-) -> dict[Any, Any]:
-    """The coefficients at which every parent has the same weight.
-
-    Args:
-      params: Parameters of a parent; only the shapes are used, so that `jax.eval_shape`'s will do.
-      num_parents: n ≥ 2.
-      granularity: What has a coefficient of its own, for a kernel (*window, c_in, c_out):
-        "kernel", each output filter, (c_out,), the paper's; "layer", the whole convolution, ();
-        "slice", each window, (c_in, c_out); "parameter", each number, the kernel's own shape.
-      constraint: As for `merge_kernels`. "sigmoid" starts at 0, the others at 1/n.
-      is_kernel: `is_kernel(path, leaf)`, which leaves are merged by coefficients.
-
-    Returns:
-      A tree like `params` with kernels only: float32 arrays of the granularity's shape, for
-      n > 2 behind a leading axis of n - 1, the parents but the last.
-
-    Raises:
-      ValueError: An argument is not one of the above, or no leaf is a kernel.
-    """
-    _check_num_parents(num_parents)
-    _check_choice("granularity", granularity, GRANULARITIES)
-    _check_choice("constraint", constraint, CONSTRAINTS)
-    start = 0.0 if constraint == "sigmoid" else 1 / num_parents
-    backbone = _backbone(params)
-    coefficients = {
-        path: jnp.full(
-            _parents_axis(num_parents) + _granular_shape(np.shape(leaf), granularity),
-            start,
-            jnp.float32,
-        )
-        for path, leaf in backbone.items()
-        if is_kernel(path, leaf)
-    }
-    if not coefficients:
-        raise ValueError(f"none of the {len(backbone)} leaves outside the head is a kernel")
-    return nest_like(coefficients, params)
-
-
-def effective_coefficients(
-    coefficients: Tree, num_parents: int = 2, constraint: str = "none"
-) -> dict[Any, Any]:
-    """The weights that the trained numbers stand for.
-
-    Args:
-      coefficients: Tree of (...) for two parents, (n - 1, ...) for n > 2.
-      num_parents: n ≥ 2.
-      constraint: "none": as they are, free real numbers (the paper's). "clip": each clipped to
-        [0, 1], and divided by their sum over parents where that exceeds 1; outside of [0, 1] the
-        gradient is zero. "sigmoid": softmax over the n - 1 numbers and a zero for the last
-        parent; for two parents the logistic sigmoid.
-
-    Returns:
-      A tree of the same paths and shapes, in float32.
-
-    Raises:
-      ValueError: An argument is not one of the above, or n > 2 and a leaf lacks the leading axis.
-    """
-    _check_num_parents(num_parents)
-    _check_choice("constraint", constraint, CONSTRAINTS)
-    effective = {}
-    for path, leaf in flatten(coefficients).items():
-        if num_parents > 2 and np.shape(leaf)[:1] != (num_parents - 1,):
-            raise ValueError(
-                f"coefficients of {path}: shape {np.shape(leaf)}, but {num_parents} parents need "
-                f"({num_parents - 1}, ...)"
-            )
-        effective[path] = _constrain(leaf, num_parents, constraint)
-    return nest_like(effective, coefficients)
 
 
 def merge_kernels(
@@ -135,6 +53,7 @@ def merge_kernels(
     *,
     constraint: str = "none",
     is_kernel: IsKernel = is_conv_kernel,
+    is_head: IsHead = is_head,
 ) -> dict[Any, Any]:
     """Parameters of the merged backbone: kernels blended, every other leaf the parents' mean.
 
@@ -157,6 +76,7 @@ def merge_kernels(
         shape, see `init_coefficients`.
       constraint: "none", "clip" or "sigmoid", see `effective_coefficients`.
       is_kernel: As given to `init_coefficients`.
+      is_head: Likewise.
 
     Returns:
       A nested dict without the head. Leaves are computed in float32 (in float64 for float64
@@ -164,21 +84,26 @@ def merge_kernels(
       promotes them to.
 
     Raises:
-      ValueError: Fewer than two parents; a path that a parent or the coefficients lack or have
-        too many; shapes that differ; a leaf that is no floating-point array.
+      ValueError: Fewer than two parents; whole variables in place of parameters; a path that a
+        parent or the coefficients lack or have too many; shapes that differ; a leaf that is no
+        floating-point array.
+
+    >>> b, c = ({"conv": {"kernel": np.full((1, 1, 1, 2), value)}} for value in (1.0, 3.0))
+    >>> merge_kernels([b, c], {"conv": {"kernel": np.array([0.5, 1.0])}})["conv"]["kernel"]
+    Array([[[[2., 1.]]]], dtype=float32)
     """
-    _check_choice("constraint", constraint, CONSTRAINTS)
-    backbones = [_backbone(parent) for parent in parents]
-    _check_num_parents(len(parents))
+    check_choice("constraint", constraint, CONSTRAINTS)
+    backbones = [without_head_leaves(parent, is_head) for parent in parents]
+    check_num_parents(len(parents))
     check_parents(backbones)
     flat_coefficients = flatten(coefficients)
     kernels = {path: leaf for path, leaf in backbones[0].items() if is_kernel(path, leaf)}
-    _check_coefficients(flat_coefficients, kernels, len(parents))
+    check_coefficients(flat_coefficients, kernels, len(parents))
     merged = {}
     for path in backbones[0]:
         leaves = [backbone[path] for backbone in backbones]
         if path in kernels:
-            weights = _constrain(flat_coefficients[path], len(parents), constraint)
+            weights = constrain(flat_coefficients[path], len(parents), constraint)
             merged[path] = _blend(leaves, weights)
         else:
             merged[path] = mean(leaves)
@@ -191,6 +116,7 @@ def merge_variables(
     *,
     constraint: str = "none",
     is_kernel: IsKernel = is_conv_kernel,
+    is_head: IsHead = is_head,
 ) -> dict[Any, Any]:
     """Variables of the merged backbone: as `merge_kernels`, and the mean of running statistics.
 
@@ -202,6 +128,7 @@ def merge_variables(
       coefficients: Of the kernels in "params", as for `merge_kernels`.
       constraint: As for `merge_kernels`.
       is_kernel: As for `merge_kernels`; applied to "params" alone.
+      is_head: As for `merge_kernels`; applied to all collections.
 
     Returns:
       `{"params": merged, "batch_stats": mean, ...}` without heads; every collection but "params"
@@ -209,6 +136,12 @@ def merge_variables(
 
     Raises:
       ValueError: As for `merge_kernels`; or a parent lacks "params".
+
+    >>> params = {"conv": {"kernel": np.ones((1, 1, 1, 2))}, "bn": {"scale": np.ones(2)}}
+    >>> statistics = ({"bn": {"mean": np.full(2, mean)}} for mean in (0.0, 2.0))
+    >>> parents = [{"params": params, "batch_stats": one} for one in statistics]
+    >>> merge_variables(parents, {"conv": {"kernel": 0.5}})["batch_stats"]["bn"]["mean"]
+    Array([1., 1.], dtype=float32)
     """
     for index, parent in enumerate(parents):
         if not isinstance(parent, Mapping) or "params" not in parent:
@@ -219,19 +152,22 @@ def merge_variables(
             coefficients,
             constraint=constraint,
             is_kernel=is_kernel,
+            is_head=is_head,
         )
     }
     names = dict.fromkeys(name for parent in parents for name in parent if name != "params")
     for name in names:
         collections = [parent.get(name, {}) for parent in parents]
-        statistics = [_backbone(collection) for collection in collections]
+        statistics = [without_head_leaves(collection, is_head) for collection in collections]
         check_parents(statistics, f"{name}{SEPARATOR}")
         means = {path: mean([flat[path] for flat in statistics]) for path in statistics[0]}
         merged[name] = nest_like(means, collections[0])
-    return merged
+    return like_mapping(merged, parents[0])
 
 
-def zeros_parent(variables: Tree, *, is_kernel: IsKernel = is_conv_kernel) -> dict[Any, Any]:
+def zeros_parent(
+    variables: Tree, *, is_kernel: IsKernel = is_conv_kernel, is_head: IsHead = is_head
+) -> dict[Any, Any]:
     """MedMerge's parent of zeros: a kernel that prefers it is one whose feature hurts.
 
     Only kernels are zero. Batch norms are those of `variables`, the other parent: were they zero
@@ -241,33 +177,23 @@ def zeros_parent(variables: Tree, *, is_kernel: IsKernel = is_conv_kernel) -> di
     Args:
       variables: `{"params": ..., "batch_stats": ...}` of the parent to be merged with.
       is_kernel: As for `merge_variables`.
+      is_head: Likewise.
 
     Returns:
       The same collections without heads, shapes and dtypes as given.
+
+    >>> params = {"conv": {"kernel": np.ones((1, 1, 1, 2))}, "bn": {"scale": np.ones(2)}}
+    >>> zeros = zeros_parent({"params": params})["params"]
+    >>> float(zeros["conv"]["kernel"].sum()), float(zeros["bn"]["scale"].sum())
+    (0.0, 2.0)
     """
     parent: dict[Any, Any] = {}
     for name, collection in variables.items():
-        flat = _backbone(collection)
+        flat = without_head_leaves(collection, is_head)
         if name == "params":
             flat = {p: jnp.zeros_like(x) if is_kernel(p, x) else x for p, x in flat.items()}
         parent[name] = nest_like(flat, collection)
-    return parent
-
-
-def _constrain(raw: Any, num_parents: int, constraint: str) -> jax.Array:
-    weights = jnp.asarray(raw)
-    weights = weights.astype(at_least_float32(weights.dtype))
-    if constraint == "none":
-        return weights
-    if constraint == "clip":
-        weights = jnp.clip(weights, 0.0, 1.0)
-        if num_parents == 2:
-            return weights
-        return weights / jnp.maximum(jnp.sum(weights, axis=0, keepdims=True), 1.0)
-    if num_parents == 2:
-        return jax.nn.sigmoid(weights)
-    last = jnp.zeros_like(weights[:1])
-    return jax.nn.softmax(jnp.concatenate([weights, last]), axis=0)[:-1]
+    return like_mapping(parent, variables)
 
 
 def _blend(leaves: Sequence[Any], weights: jax.Array) -> jax.Array:
@@ -287,46 +213,3 @@ def _blend(leaves: Sequence[Any], weights: jax.Array) -> jax.Array:
     for weight, kernel in zip(reversed(list(weights)), reversed(kernels[:-1]), strict=True):
         blended = scaled(weight, kernel) + blended
     return as_jax(blended.astype(dtype))
-
-
-def _backbone(tree: Tree) -> dict[str, Any]:
-    """Leaves by path without the sub-tree "head"."""
-    return {p: x for p, x in flatten(tree).items() if p.partition(SEPARATOR)[0] != "head"}
-
-
-def _parents_axis(num_parents: int) -> tuple[int, ...]:
-    return () if num_parents == 2 else (num_parents - 1,)
-
-
-def _granular_shape(shape: tuple[int, ...], granularity: str) -> tuple[int, ...]:
-    axes = {"layer": 0, "kernel": 1, "slice": 2, "parameter": len(shape)}[granularity]
-    return shape[max(0, len(shape) - axes) :]
-
-
-def _check_num_parents(num_parents: int) -> None:
-    if num_parents < 2:
-        raise ValueError(f"{num_parents} parents; two or more are wanted")
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; one of {', '.join(choices)} is wanted")
-
-
-def _check_coefficients(
-    coefficients: Mapping[str, Any], kernels: Mapping[str, Any], num_parents: int
-) -> None:
-    leading = _parents_axis(num_parents)
-    for path in {**kernels, **coefficients}:
-        if path not in kernels:
-            raise ValueError(
-                f"coefficients of {path}: {describe_shape(coefficients, path)}, but such a kernel "
-                "is absent in the parents"
-            )
-        shape = np.shape(kernels[path])
-        wanted = [leading + _granular_shape(shape, granularity) for granularity in GRANULARITIES]
-        if path not in coefficients or np.shape(coefficients[path]) not in wanted:
-            raise ValueError(
-                f"coefficients of {path}: {describe_shape(coefficients, path)}, but a kernel "
-                f"{shape} of {num_parents} parents takes one of {', '.join(map(str, wanted))}"
-            )

@@ -92,26 +92,40 @@ def find_spaces(variables: Tree) -> tuple[Space, ...]:
       ValueError: The network is none of the known families, something in it is missing or
         unknown, or two shapes do not fit each other; names the path.
     """
-    network = _Network(variables)
-    if f"params{SEPARATOR}features{SEPARATOR}conv0{SEPARATOR}kernel" in network.shapes:
-        _walk_densenet(network)
-    elif f"params{SEPARATOR}layer1{SEPARATOR}0{SEPARATOR}conv1{SEPARATOR}kernel" in network.shapes:
-        _walk_resnet(network)
-    else:
-        some = ", ".join(list(network.shapes)[:3]) or "nothing"
-        raise ValueError(
-            f"hidden units are known for {FAMILIES}; found neither layer1/0/conv1 nor "
-            f"features/conv0 in params, but {some}"
-        )
-    return network.spaces()
+    paths = flatten(variables.get("params", {})) if isinstance(variables, Mapping) else {}
+    if f"features{SEPARATOR}conv0{SEPARATOR}kernel" in paths:
+        return dense_spaces(variables)
+    if f"layer1{SEPARATOR}0{SEPARATOR}conv1{SEPARATOR}kernel" in paths or not paths:
+        return residual_spaces(variables)
+    raise ValueError(
+        f"hidden units are known for {FAMILIES}; found neither layer1/0/conv1 nor features/conv0 "
+        f"in params, but {', '.join(list(paths)[:3])}"
+    )
 
 
-# A stream of channels: (c, 2) of int, for each channel its space's index and its unit there.
-_Stream = np.ndarray
+def residual_spaces(variables: Tree) -> tuple[Space, ...]:
+    """The spaces of a ResNet, see `find_spaces`."""
+    walk = Walk(variables)
+    _residual_network(walk)
+    return walk.spaces()
 
 
-class _Network:
-    """Follows streams of channels through a network and notes the places of their units."""
+def dense_spaces(variables: Tree) -> tuple[Space, ...]:
+    """The spaces of a DenseNet, see `find_spaces`."""
+    walk = Walk(variables)
+    _dense_network(walk)
+    return walk.spaces()
+
+
+Stream = np.ndarray
+"""Channels between modules: (c, 2) of int, of each channel its space's index and its unit there."""
+
+
+class Walk:
+    """Follows streams of channels through a network and notes the places of their units.
+
+    An architecture of your own calls its methods in the order of its modules.
+    """
 
     def __init__(self, variables: Tree) -> None:
         if not isinstance(variables, Mapping) or "params" not in variables:
@@ -134,15 +148,16 @@ class _Network:
             for path in self.shapes
             if path.startswith(above)
         }
-        found = [n for n in names if n.startswith(prefix) and n.removeprefix(prefix).isdecimal()]
+        numbered = [n for n in names if n.startswith(prefix) and n.removeprefix(prefix).isdecimal()]
         inside = f"{module}{SEPARATOR}" if module else ""
-        return [inside + name for name in sorted(found, key=network_order)]
+        return [inside + name for name in sorted(numbered, key=network_order)]
 
     def has(self, module: str) -> bool:
+        """Whether the network has parameters in a module."""
         start = f"params{SEPARATOR}{module}{SEPARATOR}"
         return any(path.startswith(start) for path in self.shapes)
 
-    def new_units(self, module: str, size: int) -> _Stream:
+    def new_units(self, module: str, size: int) -> Stream:
         """A space of its own."""
         self._found.append((module, size, [], []))
         return np.stack([np.full(size, len(self._found) - 1), np.arange(size)], axis=1)
@@ -157,8 +172,8 @@ class _Network:
         return self.shapes[path][3]
 
     def convolution(
-        self, module: str, inputs: _Stream | None, outputs: _Stream | None = None
-    ) -> _Stream:
+        self, module: str, inputs: Stream | None, outputs: Stream | None = None
+    ) -> Stream:
         """Notes a convolution; its outputs are new units unless they are given."""
         features = self.features(module)
         path = f"params{SEPARATOR}{module}{SEPARATOR}kernel"
@@ -169,7 +184,7 @@ class _Network:
         self._note(path, 3, outputs, "out")
         return outputs
 
-    def norm(self, module: str, stream: _Stream) -> None:
+    def norm(self, module: str, stream: Stream) -> None:
         """Notes a batch norm on a stream."""
         for name in ("scale", "bias"):
             self._note(f"params{SEPARATOR}{module}{SEPARATOR}{name}", 0, stream, "scale")
@@ -177,12 +192,12 @@ class _Network:
             for name in ("mean", "var"):
                 self._note(f"batch_stats{SEPARATOR}{module}{SEPARATOR}{name}", 0, stream, "scale")
 
-    def tap(self, module: str, stream: _Stream, *, relu: bool) -> None:
+    def tap(self, module: str, stream: Stream, *, relu: bool) -> None:
         """Notes that a module's output is a stream."""
         for space, positions in self._parts(stream):
             self._found[space][3].append(Tap(module, relu, positions))
 
-    def head(self, stream: _Stream) -> None:
+    def head(self, stream: Stream) -> None:
         """Notes the head's rows, if there is a head."""
         if self.has("head"):
             self._note(f"params{SEPARATOR}head{SEPARATOR}kernel", 0, stream, "in")
@@ -200,7 +215,7 @@ class _Network:
             for name, size, places, taps in self._found
         )
 
-    def _note(self, path: str, axis: int, stream: _Stream, role: str) -> None:
+    def _note(self, path: str, axis: int, stream: Stream, role: str) -> None:
         shape = self._shape(path)
         if axis >= len(shape) or shape[axis] != len(stream):
             raise ValueError(
@@ -215,7 +230,7 @@ class _Network:
             raise ValueError(f"{path} is absent")
         return self.shapes[path]
 
-    def _parts(self, stream: _Stream) -> Iterable[tuple[int, np.ndarray]]:
+    def _parts(self, stream: Stream) -> Iterable[tuple[int, np.ndarray]]:
         """The spaces in a stream, each with its units' positions."""
         for space in dict.fromkeys(stream[:, 0].tolist()):
             channels = np.flatnonzero(stream[:, 0] == space)
@@ -224,7 +239,7 @@ class _Network:
             yield space, positions
 
 
-def _walk_resnet(network: _Network) -> None:
+def _residual_network(network: Walk) -> None:
     stream = network.convolution("conv1", None)
     network.norm("bn1", stream)
     network.tap("bn1", stream, relu=True)
@@ -234,7 +249,7 @@ def _walk_resnet(network: _Network) -> None:
     network.head(stream)
 
 
-def _residual_block(network: _Network, block: str, inputs: _Stream) -> _Stream:
+def _residual_block(network: Walk, block: str, inputs: Stream) -> Stream:
     convolutions = network.children(block, "conv")
     if len(convolutions) < 2:
         # The units of a stream that one convolution maps to itself cannot be matched in one step.
@@ -261,7 +276,7 @@ def _residual_block(network: _Network, block: str, inputs: _Stream) -> _Stream:
     return outputs
 
 
-def _widened(network: _Network, convolution: str, inputs: _Stream) -> _Stream:
+def _widened(network: Walk, convolution: str, inputs: Stream) -> Stream:
     """The stream after a shortcut without parameters: padded with new units on both sides."""
     more = network.features(convolution) - len(inputs)
     if more <= 0:  # Fewer is an error, which is raised where the shapes are compared.
@@ -276,7 +291,7 @@ def _sibling(module: str, prefix: str) -> str:
     return f"{above}{SEPARATOR}{prefix}{name.removeprefix('conv')}"
 
 
-def _walk_densenet(network: _Network) -> None:
+def _dense_network(network: Walk) -> None:
     root = "features"
     stream = network.convolution(f"{root}{SEPARATOR}conv0", None)
     network.norm(f"{root}{SEPARATOR}norm0", stream)
@@ -294,7 +309,7 @@ def _walk_densenet(network: _Network) -> None:
     network.head(stream)
 
 
-def _dense_layer(network: _Network, layer: str, inputs: _Stream) -> _Stream:
+def _dense_layer(network: Walk, layer: str, inputs: Stream) -> Stream:
     network.norm(f"{layer}{SEPARATOR}norm1", inputs)
     inner = network.convolution(f"{layer}{SEPARATOR}conv1", inputs)
     network.norm(f"{layer}{SEPARATOR}norm2", inner)

@@ -20,28 +20,32 @@ def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
 
     Args:
       tree: Nested mappings: dicts, Flax's `FrozenDict`, an `nnx.State` as a pure dict. Keys are
-        strings without "/" or integers (as in `nnx.List`), which are written in decimals.
-        Everything that is not a mapping is a leaf. Empty mappings hold no leaf and leave no trace.
+        strings or integers (as in `nnx.List`), which are written in decimals. A string may have
+        "/" in it, as Haiku's and those of a flat dict do. Everything that is not a mapping is a
+        leaf. Empty mappings hold no leaf and leave no trace.
 
     Returns:
       `{"layer1/0/conv2/kernel": leaf, ...}`.
 
     Raises:
       ValueError: `tree` is not a mapping, a key cannot be part of a path, or two keys make the
-        same path (0 and "0").
+        same path (0 and "0", or "a/b" and "a" above "b").
+
+    >>> flatten({"layer1": [0], "res/~/conv": {"w": 1, 0: 2}})
+    {'layer1': [0], 'res/~/conv/w': 1, 'res/~/conv/0': 2}
     """
     if not isinstance(tree, Mapping):
         raise ValueError(f"a mapping of names to arrays is wanted, found {type(tree).__name__}")
     flat: dict[str, Any] = {}
     for path, leaf in _leaves(tree, ""):
         if path in flat:
-            raise ValueError(f"two leaves have the path {path!r}: keys differ only in their type")
+            raise ValueError(f"two leaves have the path {path!r}: write their keys in one way")
         flat[path] = leaf
     return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by path; undoes `flatten` on trees with string keys.
+    """Nested dicts from leaves by path; undoes `flatten` on trees of strings without "/".
 
     Args:
       flat: Leaves by path, as `flatten` makes them.
@@ -51,6 +55,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
       ValueError: A path is not a string or has an empty part, or is also the beginning of another.
+
+    >>> unflatten({"bn/scale": 1, "bn/bias": 2})
+    {'bn': {'scale': 1, 'bias': 2}}
     """
     tree: dict[str, Any] = {}
     nodes: dict[str, dict[str, Any]] = {"": tree}
@@ -68,10 +75,19 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def nest_like(flat: Mapping[str, Any], like: Mapping[Any, Any]) -> dict[Any, Any]:
     """Those leaves of `flat` whose paths `like` has, nested with the very keys of `like`.
 
-    Unlike `unflatten` this keeps integer keys, so that a tree made from an `nnx.State` goes back
-    into it. Mappings that would be empty are left out.
+    Unlike `unflatten` this keeps integer keys and keys with "/", so that a tree made from an
+    `nnx.State` goes back into it. Mappings that would be empty are left out. Like a `FrozenDict`
+    the result is one.
+
+    >>> nest_like({"a/0": 1.5}, {"a": {0: "x", 1: "y"}})
+    {'a': {0: 1.5}}
     """
-    return _nest_like(flat, like, "")
+    return like_mapping(_nest_like(flat, like, ""), like)
+
+
+def like_mapping(tree: dict[Any, Any], like: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The tree as a `FrozenDict` if `like` is one, which Flax is not imported to tell."""
+    return type(like)(tree) if hasattr(like, "unfreeze") else tree  # type: ignore[call-arg, return-value]
 
 
 def without_head(variables: Mapping[str, Mapping[Any, Any]]) -> dict[str, dict[Any, Any]]:
@@ -79,11 +95,15 @@ def without_head(variables: Mapping[str, Mapping[Any, Any]]) -> dict[str, dict[A
 
     Args:
       variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
+
+    >>> without_head({"params": {"conv1": {"kernel": 1}, "head": {"bias": 2}}})
+    {'params': {'conv1': {'kernel': 1}}}
     """
-    return {
+    backbone = {
         collection: {name: node for name, node in tree.items() if name != "head"}
         for collection, tree in variables.items()
     }
+    return like_mapping(backbone, variables)
 
 
 def network_order(path: str) -> tuple[Any, ...]:
@@ -99,6 +119,9 @@ def network_order(path: str) -> tuple[Any, ...]:
 
     Returns:
       A key for `sorted`.
+
+    >>> sorted(["layer10", "downsample", "layer2", "conv1"], key=network_order)
+    ['conv1', 'layer2', 'layer10', 'downsample']
     """
     return tuple(_part_key(part) for part in path.split(SEPARATOR))
 
@@ -122,10 +145,10 @@ def check_parents(
     names = names or [f"parent {index}" for index in range(len(parents))]
     for name, parent in zip(names, parents, strict=True):
         for path in {**parents[0], **parent}:
-            wanted, found = describe_shape(parents[0], path), describe_shape(parent, path)
-            if wanted != found:
+            first, shape = describe_shape(parents[0], path), describe_shape(parent, path)
+            if first != shape:
                 raise ValueError(
-                    f"{prefix}{path}: {wanted} in {names[0]}, {found} in {name}; parents "
+                    f"{prefix}{path}: {first} in {names[0]}, {shape} in {name}; parents "
                     "must have the same architecture"
                 )
             dtype = getattr(parent[path], "dtype", None)
@@ -232,10 +255,10 @@ def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def _name(key: Any, prefix: str) -> str:
     if isinstance(key, int) and not isinstance(key, bool):
         return str(key)
-    if not isinstance(key, str) or not key or SEPARATOR in key:
+    if not isinstance(key, str) or not key:
         raise ValueError(
             f"the key {key!r} under {prefix or 'the root'!r} cannot be part of a path: "
-            f"a non-empty string without {SEPARATOR!r} is wanted"
+            "a non-empty string or an integer is wanted"
         )
     return key
 

@@ -4,6 +4,8 @@ Huang et al., "Densely connected convolutional networks" (arXiv 1608.06993). Sub
 torchvision's names, so that a parameter's path is its PyTorch name with "/" for ".".
 """
 
+import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.merging.spaces import dense_spaces
 from medmerge_jax.models.layers import (
     KAIMING_FAN_IN,
     Conv,
@@ -18,12 +21,14 @@ from medmerge_jax.models.layers import (
     global_average,
     max_pool,
 )
-from medmerge_jax.models.norm import BatchNorm, Statistics, statistics
+from medmerge_jax.models.norm import BatchNorm, Statistics, resolve, statistics
+from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.models.registry import ModelSpec, register
 
 Array = jax.Array
 
-# A layer's 1 x 1 convolution makes this many times `growth` channels.
 BOTTLENECK = 4
+"""The 1 x 1 convolution of a dense layer has this many times `growth` output channels."""
 
 
 def smallest_image(blocks: int) -> int:
@@ -43,11 +48,11 @@ class DenseLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, of_batch: Statistics | None) -> Array:
+    def __call__(self, x: Array, use_running_average: bool, of_batch: Statistics | None) -> Array:
         """Maps (n, h, w, c), and what it has for statistics, to the new (n, h, w, growth)."""
-        x = nn.relu(BatchNorm(self.dtype, name="norm1")(x, train, of_batch))
+        x = nn.relu(BatchNorm(self.dtype, name="norm1")(x, use_running_average, of_batch))
         x = Conv(BOTTLENECK * self.growth, 1, 1, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="norm2")(x, train))
+        x = nn.relu(BatchNorm(self.dtype, name="norm2")(x, use_running_average))
         return Conv(self.growth, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv2")(x)
 
 
@@ -67,12 +72,12 @@ class DenseBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> tuple[Array, Statistics | None]:
+    def __call__(self, x: Array, use_running_average: bool) -> tuple[Array, Statistics | None]:
         """Maps (n, h, w, c) to (n, h, w, c + depth · growth) and, in training, its statistics."""
-        of_batch = statistics(x) if train else None
+        of_batch = None if use_running_average else statistics(x)
         for i in range(self.depth):
             layer = DenseLayer(self.growth, self.dtype, name=f"denselayer{i + 1}")
-            new = layer(x, train, of_batch)
+            new = layer(x, use_running_average, of_batch)
             x = jnp.concatenate([x, new], axis=-1)
             if of_batch is not None:
                 of_batch = jax.tree.map(lambda *of: jnp.concatenate(of), of_batch, statistics(new))
@@ -89,10 +94,10 @@ class Transition(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, of_batch: Statistics | None) -> Array:
+    def __call__(self, x: Array, use_running_average: bool, of_batch: Statistics | None) -> Array:
         """Maps (n, h, w, c), and what it has for statistics, to (n, ⌊h/2⌋, ⌊w/2⌋, ⌊c/2⌋)."""
         features = x.shape[-1] // 2
-        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, train, of_batch))
+        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, use_running_average, of_batch))
         x = Conv(features, 1, 1, self.dtype, KAIMING_FAN_IN, name="conv")(x)
         return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
@@ -113,17 +118,18 @@ class Features(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, use_running_average: bool) -> Array:
         """Maps (n, h, w, 3) to (n, h/32, w/32, features)."""
         x = Conv(self.init_features, 7, 2, self.dtype, KAIMING_FAN_IN, name="conv0")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="norm0")(x, train))
+        x = nn.relu(BatchNorm(self.dtype, name="norm0")(x, use_running_average))
         x = max_pool(x)
         for i, depth in enumerate(self.depths):
             block = DenseBlock(depth, self.growth, self.dtype, name=f"denseblock{i + 1}")
-            x, of_batch = block(x, train)
+            x, of_batch = block(x, use_running_average)
             if i + 1 < len(self.depths):
-                x = Transition(self.dtype, name=f"transition{i + 1}")(x, train, of_batch)
-        return nn.relu(BatchNorm(self.dtype, name="norm5")(x, train, of_batch))
+                transition = Transition(self.dtype, name=f"transition{i + 1}")
+                x = transition(x, use_running_average, of_batch)
+        return nn.relu(BatchNorm(self.dtype, name="norm5")(x, use_running_average, of_batch))
 
 
 class DenseNet(nn.Module):
@@ -144,12 +150,15 @@ class DenseNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, train: bool = False, use_running_average: bool | None = None
+    ) -> Array:
         """Logits, or pooled features without a head.
 
         Args:
           x: (n, h, w, 3), normalised; h and w at least `smallest_image(len(depths))`.
-          train: Batch norms use the batch's statistics.
+          train: Training mode; there is nothing in it but what the batch norms do.
+          use_running_average: Of the batch norms; by default not in training mode.
 
         Returns:
           float32 (n, num_classes), or (n, features) if `num_classes` is 0.
@@ -166,5 +175,38 @@ class DenseNet(nn.Module):
         features = Features(
             self.depths, self.growth, self.init_features, self.dtype, name="features"
         )
-        x = global_average(features(x, train))
+        x = global_average(features(x, resolve(train, use_running_average)))
         return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
+
+
+_OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+def _modern_name(name: str) -> str:
+    """Older files of torchvision have denselayer1.norm.1.weight for denselayer1.norm1.weight."""
+    return _OLD_NAME.sub(r"\1\2", name)
+
+
+for _layers, _digits, _depths, _growth, _init_features, _num_features in (
+    (121, "a639ec97", (6, 12, 24, 16), 32, 64, 1024),
+    (161, "8d451a50", (6, 12, 36, 24), 48, 96, 2208),
+    (169, "b2777c0a", (6, 12, 32, 32), 32, 64, 1664),
+    (201, "c1103571", (6, 12, 48, 32), 32, 64, 1920),
+):
+    register(
+        ModelSpec(
+            name=f"densenet{_layers}",
+            build=functools.partial(
+                DenseNet, depths=_depths, growth=_growth, init_features=_init_features
+            ),
+            num_features=_num_features,
+            preprocessing=Preprocessing(size=224, resize="crop"),
+            torch_head="classifier",
+            licence="BSD-3-Clause",
+            hub_id=f"timm/densenet{_layers}.tv_in1k",
+            torch_file=f"densenet{_layers}-{_digits}.pth",
+            min_size=smallest_image(len(_depths)),
+            spaces=dense_spaces,
+            modern_name=_modern_name,
+        )
+    )

@@ -78,11 +78,12 @@ def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _convolution_on_cpu(stride: int, x: Array, kernel: Array) -> Array:
-    """The same, with another program for the kernel's gradient.
+    """The same convolution, whose kernel's gradient is computed by another program.
 
-    XLA convolves the map with the gradient of the output there, both with their axes in another
-    order. Into the copies it fuses what they are computed from, be it a chain of residual blocks,
-    number by number across the memory; `_materialize` lets it copy what is there.
+    For that gradient XLA convolves the input with the output's gradient, and transposes both for
+    it. It fuses the transposition with whatever computes the input, which may be a chain of
+    residual blocks: that chain is then computed again, one number at a time and across the memory.
+    `_materialize` makes XLA transpose the input that is already in memory.
     """
     return _convolution(x, kernel, stride=stride)
 
@@ -196,8 +197,10 @@ class LinearHead(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, features: Array, train: bool = False) -> Array:
-        """Maps (n, num_features) to (n, num_classes) float32; `train` changes nothing."""
-        del train
+    def __call__(
+        self, features: Array, train: bool = False, use_running_average: bool | None = None
+    ) -> Array:
+        """Maps (n, num_features) to (n, num_classes) float32, in training as in evaluation."""
+        del train, use_running_average
         features = at_least_float32(jnp.asarray(features))
         return dense_head(features.shape[-1], self.num_classes)(features)

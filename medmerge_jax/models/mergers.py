@@ -64,6 +64,10 @@ class Task:
         """The parents, without heads if those shall be left out."""
         return self.parents if self.keep_heads else [without_head(one) for one in self.parents]
 
+    def spaces(self) -> tuple[merging.Space, ...]:
+        """The hidden units of what is to be merged."""
+        return _spaces(self.architecture, self.to_merge()[0])
+
     def batches(self) -> Iterator[np.ndarray]:
         """The images in order, in batches of nearly one size: a last one of few would vary less."""
         if self.images is None:
@@ -233,12 +237,13 @@ def align(
       seed: Of the search.
     """
     models = [without_head(reference), without_head(variables)]
+    spaces = _spaces(architecture, models[0])
     if images is None:
-        order = merging.weight_matching(*models, seed=seed)
+        order = merging.weight_matching(*models, seed=seed, spaces=spaces)
     else:
         task = Task(architecture, models, False, _checked_images(images), 32)
         order = _match_to_first(task)[1]
-    return merging.permute_variables(models[1], order)
+    return merging.permute_variables(models[1], order, spaces)
 
 
 def recalibrated(task: Task, variables: Tree) -> Variables:
@@ -333,26 +338,27 @@ def weight_matching(
 
     Of more than two parents each is permuted to the mean of the others; `seed` is of the search.
     """
-    parents = task.to_merge()
-    return _average_of_permuted(parents, merging.align_to_mean(parents, seed), weights)
+    permutations = merging.align_to_mean(task.to_merge(), seed, spaces=task.spaces())
+    return _average_of_permuted(task, permutations, weights)
 
 
 @merger(needs_images=True, check=_check_weights)
 def activation_matching(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
     """Likewise, until their activations fit those of the first parent (Ainsworth et al., 2022)."""
-    return _average_of_permuted(task.to_merge(), _match_to_first(task), weights)
+    return _average_of_permuted(task, _match_to_first(task), weights)
 
 
 @merger(needs_images=True, check=_check_zipit)
 def zipit(task: Task, *, alpha: float = ALPHA, beta: float = BETA) -> Variables:
     """Hidden units merged across and within models (Stoica et al., 2023)."""
-    return merging.zipit(task.to_merge(), _correlations(task), alpha=alpha, beta=beta)
+    parents, spaces = task.to_merge(), task.spaces()
+    return merging.zipit(parents, _correlations(task), alpha=alpha, beta=beta, spaces=spaces)
 
 
 @merger(check=_check_weights)
 def matched_averaging(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
     """Layer by layer matched and averaged, as FedMA (Wang et al., 2020)."""
-    return merging.matched_averaging(task.to_merge(), weights)
+    return merging.matched_averaging(task.to_merge(), weights, spaces=task.spaces())
 
 
 def describe_merger(method: str) -> tuple[str, str]:
@@ -373,14 +379,24 @@ if merge.__doc__:  # one text for `help`, the README and those who read the func
     )
 
 
+def _spaces(architecture: str, variables: Tree) -> tuple[merging.Space, ...]:
+    find = get_spec(architecture).spaces
+    if find is None:
+        raise ValueError(
+            f"the hidden units of {architecture} are not known, its ModelSpec has no `spaces`; "
+            "take a merger that does not permute units"
+        )
+    return find(variables)
+
+
 def _average_of_permuted(
-    parents: Sequence[Tree],
+    task: Task,
     permutations: Sequence[Mapping[str, np.ndarray]],
     weights: Sequence[float] | None,
 ) -> Variables:
     permuted = [
-        merging.permute_variables(parent, order)
-        for parent, order in zip(parents, permutations, strict=True)
+        merging.permute_variables(parent, order, task.spaces())
+        for parent, order in zip(task.to_merge(), permutations, strict=True)
     ]
     if weights is None:
         return merging.uniform_average(permuted)
@@ -389,7 +405,7 @@ def _average_of_permuted(
 
 def _correlations(task: Task) -> dict[str, np.ndarray]:
     """Of all parents' units with each other, by space."""
-    spaces = merging.find_spaces(without_head(task.parents[0]))
+    spaces = _spaces(task.architecture, without_head(task.parents[0]))
     assert task.images is not None
     moments = collect_moments(task.architecture, task.parents, spaces, task.images, task.batch_size)
     return {name: merging.correlation(part) for name, part in moments.items()}
@@ -469,10 +485,8 @@ def _check_heads(parents: Sequence[Tree], heads: str) -> None:
 
 @functools.cache
 def _shapes_of(architecture: str) -> dict[str, jax.ShapeDtypeStruct]:
-    size = get_spec(architecture).input_size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    model = create_model(architecture, num_classes=0)
-    return flatten(jax.eval_shape(model.init, jax.random.key(0), images))
+    shapes = get_spec(architecture).shapes()
+    return {f"{name}/{path}": leaf for name, flat in shapes.items() for path, leaf in flat.items()}
 
 
 def _checked_images(images: Any) -> np.ndarray:

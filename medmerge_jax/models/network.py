@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from medmerge_jax.models.preprocessing import Preprocessing
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -13,19 +15,19 @@ class Network:
 
     Attributes:
       model: Maps normalised NHWC float images (or features) to logits.
-      mean: Per channel, of images scaled to [0, 1]; unused for inputs that are not uint8.
-      std: As `mean`.
+      preprocessing: Of images; None for a model of features.
       mesh: The devices that it runs on, see `mesh`; None for one.
+      rngs: Names of the random streams that the model takes in training, see `ModelSpec.rngs`.
     """
 
     model: nn.Module
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    preprocessing: Preprocessing | None = None
     mesh: jax.sharding.Mesh | None = None
+    rngs: tuple[str, ...] = ()
 
     def normalise(self, inputs: jax.Array) -> jax.Array:
         """uint8 images (n, h, w, c) → (x / 255 − mean) / std in float32; else unchanged."""
-        if inputs.dtype != jnp.uint8:
+        if inputs.dtype != jnp.uint8 or self.preprocessing is None:
             return inputs
         images = inputs.astype(jnp.float32) / 255.0
-        return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        return (images - jnp.asarray(self.preprocessing.mean)) / jnp.asarray(self.preprocessing.std)

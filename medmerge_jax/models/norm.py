@@ -25,9 +25,14 @@ class Statistics(NamedTuple):
     var: jax.Array
 
 
-# The derivatives are written down, because those that JAX derives keep apart what cancels: the
-# variance changes with the mean by nothing. Transposed, those of a batch norm are two sums and one
-# pass over x, as in Ioffe & Szegedy.
+# The derivatives are written by hand. JAX would derive a term for how the variance changes with the
+# mean, which is zero, and compute it all the same. In reverse mode, what is written here sums over
+# the batch twice and passes over x once, like the backward pass of Ioffe & Szegedy's paper.
+
+
+def resolve(train: bool, use_running_average: bool | None) -> bool:
+    """What batch norms do in a mode, unless a caller says: training uses the batch's statistics."""
+    return not train if use_running_average is None else use_running_average
 
 
 @jax.custom_jvp
@@ -86,12 +91,14 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, of_batch: Statistics | None = None) -> jax.Array:
-        """Normalises the last axis of (..., c) with batch (`train`) or running statistics.
+    def __call__(
+        self, x: jax.Array, use_running_average: bool, of_batch: Statistics | None = None
+    ) -> jax.Array:
+        """Normalises the last axis of (..., c) with running statistics or those of the batch.
 
         Args:
           x: The input.
-          train: Which.
+          use_running_average: Which; the running ones stay as they are then.
           of_batch: `statistics(x)`, where the caller has it.
         """
         shape = (x.shape[-1],)
@@ -101,12 +108,13 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
 
         x = at_least_float32(x)
-        if train:
-            mean, var = statistics(x) if of_batch is None else of_batch
-        else:
+        if use_running_average:
             mean, var = running_mean.value, running_var.value
+        else:
+            mean, var = statistics(x) if of_batch is None else of_batch
         y = affine(x, mean, var, scale, bias)
-        if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
+        updates = self.is_mutable_collection("batch_stats") and not self.is_initializing()
+        if updates and not use_running_average:
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
             running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
@@ -129,7 +137,10 @@ def batch_statistics(model: nn.Module, variables: Any, inputs: jax.Array) -> Any
     """
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     _, updated = model.apply(
-        {**variables, "batch_stats": zeros}, inputs, train=True, mutable=["batch_stats"]
+        {**variables, "batch_stats": zeros},
+        inputs,
+        use_running_average=False,
+        mutable=["batch_stats"],
     )
     # One step of the running average, from zero.
     return jax.tree.map(lambda new: new / (1 - MOMENTUM), updated["batch_stats"])

@@ -1,52 +1,141 @@
-"""The models by name, with what goes with their published weights."""
+"""The architectures by name, and what each says of itself.
+
+An architecture is one file: the module and its `ModelSpec`. Nobody else asks what family a network
+is of or guesses by the names or shapes of its leaves what they are for: they ask the spec.
+"""
 
 import dataclasses
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.models.densenet import DenseNet, smallest_image
-from medmerge_jax.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
+from medmerge_jax.merging.kernels import is_conv_kernel, is_head
+from medmerge_jax.merging.spaces import Space
+from medmerge_jax.merging.trees import SEPARATOR, flatten
+from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.registry import Registry
+
+LEAF_NAMES: Mapping[tuple[str, str], str] = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+"""PyTorch's names of the leaves of convolutions, linear layers and batch norms."""
 
 
-@dataclasses.dataclass(frozen=True)
+def leaf_role(path: str, leaf: Any) -> str:
+    """What a parameter is in a network of convolutions, batch norms and a linear head.
+
+    Args:
+      path: "layer1/0/conv2/kernel", without the collection.
+      leaf: Anything with `ndim`.
+
+    Returns:
+      "head"; "kernel", what MedMerge has coefficients for; "norm", what a probe may train with the
+      head; or "other".
+    """
+    if is_head(path):
+        return "head"
+    if is_conv_kernel(path, leaf):
+        return "kernel"
+    return "norm" if path.rpartition(SEPARATOR)[2] in ("scale", "bias") else "other"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ModelSpec:
-    """A registered architecture.
+    """An architecture.
 
     Attributes:
       name: As users give it.
-      family: "resnet", "densenet" or "cifar_resnet".
+      build: `build(num_classes=5, dtype=jnp.float32)` makes the module, see `create_model`.
       num_features: Width of the pooled features.
-      input_size: Side of the images, in pixels, that published weights were trained on.
+      preprocessing: Of the images that published weights were trained on.
       torch_head: Name of the head in PyTorch state dicts.
       licence: Of the published weights.
       hub_id: Repository of the ImageNet-1k weights on the Hugging Face hub, if there is one.
       torch_file: Name of torchvision's ImageNet-1k file; ends in eight digits of its sha256.
-      mean: Of the normalisation, per RGB channel, in units of [0, 1].
-      std: Likewise.
       min_size: Side of the smallest images, in pixels, that the model takes.
+      role: What a parameter is, see `leaf_role`.
+      spaces: From variables to the hidden units that can be permuted, see `merging.spaces`; None
+        if these are not known, so that nothing can be aligned.
+      leaf_names: PyTorch's last part of a leaf's name, by collection and the last part of its path.
+      modern_name: From a tensor's name in older published files to today's.
+      rngs: Names of the random streams that the module takes in training, such as "dropout".
     """
 
     name: str
-    family: str
+    build: Callable[..., nn.Module]
     num_features: int
-    input_size: int
+    preprocessing: Preprocessing
     torch_head: str
-    licence: str
+    licence: str = "unknown"
     hub_id: str | None = None
     torch_file: str | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     min_size: int = 1
+    role: Callable[[str, Any], str] = leaf_role
+    spaces: Callable[[Any], tuple[Space, ...]] | None = None
+    leaf_names: Mapping[tuple[str, str], str] = dataclasses.field(
+        default_factory=lambda: LEAF_NAMES
+    )
+    modern_name: Callable[[str], str] = str
+    rngs: tuple[str, ...] = ()
+
+    def is_kernel(self, path: str, leaf: Any) -> bool:
+        """Whether MedMerge has coefficients for a parameter."""
+        return self.role(path, leaf) == "kernel"
+
+    def is_head(self, path: str) -> bool:
+        """Whether a parameter is the head's."""
+        return is_head(path)
+
+    def torch_name(self, collection: str, path: str) -> str:
+        """The name in PyTorch's state dict of a leaf.
+
+        Raises:
+          UserError: The architecture has no such leaf.
+        """
+        module, _, leaf = path.rpartition(SEPARATOR)
+        if (collection, leaf) not in self.leaf_names:
+            raise UserError(f"{collection} has {path!r}, which {self.name} has not")
+        module = self.torch_head if module == "head" else module.replace(SEPARATOR, ".")
+        return f"{module}.{self.leaf_names[collection, leaf]}"
+
+    def torch_axes(self, path: str, ndim: int) -> tuple[int, ...]:
+        """A leaf's axes in PyTorch's order; a kernel (*window, c_in, c_out) is mirrored there."""
+        if path.rpartition(SEPARATOR)[2] != "kernel":
+            return tuple(range(ndim))
+        return (ndim - 1, ndim - 2, *range(ndim - 2))
+
+    def shapes(self, num_classes: int = 0) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+        """Every leaf of the variables, by collection and path; nothing is computed."""
+        size = max(self.min_size, 32)
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        model = create_model(self.name, num_classes)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        return {collection: flatten(tree) for collection, tree in variables.items()}
+
+
+MODELS: Registry[ModelSpec] = Registry("model")
+
+
+def register(spec: ModelSpec) -> ModelSpec:
+    """Makes an architecture known by its name, and returns it."""
+    return MODELS.add(spec.name, spec)
 
 
 def list_models() -> list[str]:
-    """Names of all registered models, by family and size."""
-    return list(_MODELS)
+    """Names of all registered models, by family and size.
+
+    >>> list_models()[:5]
+    ['resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18']
+    """
+    return list(MODELS)
 
 
 def get_spec(name: str) -> ModelSpec:
@@ -58,15 +147,17 @@ def get_spec(name: str) -> ModelSpec:
     Raises:
       UserError: There is no such model; names the nearest.
     """
-    return _entry(name)[0]
+    return MODELS[name]
 
 
 def create_model(name: str, num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
     """A Flax Linen module, hashable by value.
 
     `model.apply(variables, images, train=False)` maps normalised NHWC images to float32 logits
-    (n, num_classes). With `train=True` batch norms use the batch's statistics, and update
-    `batch_stats` if that collection is mutable.
+    (n, num_classes). With `train=True` everything that training switches is on: dropout and its
+    like, for models that have it (they then want `rngs`), and batch norms use the batch's
+    statistics, and update `batch_stats` if that collection is mutable. `use_running_average`
+    decides on the batch norms alone: True freezes their statistics whatever `train` is.
 
     Args:
       name: One of `list_models()`.
@@ -76,103 +167,12 @@ def create_model(name: str, num_classes: int, dtype: Any = jnp.float32) -> nn.Mo
 
     Raises:
       UserError: There is no such model, or `num_classes` is negative.
+
+    >>> model = create_model("resnet20", num_classes=5)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    >>> model.apply(variables, jnp.zeros((2, 32, 32, 3))).shape
+    (2, 5)
     """
     if num_classes < 0:
         raise UserError(f"num_classes is {num_classes}; wanted a number of classes, or 0")
-    return _entry(name)[1](num_classes=num_classes, dtype=jnp.dtype(dtype))
-
-
-def _entry(name: str) -> tuple[ModelSpec, Callable[..., nn.Module]]:
-    if name in _MODELS:
-        return _MODELS[name]
-    near = difflib.get_close_matches(name, _MODELS, n=1, cutoff=0.0)[0]
-    raise UserError(
-        f"there is no model {name!r}; did you mean {near!r}? The models are {', '.join(_MODELS)}"
-    )
-
-
-def _builder(cls: Callable[..., nn.Module], **fields: Any) -> Callable[..., nn.Module]:
-    return lambda num_classes, dtype: cls(**fields, num_classes=num_classes, dtype=dtype)
-
-
-def _imagenet(
-    name: str,
-    family: str,
-    num_features: int,
-    digits: str,
-    cls: Any,
-    min_size: int = 1,
-    **fields: Any,
-) -> tuple[ModelSpec, Callable[..., nn.Module]]:
-    spec = ModelSpec(
-        name=name,
-        family=family,
-        num_features=num_features,
-        input_size=224,
-        torch_head="fc" if family == "resnet" else "classifier",
-        licence="BSD-3-Clause",
-        min_size=min_size,
-        hub_id=f"timm/{name}.tv_in1k",
-        torch_file=f"{name}-{digits}.pth",
-    )
-    return spec, _builder(cls, **fields)
-
-
-def _resnet(
-    layers: int, digits: str, block: Any, *depths: int
-) -> tuple[ModelSpec, Callable[..., nn.Module]]:
-    features = 512 if block is BasicBlock else 2048
-    return _imagenet(
-        f"resnet{layers}", "resnet", features, digits, ResNet, block=block, depths=depths
-    )
-
-
-def _densenet(
-    layers: int, digits: str, *depths: int, growth: int = 32, init_features: int = 64
-) -> tuple[ModelSpec, Callable[..., nn.Module]]:
-    features = init_features
-    for i, depth in enumerate(depths):
-        features = (features if i == 0 else features // 2) + depth * growth
-    return _imagenet(
-        f"densenet{layers}",
-        "densenet",
-        features,
-        digits,
-        DenseNet,
-        min_size=smallest_image(len(depths)),
-        depths=depths,
-        growth=growth,
-        init_features=init_features,
-    )
-
-
-def _cifar_resnet(layers: int) -> tuple[ModelSpec, Callable[..., nn.Module]]:
-    spec = ModelSpec(
-        name=f"resnet{layers}",
-        family="cifar_resnet",
-        num_features=64,
-        input_size=32,
-        torch_head="linear",
-        licence="BSD-2-Clause",
-    )
-    return spec, _builder(CifarResNet, depth=(layers - 2) // 6)
-
-
-_MODELS = {
-    spec.name: (spec, build)
-    for spec, build in (
-        _cifar_resnet(20),
-        _cifar_resnet(32),
-        _cifar_resnet(44),
-        _cifar_resnet(56),
-        _resnet(18, "f37072fd", BasicBlock, 2, 2, 2, 2),
-        _resnet(34, "b627a593", BasicBlock, 3, 4, 6, 3),
-        _resnet(50, "0676ba61", Bottleneck, 3, 4, 6, 3),
-        _resnet(101, "63fe2227", Bottleneck, 3, 4, 23, 3),
-        _resnet(152, "394f9c45", Bottleneck, 3, 8, 36, 3),
-        _densenet(121, "a639ec97", 6, 12, 24, 16),
-        _densenet(161, "8d451a50", 6, 12, 36, 24, growth=48, init_features=96),
-        _densenet(169, "b2777c0a", 6, 12, 32, 32),
-        _densenet(201, "c1103571", 6, 12, 48, 32),
-    )
-}
+    return get_spec(name).build(num_classes=num_classes, dtype=jnp.dtype(dtype))

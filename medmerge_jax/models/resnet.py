@@ -4,12 +4,14 @@ He et al., "Deep residual learning for image recognition" (arXiv 1512.03385). Su
 torchvision's names, so that a parameter's path is its PyTorch name with "/" for ".".
 """
 
+import functools
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from medmerge_jax.merging.spaces import residual_spaces
 from medmerge_jax.models.layers import (
     KAIMING_FAN_IN,
     Conv,
@@ -17,7 +19,9 @@ from medmerge_jax.models.layers import (
     global_average,
     max_pool,
 )
-from medmerge_jax.models.norm import BatchNorm
+from medmerge_jax.models.norm import BatchNorm, resolve
+from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.models.registry import ModelSpec, register
 
 Array = jax.Array
 
@@ -36,13 +40,13 @@ class BasicBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, use_running_average: bool) -> Array:
         """Maps (n, h, w, c) to (n, h/stride, w/stride, width)."""
         y = Conv(self.width, 3, self.stride, self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, train))
+        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, use_running_average))
         y = Conv(self.width, 3, 1, self.dtype, name="conv2")(y)
-        y = BatchNorm(self.dtype, name="bn2")(y, train)
-        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, train))
+        y = BatchNorm(self.dtype, name="bn2")(y, use_running_average)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, use_running_average))
 
 
 class Bottleneck(nn.Module):
@@ -59,15 +63,15 @@ class Bottleneck(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, use_running_average: bool) -> Array:
         """Maps (n, h, w, c) to (n, h/stride, w/stride, 4 · width)."""
         y = Conv(self.width, 1, 1, self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, train))
+        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, use_running_average))
         y = Conv(self.width, 3, self.stride, self.dtype, name="conv2")(y)
-        y = nn.relu(BatchNorm(self.dtype, name="bn2")(y, train))
+        y = nn.relu(BatchNorm(self.dtype, name="bn2")(y, use_running_average))
         y = Conv(4 * self.width, 1, 1, self.dtype, name="conv3")(y)
-        y = BatchNorm(self.dtype, name="bn3")(y, train)
-        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, train))
+        y = BatchNorm(self.dtype, name="bn3")(y, use_running_average)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, use_running_average))
 
 
 class CifarBlock(nn.Module):
@@ -84,12 +88,12 @@ class CifarBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, use_running_average: bool) -> Array:
         """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, width)."""
         y = Conv(self.width, 3, self.stride, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, train))
+        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, use_running_average))
         y = Conv(self.width, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv2")(y)
-        y = BatchNorm(self.dtype, name="bn2")(y, train)
+        y = BatchNorm(self.dtype, name="bn2")(y, use_running_average)
         extra = (self.width - x.shape[-1]) // 2
         x = x[:, :: self.stride, :: self.stride]
         return nn.relu(y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra, extra))))
@@ -116,17 +120,17 @@ class Downsample(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, use_running_average: bool) -> Array:
         """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, features)."""
         x = Conv(self.features, 1, self.stride, self.dtype, name="0")(x)
-        return BatchNorm(self.dtype, name="1")(x, train)
+        return BatchNorm(self.dtype, name="1")(x, use_running_average)
 
 
-def shortcut(x: Array, features: int, stride: int, dtype: Any, train: bool) -> Array:
+def shortcut(x: Array, features: int, stride: int, dtype: Any, use_running_average: bool) -> Array:
     """The identity where the shape stays, else the calling module's submodule `downsample`."""
     if stride == 1 and x.shape[-1] == features:
         return x
-    return Downsample(features, stride, dtype, name="downsample")(x, train)
+    return Downsample(features, stride, dtype, name="downsample")(x, use_running_average)
 
 
 class Stage(nn.Module):
@@ -147,11 +151,11 @@ class Stage(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, use_running_average: bool) -> Array:
         """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, c')."""
         for i in range(self.depth):
             stride = self.stride if i == 0 else 1
-            x = self.block(self.width, stride, self.dtype, name=str(i))(x, train)
+            x = self.block(self.width, stride, self.dtype, name=str(i))(x, use_running_average)
         return x
 
 
@@ -171,23 +175,27 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, train: bool = False, use_running_average: bool | None = None
+    ) -> Array:
         """Logits, or pooled features without a head.
 
         Args:
           x: (n, h, w, 3), normalised.
-          train: Batch norms use the batch's statistics.
+          train: Training mode; there is nothing in it but what the batch norms do.
+          use_running_average: Of the batch norms; by default not in training mode.
 
         Returns:
           float32 (n, num_classes), or (n, features) if `num_classes` is 0.
         """
+        use_running_average = resolve(train, use_running_average)
         x = Conv(64, 7, 2, self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, train))
+        x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, use_running_average))
         x = max_pool(x)
         for i, depth in enumerate(self.depths):
             stride = 1 if i == 0 else 2
             stage = Stage(self.block, depth, 64 * 2**i, stride, self.dtype, name=f"layer{i + 1}")
-            x = stage(x, train)
+            x = stage(x, use_running_average)
         x = global_average(x)
         return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
 
@@ -206,23 +214,62 @@ class CifarResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(
+        self, x: Array, train: bool = False, use_running_average: bool | None = None
+    ) -> Array:
         """Logits, or pooled features without a head.
 
         Args:
           x: (n, h, w, 3), normalised.
-          train: Batch norms use the batch's statistics.
+          train: Training mode; there is nothing in it but what the batch norms do.
+          use_running_average: Of the batch norms; by default not in training mode.
 
         Returns:
           float32 (n, num_classes), or (n, 64) if `num_classes` is 0.
         """
+        use_running_average = resolve(train, use_running_average)
         x = Conv(16, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, train))
+        x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, use_running_average))
         for i in range(3):
             stride = 1 if i == 0 else 2
             stage = Stage(
                 CifarBlock, self.depth, 16 * 2**i, stride, self.dtype, name=f"layer{i + 1}"
             )
-            x = stage(x, train)
+            x = stage(x, use_running_average)
         x = global_average(x)
         return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
+
+
+for _depth in (3, 5, 7, 9):
+    register(
+        ModelSpec(
+            name=f"resnet{6 * _depth + 2}",
+            build=functools.partial(CifarResNet, depth=_depth),
+            num_features=64,
+            preprocessing=Preprocessing(size=32),
+            torch_head="linear",
+            licence="BSD-2-Clause",
+            spaces=residual_spaces,
+        )
+    )
+
+for _layers, _digits, _block, _depths in (
+    (18, "f37072fd", BasicBlock, (2, 2, 2, 2)),
+    (34, "b627a593", BasicBlock, (3, 4, 6, 3)),
+    (50, "0676ba61", Bottleneck, (3, 4, 6, 3)),
+    (101, "63fe2227", Bottleneck, (3, 4, 23, 3)),
+    (152, "394f9c45", Bottleneck, (3, 8, 36, 3)),
+):
+    register(
+        ModelSpec(
+            name=f"resnet{_layers}",
+            build=functools.partial(ResNet, block=_block, depths=_depths),
+            num_features=512 if _block is BasicBlock else 2048,
+            preprocessing=Preprocessing(size=224, resize="crop"),
+            torch_head="fc",
+            licence="BSD-3-Clause",
+            hub_id=f"timm/resnet{_layers}.tv_in1k",
+            torch_file=f"resnet{_layers}-{_digits}.pth",
+            spaces=residual_spaces,
+        )
+    )

@@ -100,7 +100,11 @@ class Experiment:
         self.inputs = inputs
         spec = get_spec(config.architecture)
         self._num_features = spec.num_features
-        self._normalisation = {"mean": spec.mean, "std": spec.std}
+        self._rngs = spec.rngs
+        self._role = spec.role
+        self.preprocessing = dataclasses.replace(
+            spec.preprocessing, size=config.image_size, resize=config.data.resize
+        )
         self._dtype = compute_dtype(config.precision)
         self._augmentation = POLICIES.get(config.augmentation)
 
@@ -178,7 +182,8 @@ class Experiment:
     ) -> Trained:
         """Trains the head; on frozen features that are computed once where they do not change.
 
-        They do where batch norms train too, and where every epoch has other images.
+        They do where batch norms train too, where every epoch has other images, and where the
+        model draws random numbers, as for dropout.
 
         Args:
           model: Where to start.
@@ -186,8 +191,10 @@ class Experiment:
           shared_as: A name under which later probes of this very backbone find its features.
         """
         variables = model.variables
-        if train_batch_norm or self._augmentation is not None:
-            start = parameterization.linear_probe(variables, train_batch_norm=train_batch_norm)
+        if train_batch_norm or self._augmentation is not None or self._rngs:
+            start = parameterization.linear_probe(
+                variables, train_batch_norm=train_batch_norm, role=self._role
+            )
             name = "lp_bn" if train_batch_norm else "lp"
             return model.after(self._train(name, start, self.config.lp))
         head = {"params": {"head": variables["params"]["head"]}}
@@ -212,6 +219,7 @@ class Experiment:
             granularity=merge.granularity,
             constraint=merge.constraint,
             train_batch_norm=merge.train_batch_norm,
+            role=self._role,
         )
         result = self._train("merge_lp", start, self.config.lp)
         coefficients = effective_coefficients(
@@ -258,7 +266,9 @@ class Experiment:
         return create_model(self.config.architecture, num_classes=classes, dtype=self._dtype)
 
     def _network(self, model: Any) -> Network:
-        return Network(model, **self._normalisation, mesh=self.inputs.mesh)
+        # A head on features draws no random numbers.
+        rngs = () if isinstance(model, LinearHead) else self._rngs
+        return Network(model, self.preprocessing, self.inputs.mesh, rngs)
 
     def _feature_batches(self, variables: Tree, split: str, shared_as: str) -> Batches:
         """The split as features of a frozen backbone."""

@@ -268,7 +268,7 @@ def missing_parents(config: Config, names: list[str], sources: list[str]) -> lis
 def random_variables(config: Config) -> Tree:
     """A backbone as initialised, from `config.seed`."""
     model = create_model(config.architecture, num_classes=0)
-    size = get_spec(config.architecture).input_size
+    size = get_spec(config.architecture).preprocessing.size
     images = jnp.zeros((1, size, size, 3))
     # It runs once, so that optimizing it takes longer than it saves.
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})

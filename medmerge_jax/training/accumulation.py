@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from medmerge_jax.runtime.mesh import replicated
 from medmerge_jax.training.loss import total_weight
 from medmerge_jax.training.parameterization import Tree
-from medmerge_jax.training.step import Batch, Task, TrainState, gradients, update
+from medmerge_jax.training.step import Batch, Task, TrainState, gradients, random_streams, update
 
 
 def accumulated_step(
@@ -30,9 +30,10 @@ def accumulated_step(
     """
     labels, batch_stats = tuple(part["labels"] for part in batch), state.batch_stats
     sums, total = _begin(task, state.trainable, labels, class_weights)
-    for part in batch:  # in a loop of the compiler, convolutions lose their threads
+    for index, part in enumerate(batch):  # a loop of the compiler would convolve on one thread
+        rngs = random_streams(task.network, key, state.step, index)
         sums, batch_stats = _add_part(
-            task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, key
+            task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, key, rngs
         )
     grads, loss = sums
     # The running averages from before the first part were donated to it.
@@ -65,9 +66,10 @@ def _add_part(
     class_weights: jax.Array,
     total: jax.Array,
     key: jax.Array | None,
+    rngs: dict[str, jax.Array] | None,
 ) -> tuple[tuple[Tree, jax.Array], Tree]:
     """Gradients and loss added to `sums`, and the new batch statistics."""
     (loss, batch_stats), grads = gradients(
-        task, trainable, batch_stats, frozen, part, class_weights, key, total
+        task, trainable, batch_stats, frozen, part, class_weights, key, rngs, total
     )
     return jax.tree.map(jnp.add, sums, (grads, loss)), batch_stats

@@ -127,7 +127,7 @@ def _train_epoch(
         zero = replicate(jnp.zeros((), jnp.float32), mesh)
         progress.state = progress.state._replace(loss_sum=zero)
     key = None
-    if stage.augmentation is not None:
+    if stage.augmentation is not None or task.network.rngs:
         key = replicate_key(epoch_key(seed, epoch), mesh)
     in_flight: collections.deque[jax.Array] = collections.deque()
     batches = train.epoch(seed, epoch, first) if first < steps else ()

@@ -5,7 +5,7 @@ Every stage of this library runs the same step. Stages differ only in the pure f
     params = assemble(trainable, frozen)
 
 and in whether batch norms use the statistics of the batch. Gradients are taken with respect to
-`trainable` alone.
+`trainable` alone. Parameters are flat here, arrays by path; the step nests them once.
 
 | stage              | trainable                       | frozen                 | assemble       |
 |--------------------|---------------------------------|------------------------|----------------|
@@ -18,13 +18,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
-from medmerge_jax.merging import init_coefficients, is_conv_kernel, merge_kernels, merge_variables
-from medmerge_jax.merging.trees import flatten, unflatten, without_head
+from medmerge_jax.merging import init_coefficients, merge_kernels, merge_variables
+from medmerge_jax.merging.trees import flatten, without_head
+from medmerge_jax.models.registry import leaf_role
 
 Tree = dict[str, Any]
-Assemble = Callable[[Tree, Tree], Tree]
+Flat = dict[str, Any]
+Assemble = Callable[[Tree, Tree], Flat]
+Role = Callable[[str, Any], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +33,11 @@ class Parameterization:
     """A point to start a stage from.
 
     Attributes:
-      trainable: `{"params": ...}`, for a merge also `"coefficients"`; gets gradients.
-      frozen: `{"params": ...}`, for a merge also `"parents"`, a tuple of trees of kernels.
-      assemble: `assemble(trainable, frozen) -> params` of the model; pure and hashable.
-      batch_stats: running statistics of the batch norms.
+      trainable: `{"params": {path: array}}`, for a merge also `"coefficients"`; gets gradients.
+      frozen: `{"params": {path: array}}`, for a merge also `"parents"`, a tuple of kernels by path.
+      assemble: `assemble(trainable, frozen)` gives all parameters of the model by path; pure and
+        hashable.
+      batch_stats: Running statistics of the batch norms, nested.
       train_batch_norm: Batch statistics are used and running averages updated; otherwise the
         batch norms use their running statistics, which stay as they are.
     """
@@ -49,30 +51,25 @@ class Parameterization:
 
 def fine_tune(variables: Tree) -> Parameterization:
     """Everything is trained."""
-    return Parameterization(
-        trainable={"params": variables["params"]},
-        frozen={"params": {}},
-        assemble=put_together,
-        batch_stats=variables.get("batch_stats", {}),
-        train_batch_norm=True,
-    )
+    params = flatten(variables["params"])
+    return _probe(params, {}, variables.get("batch_stats", {}), train_batch_norm=True)
 
 
-def linear_probe(variables: Tree, *, train_batch_norm: bool = False) -> Parameterization:
+def linear_probe(
+    variables: Tree, *, train_batch_norm: bool = False, role: Role = leaf_role
+) -> Parameterization:
     """The head is trained on a frozen backbone; optionally the batch norms with it.
 
     With `train_batch_norm` this is the control of a merge linear probe: the same trainable
     batch norms and head, but one parent and no coefficients.
+
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}`.
+      train_batch_norm: Whether the norms are trained too, on the statistics of the batch.
+      role: What each parameter is, see `ModelSpec.role`.
     """
-    params = flatten(variables["params"])
-    trainable, frozen = _partition(params, lambda path: _is_trained(path, train_batch_norm))
-    return Parameterization(
-        trainable={"params": unflatten(trainable)},
-        frozen={"params": unflatten(frozen)},
-        assemble=put_together,
-        batch_stats=variables.get("batch_stats", {}),
-        train_batch_norm=train_batch_norm,
-    )
+    trainable, frozen = _partition(flatten(variables["params"]), role, train_batch_norm)
+    return _probe(trainable, frozen, variables.get("batch_stats", {}), train_batch_norm)
 
 
 def merge_linear_probe(
@@ -82,6 +79,7 @@ def merge_linear_probe(
     granularity: str = "kernel",
     constraint: str = "none",
     train_batch_norm: bool = True,
+    role: Role = leaf_role,
 ) -> Parameterization:
     """Stage 1 of MedMerge (arXiv 2403.11646): coefficients, batch norms and head are trained.
 
@@ -94,33 +92,40 @@ def merge_linear_probe(
       granularity: "kernel" (one coefficient per output filter), "layer", "slice", "parameter".
       constraint: "none" (the paper's), "clip" or "sigmoid".
       train_batch_norm: False freezes the averaged batch norms (the paper's ablation).
+      role: What each parameter is, see `ModelSpec.role`.
     """
     backbones = [without_head(parent) for parent in parents]
+
+    def is_kernel(path: str, leaf: Any) -> bool:
+        return role(path, leaf) == "kernel"
+
     coefficients = init_coefficients(
         backbones[0]["params"],
         num_parents=len(parents),
         granularity=granularity,
         constraint=constraint,
+        is_kernel=is_kernel,
     )
-    merged = merge_variables(backbones, coefficients, constraint=constraint)
+    merged = merge_variables(backbones, coefficients, constraint=constraint, is_kernel=is_kernel)
     params = flatten({**merged["params"], "head": head})
-    rest = {path: leaf for path, leaf in params.items() if not _is_merged(path, leaf)}
-    trainable, frozen = _partition(rest, lambda path: _is_trained(path, train_batch_norm))
+    rest = {path: leaf for path, leaf in params.items() if not is_kernel(path, leaf)}
+    trainable, frozen = _partition(rest, role, train_batch_norm)
+    kernels = [
+        {path: leaf for path, leaf in flatten(backbone["params"]).items() if is_kernel(path, leaf)}
+        for backbone in backbones
+    ]
     return Parameterization(
-        trainable={"coefficients": coefficients, "params": unflatten(trainable)},
-        frozen={
-            "params": unflatten(frozen),
-            "parents": tuple(_kernels(backbone["params"]) for backbone in backbones),
-        },
+        trainable={"coefficients": flatten(coefficients), "params": trainable},
+        frozen={"params": frozen, "parents": tuple(kernels)},
         assemble=Blend(constraint),
         batch_stats=merged.get("batch_stats", {}),
         train_batch_norm=train_batch_norm,
     )
 
 
-def put_together(trainable: Tree, frozen: Tree) -> Tree:
-    """Parameters whose trainable and frozen parts are disjoint sub-trees."""
-    return unflatten({**flatten(frozen["params"]), **flatten(trainable["params"])})
+def put_together(trainable: Tree, frozen: Tree) -> Flat:
+    """Parameters of which each is either trainable or frozen."""
+    return {**frozen["params"], **trainable["params"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,31 +134,29 @@ class Blend:
 
     constraint: str
 
-    def __call__(self, trainable: Tree, frozen: Tree) -> Tree:
+    def __call__(self, trainable: Tree, frozen: Tree) -> Flat:
         """The model's parameters for these coefficients."""
         kernels = merge_kernels(
-            frozen["parents"], trainable["coefficients"], constraint=self.constraint
+            frozen["parents"],
+            trainable["coefficients"],
+            constraint=self.constraint,
+            is_kernel=lambda path, leaf: True,
         )
-        rest = {"params": {**flatten(frozen["params"]), **flatten(kernels)}}
-        return put_together(trainable, {"params": unflatten(rest["params"])})
+        return {**kernels, **put_together(trainable, frozen)}
 
 
-def _is_merged(path: str, leaf: jax.Array) -> bool:
-    return not path.startswith("head/") and is_conv_kernel(path, leaf)
+def _probe(trainable: Flat, frozen: Flat, stats: Tree, train_batch_norm: bool) -> Parameterization:
+    return Parameterization(
+        trainable={"params": trainable},
+        frozen={"params": frozen},
+        assemble=put_together,
+        batch_stats=stats,
+        train_batch_norm=train_batch_norm,
+    )
 
 
-def _kernels(params: Tree) -> Tree:
-    return unflatten({p: leaf for p, leaf in flatten(params).items() if _is_merged(p, leaf)})
-
-
-def _is_trained(path: str, train_batch_norm: bool) -> bool:
-    """Whether a probe trains this parameter: the head's, and on request the batch norms'."""
-    is_norm = path.rsplit("/", 1)[-1] in ("scale", "bias") and not path.startswith("head/")
-    return path.startswith("head/") or (train_batch_norm and is_norm)
-
-
-def _partition(
-    flat: dict[str, Any], condition: Callable[[str], bool]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    inside = {path: leaf for path, leaf in flat.items() if condition(path)}
-    return inside, {path: leaf for path, leaf in flat.items() if path not in inside}
+def _partition(params: Flat, role: Role, train_batch_norm: bool) -> tuple[Flat, Flat]:
+    """What a probe trains, the head and on request the norms, and what it leaves as it is."""
+    trained = ("head", "norm") if train_batch_norm else ("head",)
+    trainable = {path: leaf for path, leaf in params.items() if role(path, leaf) in trained}
+    return trainable, {path: leaf for path, leaf in params.items() if path not in trainable}

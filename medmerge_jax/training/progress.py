@@ -9,6 +9,7 @@ import numpy as np
 
 from medmerge_jax.errors import DivergedError
 from medmerge_jax.evaluation.metrics import METRICS
+from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage.checkpoints import StageCheckpoints
@@ -44,9 +45,10 @@ class Progress:
         }
         self._checkpoints = checkpoints
         self._last_save = time.monotonic()  # what a short stage would lose is soon done again
-        restored = checkpoints.restore(self._tree)
+        restored = checkpoints.restore(lambda values: _nested(self._tree(values)))
         if restored is not None:
             tree, values = restored
+            tree = _flat_like(self._tree(values), tree)
             self.values.update(values)
             self._best = tree["best"]
             self.state = tree.get("state", self.state)
@@ -148,7 +150,7 @@ class Progress:
         tree = self._tree(self.values)
         if "state" in tree:  # its buffers are donated to the next step: the writer gets a copy
             tree["state"] = _copy(self.state)
-        self._checkpoints.save(number, tree, dict(self.values))
+        self._checkpoints.save(number, _nested(tree), dict(self.values))
         self._last_save = time.monotonic()
         self._saved, self.saved_position = (self.epoch, self.step), self.position()
 
@@ -169,6 +171,22 @@ class Progress:
         if values.get("finished"):
             return {"best": self.selected}
         return {"state": self.state, "best": self._best}
+
+
+def _nested(tree: Any) -> Any:
+    """As checkpoints have it: each dict of arrays by path is nested there."""
+    return jax.tree.map(lambda x: unflatten(x) if _is_flat(x) else x, tree, is_leaf=_is_flat)
+
+
+def _flat_like(like: Any, tree: Any) -> Any:
+    """Undoes `_nested`; the structure is that of `like`."""
+    return jax.tree.map(
+        lambda x, node: flatten(node) if _is_flat(x) else node, like, tree, is_leaf=_is_flat
+    )
+
+
+def _is_flat(tree: Any) -> bool:
+    return isinstance(tree, dict) and not any(isinstance(x, dict) for x in tree.values())
 
 
 def _all_finite(tree: Any) -> bool:

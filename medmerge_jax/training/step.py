@@ -9,12 +9,16 @@ import jax.numpy as jnp
 import optax
 
 from medmerge_jax.images.augment import Policy, augment
+from medmerge_jax.merging.trees import unflatten
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.mesh import batch_sharded, replicated
 from medmerge_jax.training.loss import weighted_loss
 from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
 
 Batch = dict[str, jax.Array]
+
+_MODELS_OWN = 2**31 - 1
+"""Folded into an epoch's key before a model draws from it; augmentation folds in image numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +107,38 @@ def train_step(
       learning_rate: Scalar; an argument, like the next, so that one compilation serves them all.
       weight_decay: Scalar, see `adamw`.
       class_weights: (classes,), see `weighted_loss`.
-      key: Of the epoch, see `augment.epoch_key`; only needed with augmentation.
+      key: Of the epoch, see `augment.epoch_key`; only needed with augmentation, or by a model that
+        draws random numbers, see `Network.rngs`.
 
     Returns:
       The new state and the loss of this batch before the step, a float32 scalar.
     """
+    rngs = random_streams(task.network, key, state.step)
     (loss, batch_stats), grads = gradients(
-        task, state.trainable, state.batch_stats, frozen, batch, class_weights, key
+        task, state.trainable, state.batch_stats, frozen, batch, class_weights, key, rngs
     )
     state = state._replace(batch_stats=batch_stats)
     return update(state, grads, loss, learning_rate, weight_decay), loss
+
+
+def random_streams(
+    network: Network, key: jax.Array | None, step: jax.Array, part: int = 0
+) -> dict[str, jax.Array] | None:
+    """Keys for what the model draws in a step, or in a part of one; None if it draws nothing.
+
+    Args:
+      network: The model.
+      key: Of the epoch.
+      step: Of the stage.
+      part: Of the batch.
+    """
+    if not network.rngs:
+        return None
+    if key is None:
+        raise ValueError(f"the model draws {', '.join(network.rngs)}: the epoch's key is wanted")
+    for number in (_MODELS_OWN, step, part):
+        key = jax.random.fold_in(key, number)
+    return {name: jax.random.fold_in(key, i) for i, name in enumerate(network.rngs)}
 
 
 def gradients(
@@ -123,6 +149,7 @@ def gradients(
     batch: Batch,
     class_weights: jax.Array,
     key: jax.Array | None,
+    rngs: dict[str, jax.Array] | None,
     total: jax.Array | None = None,
 ) -> tuple[tuple[jax.Array, Tree], Tree]:
     """((loss, new batch statistics), gradients) of a batch.
@@ -145,11 +172,16 @@ def gradients(
         images = augment(task.augmentation, images, batch["indices"], key)
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, Tree]:
-        params = task.assemble(trainable, frozen)
+        params = unflatten(task.assemble(trainable, frozen))
         inputs = task.network.normalise(images)
         variables = {"params": params, "batch_stats": batch_stats}
         logits, updated = task.network.model.apply(
-            variables, inputs, train=task.train_batch_norm, mutable=["batch_stats"]
+            variables,
+            inputs,
+            train=True,
+            use_running_average=not task.train_batch_norm,
+            mutable=["batch_stats"],
+            rngs=rngs,
         )
         loss = weighted_loss(
             logits, batch["labels"], class_weights, multilabel=task.multilabel, total=total
@@ -181,6 +213,6 @@ def update(
 
 
 collapse = jax.jit(
-    lambda assemble, trainable, frozen: assemble(trainable, frozen), static_argnums=0
+    lambda assemble, trainable, frozen: unflatten(assemble(trainable, frozen)), static_argnums=0
 )
-"""The model's own parameters: coefficients and parents are used up."""
+"""The model's own parameters, nested: coefficients and parents are used up."""

@@ -45,9 +45,9 @@ def find_imagenet_weights(architecture: str) -> LocatedWeights:
     spec = get_spec(architecture)
     if spec.hub_id is None or spec.torch_file is None:
         raise UserError(
-            f"there are no ImageNet weights of {architecture}, a network for {spec.input_size}-"
-            "pixel images. Give the path of a weight file, or take an ImageNet architecture such "
-            "as resnet18"
+            f"there are no ImageNet weights of {architecture}, a network for "
+            f"{spec.preprocessing.size}-pixel images. Give the path of a weight "
+            "file, or take an ImageNet architecture such as resnet18"
         )
     found = _in_own_folder(architecture) or _in_torch_cache(spec.torch_file)
     found = found or _from_hub(spec, spec.hub_id, spec.torch_file)

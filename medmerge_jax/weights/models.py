@@ -34,7 +34,8 @@ def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
     Args:
       architecture: One of `models.list_models()`.
       path: `.safetensors`, `.npz`, or a `.pth`/`.pt` of `torch.save`, which is read without
-        PyTorch and without running its code. The head may have any number of classes or lack.
+        PyTorch and without running its code; or a model or run directory. The head may have any
+        number of classes or lack.
 
     Returns:
       `{"params": ..., "batch_stats": ...}`, nested dicts of float32 NumPy arrays.
@@ -43,8 +44,8 @@ def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
       UserError: The file cannot be read, or its tensors are not those of the architecture.
     """
     get_spec(architecture)
-    path = Path(path).expanduser()
-    return variables_from_torch(architecture, read_tensors(path), str(path))
+    file = _weight_file(Path(path).expanduser())
+    return variables_from_torch(architecture, read_tensors(file), str(file))
 
 
 def save_weights(
@@ -174,9 +175,9 @@ def _imagenet_parent(architecture: str) -> tuple[Variables, dict[str, Any]]:
     card = {
         "architecture": architecture,
         "num_classes": 1000,
-        "image_size": spec.input_size,
-        "mean": list(spec.mean),
-        "std": list(spec.std),
+        "image_size": spec.preprocessing.size,
+        "mean": list(spec.preprocessing.mean),
+        "std": list(spec.preprocessing.std),
         "data": "ImageNet-1k",
         "licence": spec.licence,
         "origin": found.origin,

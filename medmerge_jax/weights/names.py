@@ -12,30 +12,20 @@ Paths agree but for "." and "/", the head's name and the last part:
 """
 
 import functools
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten, network_order, unflatten
-from medmerge_jax.models import create_model, get_spec, list_models
+from medmerge_jax.models import get_spec, list_models
 
 Variables = dict[str, Any]
 Shape = tuple[int, ...]
 
-LEAVES = {
-    ("params", "scale"): "weight",
-    ("params", "kernel"): "weight",
-    ("params", "bias"): "bias",
-    ("batch_stats", "mean"): "running_mean",
-    ("batch_stats", "var"): "running_var",
-}
 COUNTER = "num_batches_tracked"
-OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 MOST_LISTED = 8
 
 
@@ -71,16 +61,18 @@ def variables_from_torch(
       UserError: A tensor is missing, extra, misshapen, not floating point or not finite. Names
         the tensors, and the architecture that they fit if it is another one.
     """
-    named = _modern_names(tensors, origin)
+    named = _modern_names(architecture, tensors, origin)
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     slots = _slots(architecture, _num_classes(architecture, shapes))
     problems = _mismatch(slots, shapes)
     if problems:
-        raise UserError(_mismatch_message(architecture, shapes, problems, origin))
+        raise UserError(_mismatch_message(architecture, tensors, problems, origin))
+    spec = get_spec(architecture)
     flat: dict[str, dict[str, np.ndarray]] = {"params": {}, "batch_stats": {}}
     for name, slot in slots.items():
         array = _float32(name, named[name], origin)
-        flat[slot.collection][slot.path] = np.ascontiguousarray(_flax_layout(array))
+        axes = np.argsort(spec.torch_axes(slot.path, array.ndim))
+        flat[slot.collection][slot.path] = np.ascontiguousarray(array.transpose(axes))
     return {collection: unflatten(leaves) for collection, leaves in flat.items()}
 
 
@@ -91,8 +83,7 @@ def fitting_architectures(tensors: Mapping[str, np.ndarray], origin: str) -> lis
       tensors: By PyTorch name.
       origin: The file, for messages.
     """
-    named = _modern_names(tensors, origin)
-    return _fitting({name: tuple(tensor.shape) for name, tensor in named.items()})
+    return _fitting(tensors, origin)
 
 
 def variables_to_torch(
@@ -111,20 +102,21 @@ def variables_to_torch(
     Raises:
       UserError: A leaf is missing, extra or misshapen.
     """
+    spec = get_spec(architecture)
     leaves = {
         (collection, path): np.asarray(leaf, dtype=dtype)
         for collection in ("params", "batch_stats")
         for path, leaf in flatten(variables.get(collection, {})).items()
     }
     tensors = {
-        _torch_name(architecture, collection, path): _torch_layout(leaf)
+        spec.torch_name(collection, path): leaf.transpose(spec.torch_axes(path, leaf.ndim))
         for (collection, path), leaf in leaves.items()
     }
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     slots = _slots(architecture, _num_classes(architecture, shapes))
     problems = _mismatch(slots, shapes)
     if problems:
-        raise UserError(_mismatch_message(architecture, shapes, problems, "these variables"))
+        raise UserError(_mismatch_message(architecture, tensors, problems, "these variables"))
     complete: dict[str, np.ndarray] = {}
     for name in slots:
         complete[name] = tensors[name]
@@ -133,11 +125,14 @@ def variables_to_torch(
     return complete
 
 
-def _modern_names(tensors: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
+def _modern_names(
+    architecture: str, tensors: Mapping[str, np.ndarray], origin: str
+) -> dict[str, np.ndarray]:
+    modern_name = get_spec(architecture).modern_name
     prefixed = all(name.startswith("module.") for name in tensors)
     named: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
-        new = OLD_DENSENET.sub(r"\1\2", name.removeprefix("module.") if prefixed else name)
+        new = modern_name(name.removeprefix("module.") if prefixed else name)
         if new in named:
             raise UserError(f"{origin}: tensor {new!r} is there twice, under an old name too")
         named[new] = tensor
@@ -154,38 +149,13 @@ def _num_classes(architecture: str, shapes: Mapping[str, Shape]) -> int:
 @functools.lru_cache(maxsize=64)
 def _slots(architecture: str, num_classes: int) -> dict[str, Slot]:
     """By PyTorch name, in network order."""
-    model = create_model(architecture, num_classes)
-    # DenseNet needs 32 pixels to have one left after its five halvings.
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    spec = get_spec(architecture)
     slots = {}
-    for collection, tree in variables.items():
-        for path, leaf in flatten(tree).items():
-            shape = tuple(leaf.shape[axis] for axis in _TORCH_AXES.get(len(leaf.shape), (0,)))
-            slots[_torch_name(architecture, collection, path)] = Slot(collection, path, shape)
+    for collection, leaves in spec.shapes(num_classes).items():
+        for path, leaf in leaves.items():
+            shape = tuple(leaf.shape[axis] for axis in spec.torch_axes(path, leaf.ndim))
+            slots[spec.torch_name(collection, path)] = Slot(collection, path, shape)
     return dict(sorted(slots.items(), key=lambda item: network_order(item[1].path)))
-
-
-# Axes of a Flax kernel in PyTorch's order, by rank: convolution, head. And back.
-_TORCH_AXES: dict[int, Shape] = {4: (3, 2, 0, 1), 2: (1, 0)}
-_FLAX_AXES: dict[int, Shape] = {4: (2, 3, 1, 0), 2: (1, 0)}
-
-
-def _torch_layout(array: np.ndarray) -> np.ndarray:
-    return array.transpose(_TORCH_AXES.get(array.ndim))
-
-
-def _flax_layout(array: np.ndarray) -> np.ndarray:
-    return array.transpose(_FLAX_AXES.get(array.ndim))
-
-
-def _torch_name(architecture: str, collection: str, path: str) -> str:
-    module, _, leaf = path.rpartition("/")
-    if (collection, leaf) not in LEAVES:
-        raise UserError(f"{collection} has {path!r}, which {architecture} has not")
-    if module == "head":
-        module = get_spec(architecture).torch_head
-    return f"{module.replace('/', '.')}.{LEAVES[collection, leaf]}"
 
 
 def _counter(running_var: str) -> str:
@@ -213,26 +183,29 @@ def _mismatch(slots: Mapping[str, Slot], shapes: Mapping[str, Shape]) -> dict[st
 
 def _mismatch_message(
     architecture: str,
-    shapes: Mapping[str, Shape],
+    tensors: Mapping[str, np.ndarray],
     problems: Mapping[str, list[str]],
     origin: str,
 ) -> str:
     lines = [f"{origin}: the tensors do not fit {architecture}."]
     lines += [f"  {kind}: {_listed(entries)}" for kind, entries in problems.items()]
-    if fitting := _fitting(shapes):
+    if fitting := _fitting(tensors, origin):
         lines.append(f"  They fit {' and '.join(fitting)}: is that the architecture you want?")
     else:
         lines.append(f"  Give a file of {architecture} with torchvision's tensor names.")
     return "\n".join(lines)
 
 
-def _fitting(shapes: Mapping[str, Shape]) -> list[str]:
-    return [
-        name
-        for name in list_models()
-        if _head_fits(name, shapes)
-        and not _mismatch(_slots(name, _num_classes(name, shapes)), shapes)
-    ]
+def _fitting(tensors: Mapping[str, np.ndarray], origin: str) -> list[str]:
+    return [name for name in list_models() if _fits(name, tensors, origin)]
+
+
+def _fits(architecture: str, tensors: Mapping[str, np.ndarray], origin: str) -> bool:
+    named = _modern_names(architecture, tensors, origin)
+    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+    return _head_fits(architecture, shapes) and not _mismatch(
+        _slots(architecture, _num_classes(architecture, shapes)), shapes
+    )
 
 
 def _head_fits(architecture: str, shapes: Mapping[str, Shape]) -> bool:

@@ -21,7 +21,7 @@ from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.runtime.mesh import data_mesh, fetch, replicate
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.accumulation import accumulated_step
-from medmerge_jax.training.step import Task, init_state, train_step
+from medmerge_jax.training.step import Task, collapse, init_state, train_step
 
 CLASSES = 3
 
@@ -51,7 +51,7 @@ def run(
     mesh = data_mesh()
     spec = get_spec("resnet20")
     dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
-    network = Network(CifarResNet(depth, CLASSES, dtype), spec.mean, spec.std, mesh)
+    network = Network(CifarResNet(depth, CLASSES, dtype), spec.preprocessing, mesh)
     start = start_of(stage, depth)
     if dtype == jnp.float64:
         start = jax.tree.map(lambda x: np.asarray(x, dtype) if hasattr(x, "dtype") else x, start)
@@ -77,7 +77,7 @@ def run(
                 break
         if len(losses) == steps:
             break
-    params = start.assemble(state.trainable, frozen)
+    params = collapse(start.assemble, state.trainable, frozen)
     logits = predict(network, {"params": params, "batch_stats": state.batch_stats}, batches)
     return {
         "losses": np.array(losses),

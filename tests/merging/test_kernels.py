@@ -16,6 +16,7 @@ from medmerge_jax.merging import (
     merge_variables,
     zeros_parent,
 )
+from medmerge_jax.models import get_spec, list_models
 
 SHAPES = {"kernel": (4,), "layer": (), "slice": (3, 4), "parameter": (3, 3, 3, 4)}
 # No subnormal numbers, nor such products: XLA flushes them to zero, NumPy does not.
@@ -413,8 +414,95 @@ def test_linen_models():
     parents = [flax.core.freeze(Small().init(jax.random.key(seed), images)) for seed in (0, 1)]
     coefficients = init_coefficients(parents[0]["params"])
     merged = merge_variables(parents, filled(1.0, coefficients))
-    merged["params"]["head"] = parents[0]["params"]["head"]
+    merged = {**merged, "params": {**merged["params"], "head": parents[0]["params"]["head"]}}
     # The batch norms of fresh parents are equal, so only the kernels decide.
     expected = Small().apply(parents[0], images)
     np.testing.assert_allclose(Small().apply(merged, images), expected, rtol=1e-6)
     assert jnp.any(Small().apply(parents[1], images) != expected)
+
+
+def test_a_head_under_another_name_is_named():
+    parents = [
+        {"conv": {"kernel": np.full((1, 1, 2, 3), x)}, "classifier": {"kernel": np.full((3, 2), x)}}
+        for x in (1.0, 3.0)
+    ]
+
+    def is_head(path):
+        return path.startswith("classifier/")
+
+    coefficients = init_coefficients(parents[0], is_head=is_head)
+    merged = merge_kernels(parents, coefficients, is_head=is_head)
+    assert set(merged) == {"conv"}
+    variables = [{"params": parent} for parent in parents]
+    assert set(merge_variables(variables, coefficients, is_head=is_head)["params"]) == {"conv"}
+    assert set(zeros_parent(variables[0], is_head=is_head)["params"]) == {"conv"}
+    # A head that nobody names is averaged like everything else.
+    assert set(merge_kernels(parents, coefficients)) == {"conv", "classifier"}
+
+
+@pytest.mark.parametrize("collections", [("params",), ("params", "batch_stats")])
+def test_whole_variables_are_refused_with_the_mend(collections):
+    tree = {"conv": {"kernel": np.ones((3, 3, 2, 4))}}
+    variables = dict.fromkeys(collections, tree)
+    for call in (init_coefficients, lambda v: merge_kernels([v, v], init_coefficients(tree))):
+        with pytest.raises(ValueError, match=r"whole variables.*take merge_variables"):
+            call(variables)
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 3, 3), (64, 3, 7, 7), (32, 8, 1, 1), (96, 3, 4, 4, 4)])
+def test_pytorchs_layout_is_refused_with_the_mend(shape):
+    tree = {"conv": {"kernel": np.ones(shape)}}
+    for granularity in ("kernel", "slice"):
+        with pytest.raises(ValueError, match=r"conv/kernel: .* PyTorch's layout") as error:
+            init_coefficients(tree, granularity=granularity)
+    axes = eval(str(error.value).rpartition("transpose")[2])
+    mended = {"conv": {"kernel": tree["conv"]["kernel"].transpose(axes)}}
+    assert init_coefficients(mended)["conv"]["kernel"].shape == shape[:1]
+    # Where a coefficient is for the whole kernel, or for each number, the layout does not matter.
+    assert init_coefficients(tree, granularity="layer")["conv"]["kernel"].shape == ()
+    assert init_coefficients(tree, granularity="parameter")["conv"]["kernel"].shape == shape
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 3, 3, 3),
+        (1, 1, 8, 8),
+        (8, 8, 1, 1),
+        (3, 3, 1, 64),
+        (1, 7, 32, 32),
+        (5, 3, 8),
+        (16, 16, 3, 768),
+    ],
+)
+def test_shapes_that_may_be_flaxs_are_not_refused(shape):
+    assert (
+        init_coefficients({"conv": {"kernel": np.ones(shape)}})["conv"]["kernel"].shape
+        == (shape[-1:])
+    )
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_no_registered_architecture_is_taken_for_pytorchs(name):
+    shapes = get_spec(name).shapes()["params"]
+    assert set(init_coefficients(shapes)) == {p for p, x in shapes.items() if x.ndim == 4}
+
+
+def test_haikus_trees_and_frozen_dicts_come_back_as_they_were():
+    parents = [{"net/~/conv": {"w": np.full((1, 1, 2, 3), x)}} for x in (1.0, 3.0)]
+
+    def is_kernel(path, leaf):
+        return path.endswith("/w")
+
+    coefficients = init_coefficients(parents[0], is_kernel=is_kernel)
+    merged = merge_kernels(parents, coefficients, is_kernel=is_kernel)
+    np.testing.assert_array_equal(merged["net/~/conv"]["w"], np.full((1, 1, 2, 3), 2.0))
+    frozen = [flax.core.freeze({"params": {"conv": {"kernel": np.ones((1, 1, 2, 3))}}})] * 2
+    coefficients = init_coefficients(frozen[0]["params"])
+    for tree in (
+        coefficients,
+        merge_kernels([parent["params"] for parent in frozen], coefficients),
+        merge_variables(frozen, coefficients),
+        zeros_parent(frozen[0]),
+    ):
+        assert isinstance(tree, flax.core.FrozenDict)

@@ -50,7 +50,23 @@ def test_integer_keys_are_written_in_decimals_and_kept_by_nest_like():
     assert unflatten(flat) == {"layers": {"0": {"kernel": 1}, "10": {"kernel": 2}}}
 
 
-@pytest.mark.parametrize("key", ["a/b", "", None, 1.5, ("a",), True])
+def test_keys_with_the_separator_are_haikus_and_come_back():
+    tree = {"res_net/~/conv": {"w": 1}, "res_net/~/bn": {"scale": 2}}
+    assert flatten(tree) == {"res_net/~/conv/w": 1, "res_net/~/bn/scale": 2}
+    assert nest_like(flatten(tree), tree) == tree
+    with pytest.raises(ValueError, match="two leaves have the path 'a/b'"):
+        flatten({"a/b": 1, "a": {"b": 2}})
+
+
+def test_like_a_frozen_dict_the_result_is_one():
+    tree = flax.core.freeze({"conv1": {"kernel": 1}, "head": {"kernel": 2}})
+    nested = nest_like(flatten(tree), tree)
+    assert isinstance(nested, flax.core.FrozenDict) and nested == tree
+    backbone = without_head(flax.core.freeze({"params": tree}))
+    assert isinstance(backbone, flax.core.FrozenDict)
+
+
+@pytest.mark.parametrize("key", ["", None, 1.5, ("a",), True])
 def test_keys_that_cannot_be_part_of_a_path(key):
     with pytest.raises(ValueError, match="under 'conv/' cannot be part of a path"):
         flatten({"conv": {key: 1}})

@@ -10,8 +10,7 @@ from medmerge_jax.models.network import Network
 
 @pytest.fixture
 def network():
-    spec = get_spec("resnet18")
-    return Network(LinearHead(2), spec.mean, spec.std)
+    return Network(LinearHead(2), get_spec("resnet18").preprocessing)
 
 
 def test_images_are_normalised_as_torchvision_does(torch, transforms, network, rng):

@@ -85,17 +85,17 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_float32(rng):
 
 def test_statistics_change_only_in_training_and_only_when_mutable(rng):
     norm, x = BatchNorm(), rng.normal(3, 2, size=(6, 5, 5, 4)).astype(np.float32)
-    variables = norm.init(jax.random.key(0), x, train=True)
+    variables = norm.init(jax.random.key(0), x, use_running_average=False)
     assert not variables["batch_stats"]["mean"].any()
 
-    normalised = norm.apply(variables, x, train=True)
+    normalised = norm.apply(variables, x, use_running_average=False)
     np.testing.assert_allclose(np.mean(normalised, (0, 1, 2)), 0, atol=1e-6)
-    _, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    _, updated = norm.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2), ddof=1)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * var, rtol=1e-5)
 
-    _, kept = norm.apply(variables, x, train=False, mutable=["batch_stats"])
+    _, kept = norm.apply(variables, x, use_running_average=True, mutable=["batch_stats"])
     assert jax.tree.all(jax.tree.map(np.array_equal, kept["batch_stats"], variables["batch_stats"]))
 
 
@@ -103,8 +103,8 @@ def test_large_means_leave_the_variance_exact(rng):
     """E[x²] - E[x]² in float32 would lose this variance altogether."""
     x = (1000 + 0.1 * rng.normal(size=(64, 8, 8, 2))).astype(np.float32)
     norm = BatchNorm()
-    variables = norm.init(jax.random.key(0), x, train=True)
-    normalised = norm.apply(variables, x, train=True)
+    variables = norm.init(jax.random.key(0), x, use_running_average=False)
+    normalised = norm.apply(variables, x, use_running_average=False)
     wanted = x.astype(np.float64)
     wanted = (wanted - wanted.mean((0, 1, 2))) / np.sqrt(wanted.var((0, 1, 2)) + 1e-5)
     np.testing.assert_allclose(normalised, wanted, atol=2e-3)

@@ -11,7 +11,7 @@ from helpers.random_models import variables_of
 from medmerge_jax import merging
 from medmerge_jax.data import DataSet, Split
 from medmerge_jax.data.splits import SPLITS
-from medmerge_jax.merging.trees import flatten
+from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.models import LinearHead
 from medmerge_jax.recipes import experiment, inputs
 from medmerge_jax.studies import run
@@ -48,7 +48,7 @@ def first_stage(tmp_path, monkeypatch):
 
 
 def head_of(start):
-    return start.trainable["params"]["head"]
+    return unflatten(start.trainable["params"])["head"]
 
 
 @pytest.mark.parametrize("recipe", ["ft", "lp", "medmerge"])
@@ -76,7 +76,7 @@ def test_the_backbone_is_the_parents_of_the_start(first_stage):
 def test_parents_are_merged_in_the_order_of_their_names(first_stage):
     parents = {name: variables_of(seed) for seed, name in enumerate("dbc")}
     start = first_stage("medmerge", parents)
-    kernels = [tree["conv1"]["kernel"] for tree in start.frozen["parents"]]
+    kernels = [tree["conv1/kernel"] for tree in start.frozen["parents"]]
     for kernel, name in zip(kernels, "bcd", strict=True):
         np.testing.assert_array_equal(kernel, parents[name]["params"]["conv1"]["kernel"])
 

@@ -179,17 +179,18 @@ STEPS = """
 import flax.linen as nn, jax.numpy as jnp
 from medmerge_jax.evaluation.predict import predict
 from medmerge_jax.merging.trees import flatten
+from medmerge_jax.models import Preprocessing
 from medmerge_jax.models.layers import Conv, dense_head, global_average
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.norm import BatchNorm
 from medmerge_jax.runtime.mesh import replicate
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.step import Task, init_state, train_step
+from medmerge_jax.training.step import Task, collapse, init_state, train_step
 
 class Small(nn.Module):
     @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.relu(BatchNorm(name="bn")(Conv(4, 3, 2, name="conv")(x), train))
+    def __call__(self, x, train=False, use_running_average=True):
+        x = nn.relu(BatchNorm(name="bn")(Conv(4, 3, 2, name="conv")(x), use_running_average))
         return dense_head(4, 3)(global_average(x))
 
 rng = np.random.default_rng(0)
@@ -197,14 +198,15 @@ images, labels = rng.integers(0, 256, (29, 8, 8, 3), np.uint8), np.arange(29, dt
 start = parameterization.fine_tune(jax.jit(Small().init)(jax.random.key(0), images[:1] / 1.0))
 ends = []
 for m in (None, mesh):
-    network = Network(Small(), (0.5,) * 3, (0.25,) * 3, m)
+    network = Network(Small(), Preprocessing(8, mean=(0.5,) * 3, std=(0.25,) * 3), m)
     task = Task(network, start.assemble, True, False)
     batches = ResidentBatches(images, labels, 13, mesh=m)
     state, frozen = replicate((init_state(start), start.frozen), m)
     settings = replicate([np.float32(1e-3), np.float32(0.1), np.float32([1, 2, 3])], m)
     for batch in batches.epoch(0, 0):
         state, loss = train_step(task, state, frozen, batch, *settings)
-    logits = predict(network, {**state.trainable, "batch_stats": state.batch_stats}, batches)
+    params = collapse(task.assemble, state.trainable, frozen)
+    logits = predict(network, {"params": params, "batch_stats": state.batch_stats}, batches)
     leaves = {**flatten(state.trainable), **flatten(state.batch_stats)}
     ends.append({"loss": loss, "logits": logits, **leaves})
 for name, leaf in ends[0].items():

@@ -11,7 +11,7 @@ import pytest
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
 from medmerge_jax.images.augment import POLICIES
-from medmerge_jax.models import LinearHead
+from medmerge_jax.models import LinearHead, Preprocessing
 from medmerge_jax.models.layers import Conv, dense_head, global_average
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.norm import BatchNorm
@@ -52,11 +52,11 @@ class Small(nn.Module):
     """All that the models are made of."""
 
     @nn.compact
-    def __call__(self, x, train=False):
+    def __call__(self, x, train=False, use_running_average=True):
         """Maps (n, h, w, 3) to logits."""
         for number in range(2):
             x = Conv(4, 3, 2, name=f"conv{number}")(x)
-            x = nn.relu(BatchNorm(name=f"bn{number}")(x, train))
+            x = nn.relu(BatchNorm(name=f"bn{number}")(x, use_running_average))
         return dense_head(4, CLASSES)(global_average(x))
 
 
@@ -75,7 +75,7 @@ def run(parents, tmp_path):
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
         labels = rng.integers(0, CLASSES, 20, np.int32)
-        network = Network(Small(), (0.5,) * 3, (0.25,) * 3)
+        network = Network(Small(), Preprocessing(16, mean=(0.5,) * 3, std=(0.25,) * 3))
         if stage == "linear probe on features":
             images = rng.normal(size=(20, 5)).astype(np.float32)
             head = LinearHead(CLASSES).init(jax.random.key(0), images[:1])

@@ -290,7 +290,7 @@ class Greedy(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, inputs, train=False):
+    def __call__(self, inputs, train=False, use_running_average=True):
         logits = nn.Dense(self.num_classes, name="head")(inputs)
         wide = jnp.broadcast_to(inputs[:, :1, None], (len(inputs), 2**22, 2**22))
         return logits + 1e-9 * (jax.lax.sort(wide, dimension=1)[:, :1, 0])

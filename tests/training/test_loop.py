@@ -12,7 +12,7 @@ from medmerge_jax.data import ResidentBatches, StreamedBatches
 from medmerge_jax.errors import DivergedError, UserError
 from medmerge_jax.evaluation.predict import evaluate, predict
 from medmerge_jax.images.augment import POLICIES, epoch_key
-from medmerge_jax.merging.trees import flatten, without_head
+from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.resnet import CifarResNet
@@ -158,10 +158,11 @@ def test_a_finished_stage_asks_for_no_data(train, select):
 
 def test_a_finished_stage_keeps_only_what_it_selected(train, tmp_path):
     whole = train()
-    selected = {"best": (whole.trainable, whole.variables["batch_stats"])}
+    nested = {"params": unflatten(whole.trainable["params"])}
+    selected = {"best": (nested, whole.variables["batch_stats"])}
     with StageCheckpoints(tmp_path / "run" / "checkpoints" / STAGE.name) as checkpoints:
         tree, values = checkpoints.restore(lambda values: selected)  # or Orbax refuses
-    assert_same(tree["best"][0], whole.trainable)
+    assert_same(tree["best"][0], nested)
     assert values["finished"]
 
 
@@ -346,7 +347,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, 
         patch.setattr(Progress, "__init__", record)
         train(stage, "bad", stop)
     assert restored[0].epoch == 2
-    assert_same(restored[0].state.trainable["params"], good.variables["params"])
+    assert_same(unflatten(restored[0].state.trainable["params"]), good.variables["params"])
 
 
 @pytest.fixture
@@ -357,8 +358,7 @@ def images(rng):
 
 @pytest.fixture(scope="module")
 def network():
-    spec = get_spec("resnet20")
-    return Network(CifarResNet(1, CLASSES), spec.mean, spec.std)
+    return Network(CifarResNet(1, CLASSES), get_spec("resnet20").preprocessing)
 
 
 @pytest.fixture(scope="module")

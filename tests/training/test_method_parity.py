@@ -208,7 +208,7 @@ def compare(ours, wanted, dtype, *kinds):
 
 
 def network_of(model):
-    return Network(model, SPEC.mean, SPEC.std)
+    return Network(model, SPEC.preprocessing)
 
 
 def train(start, model, batches, rate):

@@ -44,7 +44,7 @@ def parent(seed, num_classes=CLASSES):
 
 
 def task_of(start, dtype=jnp.float32):
-    network = Network(CifarResNet(1, CLASSES, dtype), SPEC.mean, SPEC.std)
+    network = Network(CifarResNet(1, CLASSES, dtype), SPEC.preprocessing)
     return Task(network, start.assemble, start.train_batch_norm, False)
 
 

@@ -100,4 +100,7 @@ def test_registered_files_are_torchvisions(torchvision):
             official = torchvision.models.get_model_weights(name).IMAGENET1K_V1
             assert official.url.endswith(f"/{spec.torch_file}")
             transforms = official.transforms()
-            assert (tuple(transforms.mean), tuple(transforms.std)) == (spec.mean, spec.std)
+            assert (tuple(transforms.mean), tuple(transforms.std)) == (
+                spec.preprocessing.mean,
+                spec.preprocessing.std,
+            )

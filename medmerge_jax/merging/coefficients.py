@@ -1,0 +1,234 @@
+"""The coefficients that blend parents: where they start, and which weights they stand for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax.merging.trees import (
+    SEPARATOR,
+    at_least_float32,
+    describe_shape,
+    flatten,
+    nest_like,
+)
+
+GRANULARITIES = ("kernel", "layer", "slice", "parameter")
+CONSTRAINTS = ("none", "clip", "sigmoid")
+
+Tree = Mapping[Any, Any]
+IsKernel = Callable[[str, Any], bool]
+IsHead = Callable[[str], bool]
+
+_COLLECTIONS = {"params", "batch_stats"}
+_WIDEST_WINDOW = 16
+
+
+def is_conv_kernel(path: str, leaf: Any) -> bool:
+    """Whether a leaf is the kernel of a convolution: named "kernel", with three or more axes.
+
+    Args:
+      path: "layer1/0/conv2/kernel".
+      leaf: Anything with `ndim`; a convolution's is (*window, c_in, c_out).
+
+    >>> is_conv_kernel("layer1/0/conv2/kernel", np.zeros((3, 3, 8, 16)))
+    True
+    """
+    return path.rpartition(SEPARATOR)[2] == "kernel" and getattr(leaf, "ndim", 0) >= 3
+
+
+def is_head(path: str) -> bool:
+    """Whether a leaf is the head's: below the sub-tree "head".
+
+    >>> is_head("head/kernel"), is_head("layer1/0/conv2/kernel")
+    (True, False)
+    """
+    return path.partition(SEPARATOR)[0] == "head"
+
+
+def init_coefficients(
+    params: Tree,
+    num_parents: int = 2,
+    *,
+    granularity: str = "kernel",
+    constraint: str = "none",
+    is_kernel: IsKernel = is_conv_kernel,
+    is_head: IsHead = is_head,
+) -> dict[Any, Any]:
+    """The coefficients at which every parent has the same weight.
+
+    Args:
+      params: Parameters of a parent; only the shapes are used, so that `jax.eval_shape`'s will do.
+      num_parents: n ≥ 2.
+      granularity: What has a coefficient of its own, for a kernel (*window, c_in, c_out):
+        "kernel", each output filter, (c_out,), the paper's; "layer", the whole convolution, ();
+        "slice", each window, (c_in, c_out); "parameter", each number, the kernel's own shape.
+      constraint: As for `merge_kernels`. "sigmoid" starts at 0, the others at 1/n.
+      is_kernel: `is_kernel(path, leaf)`, which leaves are merged by coefficients.
+      is_head: `is_head(path)`, which leaves are left out: a head under another name must be named,
+        `lambda path: path.startswith("classifier/")`.
+
+    Returns:
+      A tree like `params` with kernels only: float32 arrays of the granularity's shape, for
+      n > 2 behind a leading axis of n - 1, the parents but the last.
+
+    Raises:
+      ValueError: An argument is not one of the above; no leaf is a kernel; `params` holds whole
+        variables; or kernels lie in PyTorch's layout, (c_out, c_in, *window), whose last axis is
+        no filter.
+
+    >>> coefficients = init_coefficients({"conv": {"kernel": np.zeros((3, 3, 4, 8))}})
+    >>> coefficients["conv"]["kernel"].shape
+    (8,)
+    """
+    check_num_parents(num_parents)
+    check_choice("granularity", granularity, GRANULARITIES)
+    check_choice("constraint", constraint, CONSTRAINTS)
+    start = 0.0 if constraint == "sigmoid" else 1 / num_parents
+    backbone = without_head_leaves(params, is_head)
+    shapes = {path: np.shape(leaf) for path, leaf in backbone.items() if is_kernel(path, leaf)}
+    if not shapes:
+        raise ValueError(f"none of the {len(backbone)} leaves outside the head is a kernel")
+    if granularity in ("kernel", "slice"):
+        _refuse_torch_layout(shapes)
+    leading = _parents_axis(num_parents)
+    coefficients = {
+        path: jnp.full(leading + _granular_shape(shape, granularity), start, jnp.float32)
+        for path, shape in shapes.items()
+    }
+    return nest_like(coefficients, params)
+
+
+def effective_coefficients(
+    coefficients: Tree, num_parents: int = 2, constraint: str = "none"
+) -> dict[Any, Any]:
+    """The weights that the trained numbers stand for.
+
+    Args:
+      coefficients: Tree of (...) for two parents, (n - 1, ...) for n > 2.
+      num_parents: n ≥ 2.
+      constraint: "none": as they are, free real numbers (the paper's). "clip": each clipped to
+        [0, 1], and divided by their sum over parents where that exceeds 1; outside of [0, 1] the
+        gradient is zero. "sigmoid": softmax over the n - 1 numbers and a zero for the last
+        parent; for two parents the logistic sigmoid.
+
+    Returns:
+      A tree of the same paths and shapes, in float32.
+
+    Raises:
+      ValueError: An argument is not one of the above, or n > 2 and a leaf lacks the leading axis.
+
+    >>> effective_coefficients({"conv": {"kernel": np.array([0.0])}}, constraint="sigmoid")
+    {'conv': {'kernel': Array([0.5], dtype=float32)}}
+    """
+    check_num_parents(num_parents)
+    check_choice("constraint", constraint, CONSTRAINTS)
+    effective = {}
+    for path, leaf in flatten(coefficients).items():
+        if num_parents > 2 and np.shape(leaf)[:1] != (num_parents - 1,):
+            raise ValueError(
+                f"coefficients of {path}: shape {np.shape(leaf)}, but {num_parents} parents need "
+                f"({num_parents - 1}, ...)"
+            )
+        effective[path] = constrain(leaf, num_parents, constraint)
+    return nest_like(effective, coefficients)
+
+
+def constrain(raw: Any, num_parents: int, constraint: str) -> jax.Array:
+    """One leaf of `effective_coefficients`."""
+    weights = jnp.asarray(raw)
+    weights = weights.astype(at_least_float32(weights.dtype))
+    if constraint == "none":
+        return weights
+    if constraint == "clip":
+        weights = jnp.clip(weights, 0.0, 1.0)
+        if num_parents == 2:
+            return weights
+        return weights / jnp.maximum(jnp.sum(weights, axis=0, keepdims=True), 1.0)
+    if num_parents == 2:
+        return jax.nn.sigmoid(weights)
+    last = jnp.zeros_like(weights[:1])
+    return jax.nn.softmax(jnp.concatenate([weights, last]), axis=0)[:-1]
+
+
+def without_head_leaves(tree: Tree, is_head: IsHead) -> dict[str, Any]:
+    """Leaves of a tree of parameters, or of another collection, by path and without the head.
+
+    Raises:
+      ValueError: It holds whole variables.
+    """
+    if isinstance(tree, Mapping) and "params" in tree and set(tree) <= _COLLECTIONS:
+        raise ValueError(
+            f"a tree holds whole variables (its keys are {', '.join(map(str, tree))}): take "
+            'merge_variables(parents, coefficients), or hand over variables["params"]'
+        )
+    return {path: leaf for path, leaf in flatten(tree).items() if not is_head(path)}
+
+
+def _refuse_torch_layout(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises if kernels are (c_out, c_in, *window) by all that their shapes tell.
+
+    A shape tells where only one end of it can be a window, two or more equal axes of 16 at most.
+    Shapes that can be read both ways, such as (3, 3, 3, 3), tell nothing.
+    """
+    torch: list[str] = []
+    flax: list[str] = []
+    for path, shape in shapes.items():
+        rank = len(shape) - 2
+        first, last = (rank > 1 and _is_window(axes) for axes in (shape[:rank], shape[2:]))
+        (torch if last and not first else flax if first and not last else []).append(path)
+    if torch and not flax:
+        path, shape = torch[0], shapes[torch[0]]
+        rank = len(shape) - 2
+        raise ValueError(
+            f"{path}: a kernel of shape {shape} lies in PyTorch's layout (c_out, c_in, *window); "
+            f"Flax's (*window, c_in, c_out) is wanted: kernel.transpose"
+            f"{(*range(2, 2 + rank), 1, 0)}"
+        )
+
+
+def _is_window(axes: tuple[int, ...]) -> bool:
+    return len(set(axes)) == 1 and axes[0] <= _WIDEST_WINDOW
+
+
+def _parents_axis(num_parents: int) -> tuple[int, ...]:
+    return () if num_parents == 2 else (num_parents - 1,)
+
+
+def _granular_shape(shape: tuple[int, ...], granularity: str) -> tuple[int, ...]:
+    axes = {"layer": 0, "kernel": 1, "slice": 2, "parameter": len(shape)}[granularity]
+    return shape[max(0, len(shape) - axes) :]
+
+
+def check_num_parents(num_parents: int) -> None:
+    """Raises a ValueError unless there are two or more."""
+    if num_parents < 2:
+        raise ValueError(f"{num_parents} parents; two or more are wanted")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; one of {', '.join(choices)} is wanted")
+
+
+def check_coefficients(
+    coefficients: Mapping[str, Any], kernels: Mapping[str, Any], num_parents: int
+) -> None:
+    """Raises a ValueError unless every kernel has coefficients of a granularity, and no more."""
+    leading = _parents_axis(num_parents)
+    for path in {**kernels, **coefficients}:
+        if path not in kernels:
+            raise ValueError(
+                f"coefficients of {path}: {describe_shape(coefficients, path)}, but such a kernel "
+                "is absent in the parents"
+            )
+        shape = np.shape(kernels[path])
+        wanted = [leading + _granular_shape(shape, granularity) for granularity in GRANULARITIES]
+        if path not in coefficients or np.shape(coefficients[path]) not in wanted:
+            raise ValueError(
+                f"coefficients of {path}: {describe_shape(coefficients, path)}, but a kernel "
+                f"{shape} of {num_parents} parents takes one of {', '.join(map(str, wanted))}"
+            )
