@@ -186,7 +186,7 @@ def _flat_like(like: Any, tree: Any) -> Any:
 
 
 def _is_flat(tree: Any) -> bool:
-    return isinstance(tree, dict) and not any(isinstance(x, dict) for x in tree.values())
+    return isinstance(tree, dict) and jax.tree_util.all_leaves(tree.values())
 
 
 def _all_finite(tree: Any) -> bool:
