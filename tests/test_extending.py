@@ -7,13 +7,23 @@ import sys
 
 import pytest
 
+from medmerge_jax.weights.files import read_tensors
+
 pytestmark = pytest.mark.slow  # it starts a Python with JAX
 
 CONFIG = '''
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
 from helpers import tiny_config
 from medmerge_jax.evaluation.metrics import metric
 from medmerge_jax.merging import weighted_average
+from medmerge_jax.models.layers import Conv, dense_head, global_average
 from medmerge_jax.models.mergers import merger
+from medmerge_jax.models.norm import BatchNorm, resolve
+from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.models.registry import ModelSpec, register
 from medmerge_jax.recipes.recipes import recipe
 
 
@@ -22,6 +32,31 @@ def first_mostly(task, *, share: float = 0.5):
     """The first parent by `share`, the others by what is left."""
     others = len(task.parents) - 1
     return weighted_average(task.to_merge(), [share, *[(1 - share) / others] * others])
+
+
+class OneLayer(nn.Module):
+    """A convolution with batch norm, and a head."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train=False, use_running_average=None):
+        x = Conv(8, 3, 1, self.dtype, name="conv")(x)
+        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, resolve(train, use_running_average)))
+        x = global_average(x)
+        return dense_head(8, self.num_classes)(x) if self.num_classes else x
+
+
+register(
+    ModelSpec(
+        name="one_layer",
+        build=OneLayer,
+        num_features=8,
+        preprocessing=Preprocessing(16),
+        torch_head="fc",
+    )
+)
 
 
 @metric(title="images that are not right", higher_is_better=False)
@@ -38,6 +73,7 @@ def merge_lp(experiment):
 
 def get_config(variant=""):
     config = tiny_config.get_config(variant)
+    config.architecture = "one_layer"
     config.merge_ft.method = "first_mostly"
     return config
 '''
@@ -75,6 +111,10 @@ def test_each_is_used_from_the_command_line(command, tmp_path):
     assert found["stages"][0]["best_val_mistakes"] == min(values)
     assert found["test"]["mistakes"] == round(12 * (1 - found["test"]["accuracy"]))
     assert "images that are not right" in (tmp_path / "run" / "report.html").read_text()
+    tensors = read_tensors(tmp_path / "run" / "model" / "model.safetensors")
+    assert {name for name in tensors if name.startswith(("conv", "fc"))} == {
+        "conv.weight", "fc.weight", "fc.bias",
+    }  # fmt: skip
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert recorded["merge_ft"]["options"]["share"] == 0.875
     assert recorded["merge_ft"]["options"]["alpha"] is None
@@ -82,8 +122,11 @@ def test_each_is_used_from_the_command_line(command, tmp_path):
 
 def test_mistakes_are_named_as_those_in_what_is_built_in(command, tmp_path):
     flags = [f"--workdir={tmp_path}/run", "--config.recipe=merge_lpp"]
-    result = command(*flags, "--config.merge_ft.method=first_mostle", "--config.compare.recipes=x")
+    flags += ["--config.merge_ft.method=first_mostle", "--config.compare.recipes=x"]
+    result = command(*flags, "--config.architecture=one_later", "--config.select.metric=mistake")
     assert result.returncode == 2
+    assert "architecture = 'one_later': did you mean 'one_layer'?" in result.stderr
+    assert "select.metric = 'mistake': did you mean 'mistakes'?" in result.stderr
     assert "recipe = 'merge_lpp': did you mean 'merge_lp'?" in result.stderr
     assert "merge_ft.method = 'first_mostle': did you mean 'first_mostly'?" in result.stderr
     assert "compare.recipes has 'x': one of ft, " in result.stderr
