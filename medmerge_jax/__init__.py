@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medmerge_jax.evaluation.images import predict as predict
     from medmerge_jax.merging import effective_coefficients as effective_coefficients
     from medmerge_jax.merging import init_coefficients as init_coefficients
     from medmerge_jax.merging import merge_kernels as merge_kernels
@@ -24,22 +25,29 @@ if TYPE_CHECKING:
     from medmerge_jax.models.mergers import list_mergers as list_mergers
     from medmerge_jax.models.mergers import merge as merge
     from medmerge_jax.studies import run as run
+    from medmerge_jax.weights import Model as Model
+    from medmerge_jax.weights import load_model as load_model
     from medmerge_jax.weights import load_weights as load_weights
+    from medmerge_jax.weights import save_model as save_model
     from medmerge_jax.weights import save_weights as save_weights
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Model": "weights",
     "create_model": "models",
     "effective_coefficients": "merging",
     "init_coefficients": "merging",
     "list_mergers": "models.mergers",
     "list_models": "models",
     "merge": "models.mergers",
+    "load_model": "weights",
     "load_weights": "weights",
     "merge_kernels": "merging",
-    "run": "studies",
     "merge_variables": "merging",
+    "predict": "evaluation.images",
+    "run": "studies",
+    "save_model": "weights",
     "save_weights": "weights",
     "zeros_parent": "merging",
 }

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from medmerge_jax.analysis.tables import comparison_cells, metric_cells
 from medmerge_jax.storage.atomic import read_json, write_atomically
+from medmerge_jax.weights.card import shareable
 
 _FIGURES = ("coefficients", "learning_curves", "confusion_matrix")
 """What stands first, in this order."""
@@ -47,10 +48,10 @@ def write_report(run_directory: Path) -> None:
             counts=_counts(results.get("data", {})),
             audit=audit.get("summary", []),
             overlaps=_overlaps(audit) if audit else None,
-            parents=_parents(results.get("parents", {})),
+            parents=_parents(shareable(results.get("parents", {}), "parents")),
             figures=_figures(run_directory, "table" in results),
             versions=results.get("versions", config.get("versions", {})),
-            config=json.dumps(config.get("config", config), indent=2) if config else "",
+            config=json.dumps(shareable(config.get("config", config)), indent=2) if config else "",
         )
     except jinja2.TemplateError as error:
         raise ValueError(str(error)) from error
@@ -125,7 +126,7 @@ def _counts(data: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]] | None
 
 def _overlaps(audit: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """What is in two places: groups, images of two splits, images of a parent's training."""
-    groups = audit["groups"] or {"by_splits": {}, "examples": []}
+    groups = audit["groups"] or {"by_splits": {}}
     rows = [[f"groups in {places}", count, "", ""] for places, count in groups["by_splits"].items()]
     found = [(f"{pair['of']} images in {pair['in']}", pair) for pair in audit["duplicates"]]
     for parent, parts in audit["parents"].items():

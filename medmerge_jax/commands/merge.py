@@ -25,7 +25,7 @@ from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
 
 _OPTIONS = ("weights", "t", "ancestor", "scale", "coefficients", "floor", "alpha", "beta", "seed")
-_FROM_ALL = ("image_size", "mean", "std", "classes", "multilabel")
+_FROM_ALL = ("image_size", "resize", "mean", "std", "classes", "multilabel")
 """Fields of the parents' cards that the merged model's card takes over if all agree."""
 
 
@@ -179,9 +179,10 @@ def _images(
     order = np.random.default_rng(options.image_seed).permutation(len(paths))
     chosen = [paths[row] for row in sorted(order[: options.num_images].tolist())]
     say(f"{len(chosen)} of {len(paths)} images of {folder}, {size} px")
+    resize = agreed.get("resize", spec.preprocessing.resize)
+    preprocessing = Preprocessing(size, resize, tuple(mean), tuple(std))
     with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda path: read_image(path, size), chosen))
-    preprocessing = Preprocessing(size, mean=tuple(mean), std=tuple(std))
+        pixels = list(pool.map(lambda path: read_image(path, size, preprocessing.resize), chosen))
     network = Network(create_model(architecture, num_classes=0), preprocessing)
     return np.asarray(network.normalise(jnp.asarray(np.stack(pixels))))
 
@@ -225,11 +226,12 @@ def _card(
 
 
 def _write(out: Path, architecture: str, variables: Any, card: dict[str, Any]) -> None:
+    model = weights.model_from_card(architecture, variables, card)
     if out.suffix:
         weights.save_weights(out, architecture, variables)
-        atomic.write_json(out.with_suffix(".json"), card)
+        atomic.write_json(out.with_suffix(".json"), model.card())
     else:
-        weights.save_model(out, architecture, variables, card)
+        weights.save_model(out, model)
 
 
 def entry_point() -> None:

@@ -12,9 +12,11 @@ from medmerge_jax.data.dataset import DataSet
 from medmerge_jax.data.hashing import ImageHashes, find_overlap
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
+from medmerge_jax.weights.card import last_component
 
 AUDIT_FILE = "data_audit.json"
 _EXAMPLES = 5
+_WITH_EXAMPLES = ("groups", "duplicates", "parents")
 
 
 def audit_data_set(
@@ -107,10 +109,10 @@ def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
     for pair in found["duplicates"]:
         if pair["images"]:
             labels = f", {pair['other_label']} with another label" if pair["other_label"] else ""
+            example = "".join(f", such as {' = '.join(both)}" for both in pair["examples"][:1])
             yield (
                 f"{name}: {pair['images']} of {images[pair['of']]} {pair['of']} images are in "
-                f"{pair['in']} too ({pair['exact']} with the same pixels{labels}), such as "
-                f"{' = '.join(pair['examples'][0])}"
+                f"{pair['in']} too ({pair['exact']} with the same pixels{labels}){example}"
             )
     for parent, parts in found["parents"].items():
         for split in ("val", "test") if parts else ():
@@ -121,6 +123,35 @@ def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
                     f"{images[split]} {split} images ({part['by_id']} by name, "
                     f"{part['by_hash']} by looks); data.exclude_overlap = True leaves them out"
                 )
+
+
+def shareable_audit(audit: Mapping[str, Any], dataset: DataSet) -> dict[str, Any]:
+    """What others may see of an audit: no group, and of images their files' names.
+
+    Names in which a group's occurs are left out.
+
+    Args:
+      audit: Of `audit_data_set`, with or without the "summary" of `short_text`.
+      dataset: That it is of.
+    """
+    groups = {group for split in dataset.splits.values() for group in split.groups or ()}
+
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cleaned(entry) for entry in value]
+        if not isinstance(value, Mapping):
+            return value
+        shared = {key: cleaned(entry) for key, entry in value.items() if key != "examples"}
+        if "images" in value and "exact" in value:
+            pairs = [[last_component(name) for name in pair] for pair in value["examples"]]
+            shared["examples"] = [
+                pair for pair in pairs if not any(g in name for g in groups for name in pair)
+            ]
+        return shared
+
+    shared: dict[str, Any] = {**audit, **{k: cleaned(audit[k]) for k in _WITH_EXAMPLES}}
+    shared["warnings"] = list(_warnings(shared))
+    return {**shared, "summary": short_text(shared)} if "summary" in audit else shared
 
 
 def overlapping(

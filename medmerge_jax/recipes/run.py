@@ -1,18 +1,18 @@
 """One run: a recipe, from its inputs to what it leaves in its run directory."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from medmerge_jax import analysis, weights
 from medmerge_jax.config import Config, to_json
-from medmerge_jax.data.audit import AUDIT_FILE
+from medmerge_jax.data.audit import AUDIT_FILE, shareable_audit
 from medmerge_jax.data.hashing import HASHES_FILE
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import classification_metrics, confusion_matrix
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.merging.trees import flatten
-from medmerge_jax.models import get_spec
 from medmerge_jax.recipes.experiment import Experiment, Inputs, Trained
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.recipes.recipes import RECIPES
@@ -65,7 +65,7 @@ def record(
 
 def leave_audit(directory: RunDirectory, inputs: Inputs) -> None:
     """For the report, and for those who will start from this model."""
-    directory.write_json(AUDIT_FILE, inputs.audit)
+    directory.write_json(AUDIT_FILE, shareable_audit(inputs.audit, inputs.dataset))
     if processes.is_first():
         inputs.hashes.save(directory.path / HASHES_FILE, inputs.fingerprint)
 
@@ -92,18 +92,19 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
             "classes": list(inputs.dataset.classes),
             "counts": inputs.dataset.counts(),
         },
-        "parents": {name: card for name, (_, card) in inputs.parents.items()},
+        "parents": shared_parents(inputs),
         "versions": package_versions(),
         "wall_seconds": directory.wall_seconds(),
     }
 
     def leave() -> None:
-        card = _model_card(config, inputs)
+        model = _model(experiment)
         for folder, variables in (
             *((directory.path / "kept" / name, kept) for name, kept in trained.kept.items()),
             (directory.path, trained.variables),
         ):
-            weights.save_model(folder / "model", config.architecture, variables, card)
+            one = dataclasses.replace(model, variables=variables)
+            weights.save_model(folder / "model", one)
         analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
         if trained.coefficients is not None:
             _leave_coefficients(experiment, trained.coefficients)
@@ -139,21 +140,31 @@ def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
     return metrics
 
 
-def _model_card(config: Config, inputs: Inputs) -> dict[str, Any]:
-    spec = get_spec(config.architecture)
-    return {
-        "num_classes": inputs.dataset.num_classes,
-        "classes": list(inputs.dataset.classes),
-        "multilabel": inputs.dataset.multilabel,
-        "image_size": config.image_size,
-        "mean": list(spec.preprocessing.mean),
-        "std": list(spec.preprocessing.std),
-        "recipe": config.recipe,
-        "seed": config.seed,
-        "parents": {name: card for name, (_, card) in inputs.parents.items()},
-        "data_fingerprint": inputs.fingerprint,
-        "versions": package_versions(),
-    }
+def shared_parents(inputs: Inputs) -> dict[str, Any]:
+    """The parents' cards, as others may see them."""
+    shared: dict[str, Any] = weights.shareable(
+        {name: card for name, (_, card) in inputs.parents.items()}, "parents"
+    )
+    return shared
+
+
+def _model(experiment: Experiment) -> weights.Model:
+    """What a run says of its models, without variables."""
+    config, inputs = experiment.config, experiment.inputs
+    return weights.Model(
+        config.architecture,
+        {},
+        experiment.preprocessing,
+        inputs.dataset.classes,
+        inputs.dataset.multilabel,
+        {
+            "ordinal": inputs.dataset.ordered,
+            "recipe": config.recipe,
+            "seed": config.seed,
+            "parents": {name: card for name, (_, card) in inputs.parents.items()},
+            "data_fingerprint": inputs.fingerprint,
+        },
+    )
 
 
 def _leave_coefficients(experiment: Experiment, effective: Tree) -> None:

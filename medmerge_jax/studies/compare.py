@@ -9,7 +9,7 @@ from medmerge_jax.config import Config
 from medmerge_jax.evaluation.metrics import METRICS, mean_std
 from medmerge_jax.recipes.experiment import Inputs
 from medmerge_jax.recipes.recipes import RECIPES
-from medmerge_jax.recipes.run import finished, leave_audit, run_recipe
+from medmerge_jax.recipes.run import finished, leave_audit, run_recipe, shared_parents
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
@@ -74,7 +74,7 @@ def compare(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[str
         "seeds": list(config.compare.seeds),
         "table": [_summarise(row, results_of) for row, results_of in runs.items()],
         "data": next(iter(runs.values()))[0]["data"],
-        "parents": {name: card for name, (_, card) in inputs.parents.items()},
+        "parents": shared_parents(inputs),
         "versions": package_versions(),
         "wall_seconds": directory.wall_seconds(),
     }

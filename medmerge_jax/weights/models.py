@@ -1,5 +1,6 @@
 """Models on disk: weights with torchvision's names, and a card that says what they are."""
 
+import dataclasses
 import hashlib
 import shutil
 import tempfile
@@ -13,8 +14,11 @@ import numpy as np
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec, list_models
+from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
-from medmerge_jax.storage.atomic import read_json, write_json
+from medmerge_jax.storage.atomic import read_json, write_json, write_text
+from medmerge_jax.weights.card import readme, shareable
 from medmerge_jax.weights.files import read_tensors, write_safetensors
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.names import (
@@ -26,6 +30,10 @@ from medmerge_jax.weights.names import (
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
+README_FILE = "README.md"
+
+FORMAT = 1
+"""Of model directories; files of former versions say none."""
 
 
 def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
@@ -68,36 +76,143 @@ def save_weights(
     write_safetensors(path, tensors, {"format": "pt"})
 
 
-def save_model(
-    directory: str | PathLike[str],
-    architecture: str,
-    variables: Mapping[str, Any],
-    card: Mapping[str, Any],
-) -> None:
-    """Writes a model directory: `model.safetensors` and `model.json`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model, and all that is needed to use it.
 
-    Both are written to a folder beside it, which then takes its place, so that a model directory
-    is never half a model. An existing one is replaced.
+    Attributes:
+      architecture: One of `models.list_models()`.
+      variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
+      preprocessing: Of the images that it was trained on.
+      classes: Their names, in the order of the logits; empty where they are unknown.
+      multilabel: Whether an image has any number of the classes, instead of exactly one.
+      provenance: What else its `model.json` says or will say, such as recipe and parents.
+      file: Where the weights were read; None of a model that was not.
+    """
+
+    architecture: str
+    variables: Mapping[str, Any]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...] = ()
+    multilabel: bool = False
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    file: Path | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits; 0 without a head."""
+        return int(np.size(self.variables["params"].get("head", {}).get("bias", ())))
+
+    def card(self) -> dict[str, Any]:
+        """The content of `model.json`, in which files have no folders, see `shareable`."""
+        model = {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "num_classes": self.num_classes,
+            **({"classes": list(self.classes)} if self.classes else {}),
+            "multilabel": self.multilabel,
+            "image_size": self.preprocessing.size,
+            "resize": self.preprocessing.resize,
+            "mean": list(self.preprocessing.mean),
+            "std": list(self.preprocessing.std),
+        }
+        rest = {"versions": package_versions(), **self.provenance}
+        card: dict[str, Any] = shareable({**model, **{k: rest[k] for k in rest if k not in model}})
+        return card
+
+
+def model_from_card(
+    architecture: str, variables: Mapping[str, Any], card: Mapping[str, Any]
+) -> Model:
+    """A model of what a card says; the architecture's preprocessing where that says nothing."""
+    published = get_spec(architecture).preprocessing
+    preprocessing = Preprocessing(
+        card.get("image_size", published.size),
+        card.get("resize", published.resize),
+        tuple(card.get("mean", published.mean)),
+        tuple(card.get("std", published.std)),
+    )
+    return Model(
+        architecture,
+        variables,
+        preprocessing,
+        tuple(card.get("classes", ())),
+        card.get("multilabel", False),
+        {key: card[key] for key in card if key not in (*_MODEL_FIELDS, "file")},
+        Path(card["file"]) if "file" in card else None,
+    )
+
+
+def load_model(source: str | PathLike[str]) -> Model:
+    """A model of a run, a model directory or a weight file.
+
+    What a file says nothing about is inferred from its architecture, and said.
 
     Args:
-      directory: To write.
-      architecture: One of `models.list_models()`.
-      variables: `{"params": ..., "batch_stats": ...}`.
-      card: For `model.json`: num_classes, classes, image_size, mean, std, multilabel, parents,
-        recipe, data_fingerprint. The architecture is added, and the versions of the packages
-        if the card has none.
+      source: As of `load_parent`; a bare weight file's architecture is found by its tensors. Not
+        "imagenet".
 
     Raises:
-      UserError: The variables are not those of the architecture.
+      UserError: There is no such model, it fits no architecture, or its card contradicts it.
+
+    >>> import tempfile
+    >>> from medmerge_jax.models import create_model
+    >>> init = create_model("resnet20", num_classes=2).init
+    >>> variables = jax.eval_shape(init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    >>> zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
+    >>> model = Model("resnet20", zeros, Preprocessing(32), ("healthy", "ill"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(f"{folder}/eyes", model)
+    ...     load_model(f"{folder}/eyes").classes
+    ('healthy', 'ill')
     """
-    directory = Path(directory).expanduser()
+    variables, card = load_parent(source, find_architecture(source))
+    model = model_from_card(card["architecture"], variables, card)
+    _check_classes(model, str(model.file))
+    missing = [name for name in ("image_size", "resize", "mean", "std") if name not in card]
+    if missing:
+        used = {name: model.card()[name] for name in missing}
+        text = ", ".join(f"{name} {value}" for name, value in used.items())
+        say(
+            f"{model.file}: nothing says its preprocessing; {model.architecture}'s is taken: {text}"
+        )
+    return model
+
+
+def save_model(path: str | PathLike[str], model: Model) -> None:
+    """Writes a model directory: `model.safetensors`, `model.json` and `README.md`.
+
+    The weights have torchvision's names; the README is a model card of the Hugging Face hub. They
+    are written to a folder beside it, which then takes its place, so that a model directory is
+    never half a model. An existing one is replaced.
+
+    Args:
+      path: The directory.
+      model: What is written; of files that its provenance names, only the name, see `shareable`.
+
+    Raises:
+      UserError: The variables are not those of the architecture, or not of so many classes.
+
+    >>> import tempfile
+    >>> from medmerge_jax.models import create_model
+    >>> init = create_model("resnet20", num_classes=0).init
+    >>> variables = jax.eval_shape(init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    >>> zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(f"{folder}/eyes", Model("resnet20", zeros, Preprocessing(32)))
+    ...     sorted(file.name for file in Path(folder, "eyes").iterdir())
+    ['README.md', 'model.json', 'model.safetensors']
+    """
+    directory = Path(path).expanduser()
+    _check_classes(model, str(directory))
+    card = model.card()
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
         new = scratch / "new"
-        save_weights(new / WEIGHTS_FILE, architecture, variables)
-        complete = {"architecture": architecture, "versions": package_versions(), **card}
-        write_json(new / CARD_FILE, {**complete, "architecture": architecture})
+        save_weights(new / WEIGHTS_FILE, model.architecture, model.variables)
+        write_json(new / CARD_FILE, card)
+        write_text(new / README_FILE, readme(card))
         if directory.exists():
             directory.rename(scratch / "old")
         new.rename(directory)
@@ -115,8 +230,8 @@ def load_parent(source: str | PathLike[str], architecture: str) -> tuple[Variabl
       architecture: That is wanted.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}` and the card, which always has `architecture` and
-      `file`.
+      `{"params": ..., "batch_stats": ...}` and the card, which always has `architecture` and, with
+      its whole path, `file`.
 
     Raises:
       UserError: There is no such thing, or it is of another architecture.
@@ -131,11 +246,8 @@ def load_parent(source: str | PathLike[str], architecture: str) -> tuple[Variabl
             f"{file}: this is a {card['architecture']}, says the card beside it; "
             f"{architecture} is wanted. Merging needs parents of one architecture"
         )
-    return load_weights(architecture, file), {
-        "architecture": architecture,
-        **card,
-        "file": str(file),
-    }
+    variables = load_weights(architecture, file)
+    return variables, {"architecture": architecture, **card, "file": str(file)}
 
 
 def find_architecture(source: str | PathLike[str]) -> str:
@@ -157,6 +269,14 @@ def find_architecture(source: str | PathLike[str]) -> str:
             "torchvision's names of one of these are wanted"
         )
     return fitting[0]
+
+
+def _check_classes(model: Model, where: str) -> None:
+    if model.classes and len(model.classes) != model.num_classes:
+        raise UserError(
+            f"{where}: the model has {model.num_classes} logits and the names of "
+            f"{len(model.classes)} classes, {list(model.classes)}; correct the names"
+        )
 
 
 def model_fingerprint(variables: Mapping[str, Any]) -> str:
@@ -242,12 +362,18 @@ def _is_colour(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
 
 
+_MODEL_FIELDS = (
+    *("format", "architecture", "num_classes", "classes", "multilabel"),
+    *("image_size", "resize", "mean", "std"),
+)
+
 # What this program reads of a card; the other fields are the users'.
 _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "architecture": (_is_text, "a name"),
     "num_classes": (_is_count, "a number of classes"),
     "classes": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "names"),
     "image_size": (lambda value: _is_count(value) and 0 < value < 2**14, "a number of pixels"),
+    "resize": (_is_text, "a name"),
     "mean": (_is_colour, "a number for each colour"),
     "std": (lambda value: _is_colour(value) and min(value) > 0, "a number above 0 for each colour"),
     "multilabel": (lambda value: isinstance(value, bool), "true or false"),

@@ -202,7 +202,7 @@ CARD = {
 
 def model(folder):
     """A model directory, of which the weights' header or the card is damaged; then a merge."""
-    from medmerge_jax.weights import find_architecture, load_parent, load_weights, save_model
+    from medmerge_jax.weights import load_model, load_parent, load_weights, save_model
 
     weights = safetensors.numpy.save(_resnet20(), {"format": "pt"})
     (length,) = struct.unpack("<Q", weights[:8])
@@ -221,9 +221,12 @@ def model(folder):
         (folder / "model.safetensors").write_bytes(files[0])
         (folder / "model.json").write_bytes(files[1])
         load_weights("resnet20", folder / "model.safetensors")
-        variables, card = load_parent(folder, "resnet20")
-        find_architecture(folder)
-        save_model(folder / "copy", "resnet20", variables, {"parents": {"b": card}})
+        _, card = load_parent(folder, "resnet20")
+        model_of_it = load_model(folder)
+        parents = {**card, "file": "weights"}
+        save_model(
+            folder / "copy", dataclasses.replace(model_of_it, provenance={"parents": parents})
+        )
         use_card(card)
 
     return Case([(weights, json.dumps(CARD).encode())], mutate, read)

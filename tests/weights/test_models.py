@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,11 +7,14 @@ from safetensors import safe_open
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.weights import (
+    load_model,
     load_parent,
     load_weights,
     model_fingerprint,
+    model_from_card,
     save_model,
     save_weights,
+    shareable,
     variables_to_torch,
 )
 
@@ -18,7 +22,7 @@ CARD = {"num_classes": 5, "classes": list("abcde"), "recipe": "ft", "architectur
 
 
 def test_model_directory(tmp_path, variables, assert_same):
-    save_model(tmp_path / "run" / "model", "resnet20", variables, CARD)
+    save_model(tmp_path / "run" / "model", model_from_card("resnet20", variables, CARD))
 
     for source in (tmp_path / "run" / "model", str(tmp_path / "run")):
         found, card = load_parent(source, "resnet20")
@@ -33,9 +37,15 @@ def test_model_directory(tmp_path, variables, assert_same):
 
 
 def test_a_model_directory_is_replaced(tmp_path, variables, make_variables, assert_same):
-    save_model(tmp_path / "model", "resnet20", variables, {"seed": 0, "versions": {"jax": "1"}})
+    save_model(
+        tmp_path / "model",
+        model_from_card("resnet20", variables, {"seed": 0, "versions": {"jax": "1"}}),
+    )
     other = make_variables("resnet20", seed=1)
-    save_model(tmp_path / "model", "resnet20", other, {"seed": 1, "versions": {"jax": "2"}})
+    save_model(
+        tmp_path / "model",
+        model_from_card("resnet20", other, {"seed": 1, "versions": {"jax": "2"}}),
+    )
     found, card = load_parent(tmp_path / "model", "resnet20")
     assert_same(found, other)
     assert (card["seed"], card["versions"]) == (1, {"jax": "2"})
@@ -46,7 +56,7 @@ def test_a_model_directory_is_replaced(tmp_path, variables, make_variables, asse
 def test_a_failed_save_leaves_nothing_or_the_old_model(
     tmp_path, variables, make_variables, assert_same, monkeypatch, broken
 ):
-    save_model(tmp_path / "old", "resnet20", variables, {})
+    save_model(tmp_path / "old", model_from_card("resnet20", variables, {}))
     card = {"value": float("nan")} if broken == "card" else {}
     if broken == "disk":
 
@@ -56,7 +66,10 @@ def test_a_failed_save_leaves_nothing_or_the_old_model(
         monkeypatch.setattr("os.fsync", full)
     for name in ("old", "new"):
         with pytest.raises((ValueError, OSError)):
-            save_model(tmp_path / name, "resnet20", make_variables("resnet20", seed=1), card)
+            save_model(
+                tmp_path / name,
+                model_from_card("resnet20", make_variables("resnet20", seed=1), card),
+            )
     assert [file.name for file in tmp_path.iterdir()] == ["old"]
     assert_same(load_parent(tmp_path / "old", "resnet20")[0], variables)
 
@@ -78,7 +91,7 @@ def test_bare_files_and_their_cards(tmp_path, variables, assert_same, card_name)
 
 
 def test_a_model_json_belongs_to_its_model(tmp_path, variables):
-    save_model(tmp_path, "resnet20", variables, {"seed": 7})
+    save_model(tmp_path, model_from_card("resnet20", variables, {"seed": 7}))
     save_weights(tmp_path / "other.safetensors", "resnet20", variables)
     assert load_parent(tmp_path, "resnet20")[1]["seed"] == 7
     assert "seed" not in load_parent(tmp_path / "other.safetensors", "resnet20")[1]
@@ -135,7 +148,74 @@ def test_fingerprint_is_of_names_shapes_and_values(variables, make_variables):
     ],
 )
 def test_cards_of_any_content(tmp_path, variables, text, words):
-    save_model(tmp_path, "resnet20", variables, {})
+    save_model(tmp_path, model_from_card("resnet20", variables, {}))
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(UserError, match=rf"model\.json: .*{words}"):
         load_parent(tmp_path, "resnet20")
+
+
+def test_what_a_file_does_not_say_is_inferred_and_said(tmp_path, variables, capsys):
+    save_weights(tmp_path / "eyes.safetensors", "resnet20", variables)
+    model = load_model(tmp_path / "eyes.safetensors")
+    assert (model.architecture, model.num_classes, model.classes) == ("resnet20", 5, ())
+    assert model.preprocessing.size == 32
+    said = capsys.readouterr().err
+    assert "eyes.safetensors: nothing says its preprocessing; resnet20's is taken" in said
+    assert "image_size 32, resize squash" in said
+
+
+def test_names_of_other_classes_than_the_logits_are_refused(tmp_path, variables):
+    for classes in ("abcd", "abcdef"):
+        model = model_from_card("resnet20", variables, {"classes": list(classes)})
+        with pytest.raises(UserError, match=rf"5 logits and the names of {len(classes)} classes"):
+            save_model(tmp_path / "eyes", model)
+    save_model(tmp_path / "eyes", model_from_card("resnet20", variables, CARD))
+    card = json.loads((tmp_path / "eyes" / "model.json").read_text())
+    (tmp_path / "eyes" / "model.json").write_text(json.dumps({**card, "classes": ["x"]}))
+    with pytest.raises(UserError, match=r"model\.safetensors: .*names of 1 classes"):
+        load_model(tmp_path / "eyes")
+
+
+def test_the_readme_is_a_model_card_of_the_hub(tmp_path, variables):
+    yaml = pytest.importorskip("yaml")
+    card = {
+        **CARD,
+        "classes": ["a|b", "<b>", "c\nd", "`", "e"],
+        "parents": {"b": {"source": "/x/y"}},
+    }
+    save_model(tmp_path / "eyes", model_from_card("resnet20", variables, card))
+    _, front, text = (tmp_path / "eyes" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["tags"] == ["medmerge", "image-classification", "resnet20"]
+    assert "# resnet20\n" in text
+    assert "- `b`: y\n" in text
+    assert "<b>" not in text.replace("\\<", "")
+    assert sum(line.startswith("| classes") for line in text.splitlines()) == 1
+
+
+def test_files_of_a_model_are_readable_for_all_whom_the_umask_lets(tmp_path, variables):
+    before = os.umask(0o022)
+    try:
+        save_model(tmp_path / "eyes", model_from_card("resnet20", variables, {}))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "eyes").iterdir()}
+    assert modes == dict.fromkeys(("model.safetensors", "model.json", "README.md"), 0o644)
+    assert (tmp_path / "eyes").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("value", "shared"),
+    [
+        ({"file": "/home/ann/b.pth", "source": "runs/b"}, {"file": "b.pth", "source": "b"}),
+        ({"source": "imagenet", "seed": 0}, {"source": "imagenet", "seed": 0}),
+        ({"source": "random, seed 0"}, {"source": "random, seed 0"}),
+        ({"parents": {"b": "../ann/runs/b/"}}, {"parents": {"b": "b"}}),
+        ({"parents": {"/a/x": {}, "/b/x": {}}}, {"parents": {"x": {}, "x'": {}}}),
+        ({"classes": ["/home/ann/x", "and/or"]}, {"classes": ["/home/ann/x", "and/or"]}),
+        ({"help": "see /home/ann/x y.txt or C:\\Users\\ann\\z"}, {"help": "see x y.txt or z"}),
+        ({"url": "https://example.org/a/b"}, {"url": "https://example.org/a/b"}),
+        ({"share": "1/2"}, {"share": "1/2"}),
+    ],
+)  # fmt: skip
+def test_what_is_shared_names_files_without_folders(value, shared):
+    assert shareable(value) == shared
