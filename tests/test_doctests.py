@@ -33,7 +33,7 @@ def test_examples(name):
     "name",
     [
         *("create_model", "list_models", "init_coefficients", "merge_kernels", "merge_variables"),
-        *("effective_coefficients", "zeros_parent"),
+        *("load_model", "save_model", "predict", "effective_coefficients", "zeros_parent"),
     ],
 )
 def test_public_names_have_examples(name):

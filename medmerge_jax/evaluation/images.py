@@ -54,7 +54,7 @@ def predict(
     # Of one shape, so that one program serves all batches; few images are few at once.
     size = min(_BATCH, 1 << max(count - 1, 0).bit_length())
     module = create_model(model.architecture, model.num_classes)
-    network = Network(module, preprocessing.mean, preprocessing.std)
+    network = Network(module, preprocessing)
     logits = [np.zeros((0, model.num_classes), np.float32)]
     with ThreadPoolExecutor() as pool, explain_memory("predict", size):
         for start in range(0, count, size):
