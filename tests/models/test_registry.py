@@ -38,11 +38,16 @@ def test_models_are_hashable_by_value():
 
 
 @pytest.mark.parametrize(
-    ("typo", "nearest"), [("resnet51", "resnet5"), ("DenseNet121", "densenet121"), ("", "resnet")]
+    ("typo", "nearest"), [("resnet51", "resnet5"), ("DenseNet121", "densenet121")]
 )
 def test_unknown_names_suggest_the_nearest(typo, nearest):
     with pytest.raises(UserError, match=f"no model '{typo}'; did you mean '{nearest}"):
         create_model(typo, 5)
+
+
+def test_a_name_that_is_like_none_is_told_all():
+    with pytest.raises(UserError, match=r"no model ''; one of resnet20, .*, densenet201 is wanted"):
+        create_model("", 5)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet50", "densenet121"])
