@@ -37,7 +37,7 @@ def main() -> None:
     cpu.prepare()
     import jax.monitoring
 
-    from medmerge_jax import main as program
+    from medmerge_jax.commands import entry
     from medmerge_jax.recipes import experiment, inputs
     from medmerge_jax.storage.checkpoints import StageCheckpoints
 
@@ -60,7 +60,7 @@ def main() -> None:
     )
     seconds["imports"] = time.perf_counter() - STARTED
     try:
-        program.entry_point()
+        entry.start("run", sys.argv[1:])
     finally:
         path.write_text(json.dumps(seconds, indent=2) + "\n")
 

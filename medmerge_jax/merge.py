@@ -1,4 +1,6 @@
-"""python -m medmerge_jax.merge: the command of `medmerge_jax.commands.merge` by its old name."""
+"""python -m medmerge_jax.merge --method NAME --out FILE A B ...: see `commands.merge`."""
+
+import sys
 
 if __name__ != "__main__":  # a submodule would take the place of the function `mm.merge`
     raise ImportError(
@@ -6,6 +8,6 @@ if __name__ != "__main__":  # a submodule would take the place of the function `
         "after `import medmerge_jax as mm`, and its module medmerge_jax.models.mergers"
     )
 
-from medmerge_jax.commands.merge import entry_point
+from medmerge_jax.commands import entry
 
-entry_point()
+entry.start("merge", sys.argv[1:])

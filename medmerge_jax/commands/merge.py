@@ -5,7 +5,7 @@ activations or gradients want a folder of images, without labels: --images FOLDE
 """
 
 import argparse
-import sys
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax import weights
+from medmerge_jax.commands import entry
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image
 from medmerge_jax.images.formats import SUFFIXES
@@ -24,15 +25,16 @@ from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
 
-_OPTIONS = ("weights", "t", "ancestor", "scale", "coefficients", "floor", "alpha", "beta", "seed")
 _FROM_ALL = ("image_size", "resize", "mean", "std", "classes", "multilabel")
 """Fields of the parents' cards that the merged model's card takes over if all agree."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Merges, and writes the model with its card beside it."""
     options = _parse(arguments)
     out = _checked_out(options)
+    entry.work_in(out.parent)
+    entry.keep_programs()
     architecture = options.architecture or weights.find_architecture(options.parents[0])
     names = [*options.parents, *([options.ancestor] if options.ancestor else [])]
     models = [weights.load_parent(name, architecture) for name in names]
@@ -40,12 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _report(architecture, names, models)
     parents = [variables for variables, _ in models[: len(options.parents)]]
     cards = [card for _, card in models[: len(options.parents)]]
-    given = {n: getattr(options, n) for n in _OPTIONS if getattr(options, n) is not None}
+    given = {name: getattr(options, name) for name in _merger_flags()}
+    given = {name: value for name, value in given.items() if value is not None}
     if options.ancestor:
         given["ancestor"] = models[-1][0]
-    if options.method == "fisher":
+    if "multilabel" in mergers.merger_options(options.method):
         given["multilabel"] = [bool(card.get("multilabel")) for card in cards]
     images = None if options.images is None else _images(options, architecture, cards)
+    if images is None and (options.recalibrate or mergers.MERGERS[options.method].needs_images):
+        what = "--recalibrate" if options.recalibrate else f"the merger {options.method!r}"
+        raise UserError(f"{what} wants --images FOLDER")
     merged = _merge(options, architecture, parents, images, given)
     if options.ancestor:
         given["ancestor"] = options.ancestor
@@ -72,19 +78,16 @@ def _merge(
             **given,
         )
     except ValueError as error:
-        text = str(error)
-        for index, name in enumerate(options.parents):
-            text = text.replace(f"parent {index} ", f"parent {index} ({name}) ")
-        text = text.replace("heads='drop'", "--heads drop")
-        text = text.replace("images: float (n, h, w, 3), normalised", "--images FOLDER")
-        raise UserError(text) from error
+        rows = [f"  parent {index} is {name}" for index, name in enumerate(options.parents)]
+        raise UserError("\n".join([str(error), *rows])) from error
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m medmerge_jax.merge",
-        description="Merges models without training.",
-        epilog="Options of the methods: " + "; ".join(map(_describe, mergers.list_mergers())),
+        description="Merges weight files, model directories or run directories without training.",
+        epilog=_methods(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "parents",
@@ -92,37 +95,70 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="MODEL",
         help="weight file with torchvision's names, model directory or run directory",
     )
-    parser.add_argument("--method", required=True, choices=mergers.list_mergers())
+    parser.add_argument(
+        "--method", required=True, choices=mergers.list_mergers(), metavar="NAME", help="see below"
+    )
     parser.add_argument(
         "--out", required=True, type=Path, help="a .safetensors file, or a folder for a model"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
-    parser.add_argument("--architecture", choices=list_models(), help="default: as the first says")
-    parser.add_argument("--heads", choices=mergers.HEADS, default="merge")
+    parser.add_argument(
+        "--architecture", choices=list_models(), metavar="NAME", help="default: as the first says"
+    )
+    parser.add_argument(
+        "--heads", choices=mergers.HEADS, default="merge", help="drop them if classes differ"
+    )
     parser.add_argument("--recalibrate", action="store_true", help="batch norms, on the images")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="to calibrate with")
     parser.add_argument("--num-images", type=int, default=512, help="of these, at most")
     parser.add_argument("--image-size", type=int, help="pixels; default: as the parents' cards say")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--weights", type=_numbers, metavar="W,W,...", help="sum 1")
-    parser.add_argument("--t", type=float, help="of slerp, 0 to 1")
     parser.add_argument("--ancestor", metavar="MODEL", help="that the parents were trained from")
-    parser.add_argument("--scale", type=float, help="of the differences to the ancestor")
-    parser.add_argument("--coefficients", type=_numbers, metavar="C,C,...", help="of fisher")
-    parser.add_argument("--floor", type=float, help="of fisher")
-    parser.add_argument("--alpha", type=float, help="of zipit")
-    parser.add_argument("--beta", type=float, help="of zipit")
-    parser.add_argument("--seed", type=int, help="of weight_matching, and of the choice of images")
+    for name, methods in _merger_flags().items():
+        parser.add_argument(f"--{name}", type=_numbers, help=f"of {', '.join(methods)}")
     return parser.parse_args(arguments)
 
 
-def _describe(method: str) -> str:
-    names = [f"--{name}" for name in mergers.merger_options(method) if name in _OPTIONS]
-    return f"{method}: {' '.join(names) or 'none'}"
+def _merger_flags() -> dict[str, list[str]]:
+    """The options of all mergers, each with those that have it."""
+    flags: dict[str, list[str]] = {}
+    for method in mergers.list_mergers():
+        for name in mergers.merger_options(method):
+            if name not in mergers.FROM_PARENTS:
+                flags.setdefault(name, []).append(method)
+    return flags
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+def _methods() -> str:
+    rows = [(name, *mergers.describe_merger(name)) for name in mergers.list_mergers()]
+    width = max(len(name) for name, _, _ in rows) + 2
+    lines = [
+        textwrap.fill(
+            f"{text} ({options})" if options else text,
+            100,
+            initial_indent=f"  {name:{width}}",
+            subsequent_indent=" " * (width + 2),
+        )
+        for name, text, options in rows
+    ]
+    return "\n".join(
+        [
+            "methods, and their options:",
+            *lines,
+            "",
+            "example:",
+            "  python -m medmerge_jax.merge --method zipit --images images/train --recalibrate \\",
+            "      --out merged.safetensors a.safetensors b.safetensors",
+        ]
+    )
+
+
+def _numbers(text: str) -> Any:
+    """A number, or several with commas between them."""
+    numbers = [float(part) for part in text.split(",")]
+    if len(numbers) > 1:
+        return numbers
+    return int(numbers[0]) if text.strip().lstrip("+-").isdecimal() else numbers[0]
 
 
 def _checked_out(options: argparse.Namespace) -> Path:
@@ -131,7 +167,7 @@ def _checked_out(options: argparse.Namespace) -> Path:
         raise UserError(f"--out {out}: a .safetensors file or a folder is wanted")
     if out.exists() and not options.overwrite:
         raise UserError(f"--out {out} exists; --overwrite replaces it")
-    if len(options.parents) < 2 and options.method != "task_arithmetic":
+    if len(options.parents) < 2 and "ancestor" not in mergers.merger_options(options.method):
         raise UserError(f"{len(options.parents)} model is given; two or more are wanted")
     if options.seed is not None and "seed" not in mergers.merger_options(options.method):
         options.image_seed, options.seed = options.seed, None
@@ -232,12 +268,3 @@ def _write(out: Path, architecture: str, variables: Any, card: dict[str, Any]) -
         atomic.write_json(out.with_suffix(".json"), model.card())
     else:
         weights.save_model(out, model)
-
-
-def entry_point() -> None:
-    """Exit status 2 and one message for what the user can mend; a traceback for a bug."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

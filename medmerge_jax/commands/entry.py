@@ -1,0 +1,154 @@
+"""The one door of all commands: signals, caches, errors, exit codes.
+
+A command is a file of this room with `main(arguments)`, and a row of `COMMANDS`.
+"""
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from medmerge_jax.errors import UserError, nearest
+from medmerge_jax.runtime import cpu, preemption, processes
+from medmerge_jax.storage import atomic
+
+COMMANDS = {
+    "run": "run, or resume, an experiment: --config FILE --workdir FOLDER",
+    "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
+    "fields": "print what a config may say: fields [PREFIX]",
+}
+_HELP = ("-h", "--help", "-help")
+_GONE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
+    errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
+)  # fmt: skip
+_PIPE_CLOSED = 128 + signal.SIGPIPE
+"""The status of other tools whose output nobody reads any more, as in `... | head -1`."""
+
+
+_workplaces: list[Path] = []
+
+
+def main() -> None:
+    """`python -m medmerge_jax COMMAND ...`, and the console script."""
+    name, *arguments = sys.argv[1:] or _HELP[:1]
+    if name in COMMANDS:
+        start(name, arguments)
+    elif name in _HELP:
+        print(_usage())
+    else:
+        print(f"error: there is no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def start(name: str, arguments: Sequence[str]) -> None:
+    """Calls a command's `main`.
+
+    Exit status 2 and one message for what the user can mend; a traceback for a bug. Status 75 after
+    SIGTERM or SIGUSR1, and 130 after Ctrl-C: the same command goes on from there. A closed pipe
+    ends it without a word, with status 141.
+    """
+    cpu.prepare()
+    preemption.install()
+    try:
+        try:
+            importlib.import_module(f"medmerge_jax.commands.{name}").main(arguments)
+        finally:
+            sys.stdout.flush()  # here, where a pipe without a reader is no fault of the program
+    except processes.StoppedElsewhereError:
+        _leave(2)
+    except UserError as error:
+        _leave(_fail(str(error)))
+    except BrokenPipeError:
+        os._exit(_PIPE_CLOSED)  # without a last flush into it
+    except OSError as error:
+        if error.errno in atomic.DISK_FULL:
+            _leave(_fail(_disk_full(error)), quietly=True)
+        if error.errno not in _GONE or not _is_ours(error.filename):
+            raise
+        _leave(_fail(_gone(error)), quietly=True)
+    except preemption.Preempted as stopped:
+        if processes.is_first():
+            print(preemption.message(stopped), file=sys.stderr)
+        sys.exit(preemption.exit_status())  # all processes end here, and wait for each other
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        _leave(130)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether there is `--help` among the arguments."""
+    return any(argument in _HELP for argument in arguments)
+
+
+def work_in(folder: Path) -> None:
+    """Names a folder that the command writes to: it is said plainly if that vanishes."""
+    _workplaces.append(folder)
+
+
+def keep_programs() -> None:
+    """Has JAX keep compiled programs in the cache folder, for the next run of the command."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(atomic.cache_folder("xla")))
+    # Also what compiles in less than a second, of which there is much: a hundred small programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _usage() -> str:
+    rows = [f"  {name:8}{summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "python -m medmerge_jax COMMAND ..., or medmerge COMMAND ...",
+            "",
+            *rows,
+            "",
+            "Each says more with --help:  python -m medmerge_jax merge --help",
+        ]
+    )
+
+
+def _leave(status: int, quietly: bool = False) -> NoReturn:
+    """Ends the process, of several without waiting for the others, which JAX ends then.
+
+    Quietly also without the last words of Orbax, whose threads would still try to write.
+    """
+    if quietly or processes.count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _disk_full(error: OSError) -> str:
+    where = f" while writing {error.filename}" if error.filename else ""
+    reason = errno.errorcode.get(error.errno or 0, "")
+    return (
+        f"the disk is full{where} ({reason}: {error.strerror}); nothing half-written was kept. "
+        "Free some space and give the same command again: it resumes."
+    )
+
+
+def _is_ours(path: object) -> bool:
+    folders = [atomic.cache_folder("."), *_workplaces]
+    return isinstance(path, str) and any(
+        Path(path).absolute().is_relative_to(folder.expanduser().absolute()) for folder in folders
+    )
+
+
+def _gone(error: OSError) -> str:
+    return (
+        f"{error.filename} cannot be read or written any more ({error.strerror}): a folder that "
+        "the run works in has vanished or has become read-only. Nothing half-written was kept. "
+        "When the folder is back, the same command goes on from the last checkpoint."
+    )
+
+
+def _fail(message: str) -> int:
+    which = f"process {processes.index()}: " if processes.count() > 1 else ""
+    print(f"{which}error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,137 @@
+"""python -m medmerge_jax.main --config configs/aptos.py --workdir runs/aptos.
+
+Fields of the config are changed on the command line: --config.batch_size=32. The same command
+resumes what was interrupted and prints the results of what is finished.
+"""
+
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from medmerge_jax.commands import entry
+from medmerge_jax.errors import UserError
+from medmerge_jax.runtime import processes
+
+_PROGRAM = "python -m medmerge_jax.main"
+_USAGE = f"{_PROGRAM} --config configs/quickstart.py --workdir runs/quickstart"
+_HELP = f"""{_PROGRAM} --config FILE --workdir FOLDER [--config.FIELD=VALUE ...]
+
+Runs the experiment of a config file. The same command resumes what was interrupted, and prints
+the results of what is finished.
+
+Examples:
+  {_USAGE}
+  {_PROGRAM} --config configs/folder.py --workdir runs/mine \\
+      --config.data.root=images --config.parents.b=medical.pth --config.lp.epochs=20
+
+Options:
+OPTIONS
+  --config.FIELD    any field of the config; python -m medmerge_jax fields lists them
+"""
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "File with get_config().",
+    lock_config=False,  # for options of mergers, which may be any; config files lock the rest
+    accept_new_attributes=True,
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if it is not there.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, of several processes; SLURM needs none of these."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parses the command line and runs what it says."""
+    if entry.asks_for_help(arguments):
+        print(_help())
+    else:
+        app.run(_run, ["medmerge_jax", *arguments], flags_parser=_parse_flags)
+
+
+def _help() -> str:
+    ours = (_CONFIG, _WORKDIR, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+    lines = [f"  --{holder.name:16}{flags.FLAGS[holder.name].help}" for holder in ours]
+    return _HELP.replace("OPTIONS", "\n".join(lines)).rstrip()
+
+
+def _run(argv: list[str]) -> None:
+    """Runs the experiment and prints its results."""
+    if len(argv) > 1:
+        raise UserError(f"{argv[1]!r} is no flag; --config FILE and --workdir FOLDER are wanted")
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if config is None or workdir is None:
+        missing = "--config FILE" if config is None else "--workdir FOLDER"
+        raise UserError(f"{missing} is missing, as in: {_USAGE}")
+    if not flags.FLAGS["verbosity"].present:
+        # The libraries' notes are not for our readers; their errors come to us as exceptions too.
+        logging.set_verbosity(logging.FATAL)
+
+    entry.work_in(Path(workdir))
+    processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    entry.keep_programs()
+    from medmerge_jax.analysis import results_text
+    from medmerge_jax.studies import run
+
+    results = run(config, workdir)
+    if processes.is_first():
+        print(results_text(results))
+    processes.wait_for_all()  # for as long as the first writes its report
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        rest: list[str] = flags.FLAGS(argv)
+        # ml_collections tells only on an access that a file could not be read.
+        if _CONFIG.value is not None and not hasattr(_CONFIG.value, "recipe"):
+            raise UserError(
+                "get_config() of the config file must return a config with the fields of "
+                "medmerge_jax.config.default_config()"
+            )
+    except (UserError, BrokenPipeError):
+        raise
+    except Exception as error:  # a config file is a program: it may raise anything
+        raise UserError(_explain(error)) from error
+    return rest
+
+
+def _explain(error: Exception) -> str:
+    """What is wrong with the command line or the config file, and where.
+
+    ml_collections wraps what a config file raises, some of it with a traceback as text.
+    """
+    for raised in _chain(error):
+        if isinstance(raised, SyntaxError):
+            return f"config file {raised.filename}, line {raised.lineno}: {raised.msg}"
+        for frame in reversed(traceback.extract_tb(raised.__traceback__)):
+            if frame.name in ("get_config", "<module>"):
+                where = f"config file {frame.filename}, line {frame.lineno}"
+                return f"{where}: {type(raised).__name__}: {_short(raised)}"
+    if isinstance(error, OSError):
+        return f"the config file cannot be read: {str(_chain(error)[0]).splitlines()[-1].strip()}"
+    if isinstance(error, KeyError | AttributeError):
+        text = re.sub(r"^Key (\S+) does not exist and [^.]*locked", r"\1", _short(error))
+        return f"the command line cannot be used: the config has no field {text}"
+    return f"the command line cannot be used: {error}"
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """The error that came first, and those that it led to."""
+    return [] if error is None else [*_chain(error.__cause__ or error.__context__), error]
+
+
+def _short(error: BaseException) -> str:
+    """On one line, without the list of all fields that a locked config adds."""
+    text: Any = error
+    while isinstance(text, BaseException) and len(text.args) == 1:
+        text = text.args[0]  # a KeyError's str() is quoted, and ml_collections nests them
+    text = re.sub(r' Other fields present: ".*}"', "", str(text), flags=re.DOTALL)
+    return ". ".join(line.strip().rstrip(".") for line in text.splitlines())
