@@ -477,7 +477,8 @@ def _check_heads(parents: Sequence[Tree], heads: str) -> None:
             for index, count in enumerate(classes)
         )
         raise ValueError(
-            f"the heads differ: {heads_text}; merge the backbones alone with heads='drop'"
+            f"the heads differ: {heads_text}; to merge the backbones alone, "
+            "drop the heads (heads='drop', or --heads drop)"
         )
     if heads == "merge":
         check_parents(flats, "params/head/")
