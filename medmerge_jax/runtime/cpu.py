@@ -1,16 +1,19 @@
 """What makes JAX fast on a CPU and has to be asked for before JAX starts."""
 
 import ctypes
+import importlib.util
+import mmap
 import os
 import sys
-from importlib import metadata
+from pathlib import Path
 
 # Of glibc's <malloc.h>, see mallopt(3).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
 
-_FUSION_TYPES = "--xla_cpu_experimental_ynn_fusion_type"
+_FUSION_TYPES = "xla_cpu_experimental_ynn_fusion_type"
+_CONVOLUTION = b"LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 
 
 def prepare() -> None:
@@ -42,10 +45,23 @@ def convolve_on_all_cores() -> None:
     YNNPACK shares a convolution among cores by 64 output channels: one with 64 or fewer runs on
     one core. Eigen has none for float64, which then takes ten times as long; the program has no
     use for it. Nothing is changed where `XLA_FLAGS` has the flag already or names a file, or if
-    jaxlib is not 0.10: XLA aborts at a flag that it does not know, and this one is experimental.
+    the installed XLA does not know it: it would abort, and the flag is experimental.
     """
     given = os.environ.get("XLA_FLAGS", "").strip()
     names_a_file = given and not given.startswith("-")
-    known = metadata.version("jaxlib").startswith("0.10.")
-    if known and not names_a_file and _FUSION_TYPES not in given:
-        os.environ["XLA_FLAGS"] = f"{given} {_FUSION_TYPES}=-individual_convolution".strip()
+    if not names_a_file and _FUSION_TYPES not in given and _xla_knows_the_flag():
+        os.environ["XLA_FLAGS"] = f"{given} --{_FUSION_TYPES}=-individual_convolution".strip()
+
+
+def _xla_knows_the_flag() -> bool:
+    """Whether the names of the flag and of its value are in jaxlib's library.
+
+    JAX can be asked only once its backend has started, and then it is too late for the flag.
+    Reading the library takes 0.03 s; it is read again when JAX starts.
+    """
+    spec = importlib.util.find_spec("jaxlib")
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    for library in (path for folder in folders for path in Path(folder).glob("libjax_common.*")):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as it:
+            return it.find(_FUSION_TYPES.encode()) >= 0 and it.find(_CONVOLUTION) >= 0
+    return False

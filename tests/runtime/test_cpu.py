@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +21,7 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
     ],
 )
 def test_a_flag_is_added_to_the_flags_of_the_user(monkeypatch, given, wanted):
-    monkeypatch.setattr(cpu.metadata, "version", lambda name: "0.10.2")
+    monkeypatch.setattr(cpu, "_xla_knows_the_flag", lambda: True)
     if given is None:
         monkeypatch.delenv("XLA_FLAGS", raising=False)
     else:
@@ -32,15 +32,28 @@ def test_a_flag_is_added_to_the_flags_of_the_user(monkeypatch, given, wanted):
     assert os.environ["XLA_FLAGS"] == wanted
 
 
-@pytest.mark.parametrize("version", ["0.9.2", "0.11.0", "1.0.0"])
-def test_no_flag_is_given_to_a_jaxlib_that_may_not_know_it(monkeypatch, version):
-    monkeypatch.setattr(cpu.metadata, "version", lambda name: version)
+@pytest.mark.parametrize("missing", ["xla_cpu_experimental_ynn_fusion_type", "_CONVOLUTION", None])
+def test_no_flag_is_given_to_a_jaxlib_that_does_not_know_it(monkeypatch, tmp_path, missing):
+    """A stand-in for its library, which has the names of flags as they are."""
+    names = ["xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"]
+    library = [name for name in names if missing is None or not name.endswith(missing)]
+    (tmp_path / "libjax_common.so").write_bytes(
+        b"\0".join(name.encode() for name in ["x", *library])
+    )
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
     cpu.convolve_on_all_cores()
-    assert os.environ["XLA_FLAGS"] == "--xla_a=1"
+    assert (os.environ["XLA_FLAGS"] == "--xla_a=1") == (missing is not None)
 
 
-@pytest.mark.skipif(not metadata.version("jaxlib").startswith("0.10."), reason="of jaxlib 0.10")
+def test_without_jaxlibs_library_no_flag_is_given(monkeypatch):
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    cpu.convolve_on_all_cores()
+    assert not os.environ["XLA_FLAGS"]
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_the_installed_jaxlib_knows_the_flag_and_does_as_it_says(prepared):
     """A convolution is a fusion of YNNPACK without it, an instruction of XLA with it."""
