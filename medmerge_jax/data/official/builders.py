@@ -26,6 +26,7 @@ from tensorflow_datasets.core import registered
 from medmerge_jax.data.dataset import Split
 from medmerge_jax.data.official.published import LAYOUTS, official_data_set
 from medmerge_jax.data.official.records import Layout
+from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import full_image, is_upright
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -85,7 +86,7 @@ class OfficialBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         layout = self.LAYOUT
         dataset = official_data_set(
             layout.name,
-            os.fspath(dl_manager.manual_dir),
+            _manual_folder(dl_manager, layout),
             variant=self._variant,
             fractions=layout.fractions,
         )
@@ -112,6 +113,18 @@ class OfficialBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
                     "group": "" if split.groups is None else split.groups[row],
                 },
             )
+
+
+def _manual_folder(dl_manager: Any, layout: Layout) -> str:
+    """The folder as downloaded, which TFDS only asserts to be there."""
+    try:
+        return os.fspath(dl_manager.manual_dir)
+    except AssertionError as error:
+        raise UserError(
+            f"{layout.name} is read from the folder as downloaded, and there is none: give it, "
+            "builder.download_and_prepare(download_config=tfds.download.DownloadConfig("
+            f"manual_dir=FOLDER)). What is wanted:\n{layout.instructions.rstrip()}"
+        ) from error
 
 
 def _image_file(path: Path, channels: int) -> Path | io.BytesIO:

@@ -131,6 +131,14 @@ def test_files_that_need_no_change_are_stored_as_they_are(tmp_path):
     assert {name for name, kept in same.items() if not kept} == {"13_left", "13_right"}
 
 
+@pytest.mark.parametrize("given", [{}, {"manual_dir": "not/there"}])
+def test_a_folder_that_is_not_given_or_not_there_is_one_error(tmp_path, given):
+    builder = tfds.builder("aptos2019", data_dir=tmp_path / "tfds")
+    config = tfds.download.DownloadConfig(**given)
+    with pytest.raises(UserError, match=r"(?s)aptos2019 is read from .*manual_dir=FOLDER.*train"):
+        builder.download_and_prepare(download_config=config)
+
+
 def test_the_test_case_of_tfds():
     pytest.importorskip("dill")
     command = [sys.executable, "-m", "helpers.tfds_case"]
