@@ -21,6 +21,7 @@ COMMANDS = {
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
     "fields": "print what a config may say: fields [PREFIX]",
 }
+_INSTALL = "pip install 'medmerge-jax[train]', or in a clone pip install -e '.[train]',"
 _HELP = ("-h", "--help", "-help")
 _GONE = (
     errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
@@ -63,6 +64,10 @@ def start(name: str, arguments: Sequence[str]) -> None:
         _leave(2)
     except UserError as error:
         _leave(_fail(str(error)))
+    except ModuleNotFoundError as error:
+        if (error.name or "medmerge_jax").startswith("medmerge_jax"):
+            raise
+        _leave(_fail(f"the package {error.name} is missing; {_INSTALL} brings it"))
     except BrokenPipeError:
         os._exit(_PIPE_CLOSED)  # without a last flush into it
     except OSError as error:

@@ -90,6 +90,8 @@ def test_programs_by_their_names():
 def test_the_statuses(command, capsys, tmp_path):
     assert command(UserError("this cannot be used")) == 2
     assert capsys.readouterr().err == "error: this cannot be used\n"
+    assert command(ModuleNotFoundError("no", name="optax")) == 2
+    assert "optax is missing; pip install 'medmerge-jax[train]'" in capsys.readouterr().err
     assert command(KeyboardInterrupt()) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
