@@ -47,7 +47,7 @@ IMPORTS = {
 }
 """Names of modules where they are not the packages' own."""
 
-OF_FLAX = {"optax", "orbax-checkpoint", "rich"}
+OF_FLAX = {"absl-py", "optax", "orbax-checkpoint", "rich"}
 """What Flax brings by itself."""
 
 
