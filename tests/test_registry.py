@@ -35,7 +35,7 @@ def test_a_decorator_with_and_without_facts(fruits, fruit):
 
 def test_what_is_not_there(fruits):
     fruits.add("apple", 1)
-    with pytest.raises(UserError, match="there is no fruit 'aple': did you mean 'apple'"):
+    with pytest.raises(UserError, match="there is no fruit 'aple'; did you mean 'apple'"):
         fruits["aple"]
 
 
