@@ -68,6 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         blocks = _photographs(Path(name), options.images, options.distinct, options.blocks)
         paths = list(itertools.chain.from_iterable(blocks))
+        total = sum(path.stat().st_size for path in paths[: options.distinct])
         more = {
             "Milliseconds of the parts, on one core": _stages(paths[:20], options.size),
             "Cores that `cached_pixels` wants": _demand(paths[:320], options.size, Path(name)),
@@ -79,7 +80,6 @@ def main() -> None:
     answer = "Images per second beside a loop over Pillow: " + "; ".join(
         f"{name}: {beside[name]}" for name in (TORCHVISION, THREADS)
     )
-    total = sum(len(path.read_bytes()) for path in paths[: options.distinct])
     notes = [
         f"{options.images} files of {total / min(options.distinct, len(paths)) / 1e6:.2f} MB, to "
         f"{options.size} px; libjpeg-turbo {features.version('libjpeg_turbo')}. {difference}"
