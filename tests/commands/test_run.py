@@ -294,7 +294,7 @@ def test_a_variant_that_is_not_there(program, tmp_path):
 
 
 def test_everything_missing_is_named_at_once(program, tmp_path):
-    aptos = TINY.parent.parent / "configs" / "aptos.py"
+    aptos = TINY.parents[2] / "configs" / "aptos.py"
     message = refuse(program(config=aptos, cwd=tmp_path), tmp_path / "run", "parents.b")
     assert "data.root" in message
     assert "train_images" in message  # what to download, and where to put it
