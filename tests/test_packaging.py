@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from medmerge_jax.commands import entry
+
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
 CORE = """
@@ -58,6 +60,12 @@ def test_merging_and_weights_want_nothing_of_the_extra_train(tmp_path):
     code = CORE.format(missing=missing, path=str(tmp_path / "merged.safetensors"))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_missing_module_of_the_extra_train_is_known_as_such():
+    packages = [re.split(r"[><=]", x)[0] for x in PROJECT["optional-dependencies"]["train"]]
+    modules = {IMPORTS.get(name, name).replace("orbax-checkpoint", "orbax") for name in packages}
+    assert modules == set(entry._TRAIN)
 
 
 def test_every_other_extra_brings_the_extra_train():

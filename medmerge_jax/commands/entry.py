@@ -8,7 +8,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +21,12 @@ COMMANDS = {
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
     "fields": "print what a config may say: fields [PREFIX]",
 }
+_TRAIN = (
+    "absl", "array_record", "filelock", "grain", "huggingface_hub", "jinja2", "matplotlib",
+    "ml_collections", "optax", "orbax", "PIL", "rich", "sklearn", "tensorboardX",
+    "tensorflow_datasets",
+)  # fmt: skip
+"""Modules that the extra `train` brings."""
 _INSTALL = "pip install 'medmerge-jax[train]', or in a clone pip install -e '.[train]',"
 _HELP = ("-h", "--help", "-help")
 _GONE = (
@@ -39,11 +45,8 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or _HELP[:1]
     if name in COMMANDS:
         start(name, arguments)
-    elif name in _HELP:
-        print(_usage())
     else:
-        print(f"error: there is no command {name!r}; {nearest(name, COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
+        _enter(lambda: _list_commands(name))
 
 
 def start(name: str, arguments: Sequence[str]) -> None:
@@ -53,11 +56,19 @@ def start(name: str, arguments: Sequence[str]) -> None:
     SIGTERM or SIGUSR1, and 130 after Ctrl-C: the same command goes on from there. A closed pipe
     ends it without a word, with status 141.
     """
-    cpu.prepare()
-    preemption.install()
+
+    def call() -> None:
+        cpu.prepare()
+        preemption.install()
+        importlib.import_module(f"medmerge_jax.commands.{name}").main(arguments)
+
+    _enter(call)
+
+
+def _enter(call: Callable[[], None]) -> None:
     try:
         try:
-            importlib.import_module(f"medmerge_jax.commands.{name}").main(arguments)
+            call()
         finally:
             sys.stdout.flush()  # here, where a pipe without a reader is no fault of the program
     except processes.StoppedElsewhereError:
@@ -65,7 +76,7 @@ def start(name: str, arguments: Sequence[str]) -> None:
     except UserError as error:
         _leave(_fail(str(error)))
     except ModuleNotFoundError as error:
-        if (error.name or "medmerge_jax").startswith("medmerge_jax"):
+        if (error.name or "").partition(".")[0] not in _TRAIN:
             raise
         _leave(_fail(f"the package {error.name} is missing; {_INSTALL} brings it"))
     except BrokenPipeError:
@@ -99,22 +110,20 @@ def keep_programs() -> None:
     """Has JAX keep compiled programs in the cache folder, for the next run of the command."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(atomic.cache_folder("xla")))
+    update: Callable[[str, object], None] = jax.config.update
+    update("jax_compilation_cache_dir", str(atomic.cache_folder("xla")))
     # Also what compiles in less than a second, of which there is much: a hundred small programs.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _usage() -> str:
-    rows = [f"  {name:8}{summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "python -m medmerge_jax COMMAND ..., or medmerge COMMAND ...",
-            "",
-            *rows,
-            "",
-            "Each says more with --help:  python -m medmerge_jax merge --help",
-        ]
-    )
+def _list_commands(name: str) -> None:
+    """Prints all commands; refuses a name that is none."""
+    if name not in _HELP:
+        raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS)}")
+    print("python -m medmerge_jax COMMAND ..., or medmerge COMMAND ...\n")
+    for command, summary in COMMANDS.items():
+        print(f"  {command:8}{summary}")
+    print("\nEach says more with --help:  python -m medmerge_jax merge --help")
 
 
 def _leave(status: int, quietly: bool = False) -> NoReturn:

@@ -92,6 +92,8 @@ def test_the_statuses(command, capsys, tmp_path):
     assert capsys.readouterr().err == "error: this cannot be used\n"
     assert command(ModuleNotFoundError("no", name="optax")) == 2
     assert "optax is missing; pip install 'medmerge-jax[train]'" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):  # of a config file, say: no extra of ours brings it
+        command(ModuleNotFoundError("no", name="pandas"))
     assert command(KeyboardInterrupt()) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):
@@ -125,10 +127,14 @@ entry.start("told", [])
     assert result.stderr.startswith(f"error: {words.format(path)}")
 
 
-def test_a_closed_pipe_is_no_error():
-    code = "from medmerge_jax.commands import entry; entry.start('fields', [])"
+@pytest.mark.parametrize("call", ["start('fields', [])", "main()"])
+def test_a_closed_pipe_is_no_error(call):
+    code = (
+        "import sys; sys.argv = ['medmerge']; "
+        f"from medmerge_jax.commands import entry; entry.{call}"
+    )
     result = subprocess.run(
-        f'{sys.executable} -c "{code}" | head -c 1; exit ${{PIPESTATUS[0]}}',
+        f'{sys.executable} -c "{code}" | true; exit ${{PIPESTATUS[0]}}',
         shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode in (0, 128 + signal.SIGPIPE), result.stderr
