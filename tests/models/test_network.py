@@ -16,7 +16,7 @@ def network():
 def test_images_are_normalised_as_torchvision_does(torch, transforms, network, rng):
     images = rng.integers(0, 256, (3, 5, 4, 3), np.uint8)
     images[0, 0, 0], images[0, 0, 1] = 0, 255
-    normalise = transforms.Normalize(network.mean, network.std)
+    normalise = transforms.Normalize(network.preprocessing.mean, network.preprocessing.std)
     wanted = np.stack(
         [normalise(transforms.functional.to_tensor(image)).permute(1, 2, 0) for image in images]
     )

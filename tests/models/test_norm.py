@@ -59,12 +59,12 @@ def test_of_every_example_alone_under_vmap(arguments):
 def test_a_dense_block_knows_the_statistics_of_what_it_returns():
     block = DenseBlock(depth=3, growth=4, dtype=jnp.float32)
     x = np.random.default_rng(0).normal(3.0, 2.0, size=(2, 5, 5, 6)).astype(np.float32)
-    variables = block.init(jax.random.key(0), x, False)
-    (y, found), _ = block.apply(variables, x, True, mutable=["batch_stats"])
+    variables = block.init(jax.random.key(0), x, True)
+    (y, found), _ = block.apply(variables, x, False, mutable=["batch_stats"])
     assert y.shape == (2, 5, 5, 6 + 3 * 4)
     for one, other in zip(found, statistics(y), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
-    assert block.apply(variables, x, False)[1] is None
+    assert block.apply(variables, x, use_running_average=True)[1] is None
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

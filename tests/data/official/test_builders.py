@@ -100,7 +100,7 @@ def test_importing_the_package_registers_the_builders_and_leaves_those_of_tfds()
 
 
 def test_the_instructions_are_said_where_nothing_is(tmp_path):
-    with pytest.raises(AssertionError, match="train_images/000c1434d8d7"):
+    with pytest.raises(UserError, match="train_images/000c1434d8d7"):
         prepare("aptos2019", tmp_path / "nothing", tmp_path / "tfds")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme").write_text("nothing else")
