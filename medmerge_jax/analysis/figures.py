@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medmerge_jax.merging.trees import SEPARATOR, network_order
+from medmerge_jax.merging.trees import network_order
 from medmerge_jax.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _draw_heatmap(
 
 def _blocks(paths: Sequence[str]) -> list[tuple[str, int, int]]:
     """(name, first column, column after the last) of the network's top-level blocks."""
-    parts = [path.split(SEPARATOR) for path in paths]
+    parts = [path.split("/") for path in paths]
     depth = 0
     while all(len(p) > depth + 2 for p in parts) and len({p[depth] for p in parts}) == 1:
         depth += 1  # a level that all share, such as DenseNet's "features"
