@@ -38,18 +38,10 @@ def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         raise ValueError(f"a mapping of names to arrays is wanted, found {type(tree).__name__}")
     flat: dict[str, Any] = {}
-
-    def add(tree: Mapping[Any, Any], prefix: str) -> None:
-        for key, child in tree.items():
-            path = prefix + _name(key, prefix)
-            if isinstance(child, Mapping):
-                add(child, f"{path}/")
-            elif path in flat:
-                raise ValueError(f"two leaves have the path {path!r}: write their keys in one way")
-            else:
-                flat[path] = child
-
-    add(tree, "")
+    for path, leaf in _leaves(tree, ""):
+        if path in flat:
+            raise ValueError(f"two leaves have the path {path!r}: write their keys in one way")
+        flat[path] = leaf
     return flat
 
 
@@ -87,17 +79,7 @@ def nest_like(flat: Mapping[str, Any], like: Mapping[Any, Any]) -> dict[Any, Any
     >>> nest_like({"a/0": 1.5}, {"a": {0: "x", 1: "y"}})
     {'a': {0: 1.5}}
     """
-
-    def nested(like: Mapping[Any, Any], prefix: str) -> Iterator[tuple[Any, Any]]:
-        for key, child in like.items():
-            path = prefix + _name(key, prefix)
-            if not isinstance(child, Mapping):
-                if path in flat:
-                    yield key, flat[path]
-            elif inner := dict(nested(child, f"{path}/")):
-                yield key, inner
-
-    return like_mapping(dict(nested(like, "")), like)
+    return like_mapping(dict(_nested(flat, like, "")), like)
 
 
 def like_mapping(tree: dict[Any, Any], like: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -262,6 +244,28 @@ def at_least_float32(x: Any) -> Any:
     """The array as float32, or float64 if it is that: for statistics, averages and logits."""
     # Not by `jnp.promote_types`, which refuses this under strict promotion.
     return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
+# Not closures: one that calls itself is a cycle, and keeps its arrays until they are collected.
+def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, child in tree.items():
+        path = prefix + _name(key, prefix)
+        if isinstance(child, Mapping):
+            yield from _leaves(child, f"{path}/")
+        else:
+            yield path, child
+
+
+def _nested(
+    flat: Mapping[str, Any], like: Mapping[Any, Any], prefix: str
+) -> Iterator[tuple[Any, Any]]:
+    for key, child in like.items():
+        path = prefix + _name(key, prefix)
+        if not isinstance(child, Mapping):
+            if path in flat:
+                yield key, flat[path]
+        elif inner := dict(_nested(flat, child, f"{path}/")):
+            yield key, inner
 
 
 def _name(key: Any, prefix: str) -> str:
