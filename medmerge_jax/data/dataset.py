@@ -170,40 +170,31 @@ class DataSet:
 def build(
     name: str,
     classes: Sequence[str],
-    ids: Sequence[str],
-    paths: Sequence[Path],
-    labels: np.ndarray,
-    groups: Sequence[str] | None,
+    images: Split,
     assignment: np.ndarray | None,
     fractions: Sequence[float],
     seed: int,
     *,
     split_by_group: bool = True,
-    pixels: np.ndarray | None = None,
 ) -> DataSet:
     """Puts a data set together, making the splits that are missing.
 
     Args:
       name: Of the data set.
       classes: Names.
-      ids: Of all images; likewise paths, labels and groups.
-      paths: Files.
-      labels: int (n,), or float (n, classes) for several labels per image.
-      groups: None if unknown.
+      images: All images; labels of any int or float type.
       assignment: int (n,), index into `SPLITS`; None if the data comes without splits. A
         validation or test split that it leaves empty is taken from the training images.
       fractions: Of train, val, test.
       seed: Of the splits that are made.
       split_by_group: Whether the splits that are made keep groups together.
-      pixels: See `Split`, of all images.
     """
-    multilabel = labels.ndim == 2
-    labels = labels.astype(np.float32 if multilabel else np.int32)
-    group_array = np.asarray(groups) if groups is not None and split_by_group else None
-    assignment = _complete_assignment(name, labels, group_array, assignment, fractions, seed)
-    images = Split(
-        tuple(ids), tuple(paths), labels, None if groups is None else tuple(groups), pixels
+    multilabel = images.labels.ndim == 2
+    images = dataclasses.replace(
+        images, labels=images.labels.astype(np.float32 if multilabel else np.int32)
     )
+    groups = None if images.groups is None or not split_by_group else np.asarray(images.groups)
+    assignment = _complete_assignment(name, images.labels, groups, assignment, fractions, seed)
     splits = {
         split: images.take(np.flatnonzero(assignment == index))
         for index, split in enumerate(SPLITS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.dataset import DataSet, build
+from medmerge_jax.data.dataset import DataSet, Split, build
 from medmerge_jax.data.splits import SPLIT_NAMES, SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.formats import SUFFIXES
@@ -59,17 +59,10 @@ def image_folder(
             f"{root}: no images found; {root.name}/train/<class>/*.jpg or .png (likewise val and "
             f"test) or {root.name}/<class>/*.jpg or .png is wanted"
         )
-    return build(
-        root.resolve().name,
-        names,
-        [path.relative_to(root).as_posix() for path in paths],
-        paths,
-        np.array(labels, np.int32),
-        None,
-        None if homes is None else np.array(assignment),
-        fractions,
-        seed,
-    )
+    ids = tuple(path.relative_to(root).as_posix() for path in paths)
+    images = Split(ids, tuple(paths), np.array(labels))
+    splits = None if homes is None else np.array(assignment)
+    return build(root.resolve().name, names, images, splits, fractions, seed)
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -10,7 +10,6 @@ from the image that was decoded to the network's size already, not from the orig
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +35,8 @@ class Policy:
         colour jitter that are not 0 are applied in a random order.
       contrast: As `brightness`.
       saturation: As `brightness`.
-      hue: The shift is uniform in ± this, at most 0.5.
       operations: How many of RandAugment's operations follow; each may be drawn repeatedly.
       magnitude: Of these, 0 to 30.
-      interpolation: Of those that move pixels: "nearest" or "bilinear".
     """
 
     crop_scale: tuple[float, float]
@@ -47,10 +44,8 @@ class Policy:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
-    hue: float = 0.0
     operations: int = 0
     magnitude: int = 0
-    interpolation: str = "bilinear"
 
 
 POLICIES = {
@@ -123,15 +118,15 @@ def augment_image(policy: Policy, image: jax.Array, key: jax.Array) -> jax.Array
     crop = draw_crop(crop_key, height, width, policy.crop_scale)
     image = ops.resized_crop(image, *crop, (height, width))
     if policy.flip:
-        flipped = draw_flip(flip_key, policy.flip)
-        image = lax.cond(flipped, ops.horizontal_flip, lambda image: image, image)
-    if _jitter_steps(policy):
-        image = _jitter(policy, image, jitter_key)
+        image = jnp.where(draw_flip(flip_key, policy.flip), image[:, ::-1], image)
+    adjustments = [adjust for adjust, _ in _jitter_steps(policy)]
+    if adjustments:
+        order, factors = draw_jitter(policy, jitter_key)
+        for step in order:
+            image = lax.switch(step, adjustments, image, factors[step])
     for number in range(policy.operations):
         operation, sign = draw_operation(jax.random.fold_in(operations_key, number))
-        image = rand_augment_operation(
-            image, operation, sign, policy.magnitude, policy.interpolation
-        )
+        image = rand_augment_operation(image, operation, sign, policy.magnitude)
     return image
 
 
@@ -190,40 +185,22 @@ def draw_jitter(policy: Policy, key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       The order, a permutation int32 (k,) of the k operations of the policy that are not 0, in
-      the order of its fields; and the factor (of hue the shift) of each operation, float32 (k,).
+      the order of its fields; and the factor of each operation, float32 (k,).
     """
     order_key, factor_key = jax.random.split(key)
-    steps = _jitter_steps(policy)
-    lowest = np.array([step.lowest for step in steps], np.float32)
-    highest = np.array([step.highest for step in steps], np.float32)
-    factors = jax.random.uniform(factor_key, (len(steps),), jnp.float32, lowest, highest)
-    return jax.random.permutation(order_key, len(steps)), factors
+    spreads = np.array([spread for _, spread in _jitter_steps(policy)], np.float32)
+    lowest, highest = np.maximum(1 - spreads, 0), 1 + spreads
+    factors = jax.random.uniform(factor_key, spreads.shape, jnp.float32, lowest, highest)
+    return jax.random.permutation(order_key, len(spreads)), factors
 
 
-class _JitterStep(NamedTuple):
-    adjust: Callable[[jax.Array, jax.Array], jax.Array]
-    lowest: float
-    highest: float
-
-
-def _jitter_steps(policy: Policy) -> list[_JitterStep]:
-    factors = (
+def _jitter_steps(policy: Policy) -> list[tuple[Callable[..., jax.Array], float]]:
+    steps = (
         (ops.adjust_brightness, policy.brightness),
         (ops.adjust_contrast, policy.contrast),
         (ops.adjust_saturation, policy.saturation),
     )
-    steps = [_JitterStep(f, max(1 - spread, 0), 1 + spread) for f, spread in factors if spread]
-    if policy.hue:
-        steps.append(_JitterStep(ops.adjust_hue, -policy.hue, policy.hue))
-    return steps
-
-
-def _jitter(policy: Policy, image: jax.Array, key: jax.Array) -> jax.Array:
-    branches = [step.adjust for step in _jitter_steps(policy)]
-    order, factors = draw_jitter(policy, key)
-    for number in order:
-        image = lax.switch(number, branches, image, factors[number])
-    return image
+    return [(adjust, spread) for adjust, spread in steps if spread]
 
 
 def draw_operation(key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -234,7 +211,7 @@ def draw_operation(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rand_augment_operation(
-    image: jax.Array, operation: jax.Array, sign: jax.Array, magnitude: int, interpolation: str
+    image: jax.Array, operation: jax.Array, sign: jax.Array, magnitude: int
 ) -> jax.Array:
     """Applies one of `RAND_AUGMENT` as torchvision's RandAugment does.
 
@@ -243,7 +220,6 @@ def rand_augment_operation(
       operation: Index into `RAND_AUGMENT`.
       sign: 1.0 or −1.0; without effect on the operations that have no direction.
       magnitude: 0 to 30.
-      interpolation: "nearest" or "bilinear".
     """
     height, width, _ = image.shape
     level = magnitude / (_MAGNITUDE_BINS - 1)
@@ -263,7 +239,7 @@ def rand_augment_operation(
     matrix = matrices[jnp.clip(operation - first_move, 0, len(moves) - 1)]
     branches: dict[str, Callable[[jax.Array], jax.Array]] = {
         "identity": lambda image: image,
-        "move": lambda image: ops.affine(image, matrix, interpolation),
+        "move": lambda image: ops.affine(image, matrix),
         "brightness": lambda image: ops.adjust_brightness(image, factor),
         "color": lambda image: ops.adjust_saturation(image, factor),
         "contrast": lambda image: ops.adjust_contrast(image, factor),

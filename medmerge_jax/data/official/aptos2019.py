@@ -29,7 +29,7 @@ def read_aptos2019(root: Path) -> Records:
     return Records(
         classes=CLASSES,
         ids=tuple(rows),
-        paths=tuple(row.image_file(images / name, (".png",)) for name, row in rows.items()),
+        paths=tuple(row.image_file(images / f"{name}.png") for name, row in rows.items()),
         labels=np.array([row.number("diagnosis", grades) for row in rows.values()], np.int32),
     )
 

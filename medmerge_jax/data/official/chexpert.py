@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from medmerge_jax.data.official.records import Records, checked_variant, described
-from medmerge_jax.data.sheets import Row, read_table
+from medmerge_jax.data.sheets import Row, claim, read_table
 
 CLASSES = (
     "Enlarged Cardiomediastinum",
@@ -76,13 +76,15 @@ def _frontal_rows(path: Path, split: str) -> Iterator[tuple[Row, str]]:
     """Each frontal row of a table, and the image's path from the folder `train` etc. on."""
     # The published test table has neither views nor ages.
     columns = ["Path", NO_FINDING, *CLASSES] + ([_VIEW] if split != "test" else [])
-    first: dict[str, int] = {}
+    owners: dict[str, Row] = {}
     for row in read_table(path, columns):
         image = _image_path(row)
-        if image in first:
-            raise row.error(f"{image} has a row already, at line {first[image]}; leave one")
-        first[image] = row.line
-        if _is_frontal(row, image):
+        claim(owners, image, row, image)
+        by_name = "Lateral" if "lateral" in PurePosixPath(image).name else "Frontal"
+        view = row.get(_VIEW, by_name)
+        if view not in ("Frontal", "Lateral"):
+            raise row.error(f"column {_VIEW!r} holds {view!r}; Frontal or Lateral is wanted")
+        if view == "Frontal":
             yield row, image
 
 
@@ -95,14 +97,6 @@ def _image_path(row: Row) -> str:
             "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg is wanted"
         )
     return "/".join(parts[folders[0] :])
-
-
-def _is_frontal(row: Row, image: str) -> bool:
-    by_name = "Lateral" if "lateral" in PurePosixPath(image).name else "Frontal"
-    view = row.get(_VIEW, by_name)
-    if view not in ("Frontal", "Lateral"):
-        raise row.error(f"column {_VIEW!r} holds {view!r}; Frontal or Lateral is wanted")
-    return view == "Frontal"
 
 
 def _label(row: Row, column: str, variant: str) -> float:

@@ -42,7 +42,7 @@ def read_eyepacs(root: Path, variant: str = "") -> Records:
     return Records(
         classes=CLASSES,
         ids=tuple(name for _, name, _ in rows),
-        paths=tuple(row.image_file(root / split / name, (".jpeg",)) for split, name, row in rows),
+        paths=tuple(row.image_file(root / split / f"{name}.jpeg") for split, name, row in rows),
         labels=np.array([row.number("level", grades) for _, _, row in rows], np.int32),
         groups=tuple(name.split("_")[0] for _, name, _ in rows),
         splits=None if variant == "pooled" else tuple(split for split, _, _ in rows),

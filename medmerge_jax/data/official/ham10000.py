@@ -37,7 +37,7 @@ class _Part:
 
     split: str
     rows: dict[str, Row]
-    paths: list[Path]
+    paths: tuple[Path, ...]
     labels: list[int]
     groups: list[str]
 

@@ -4,12 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.isic import (
-    image_files,
-    need,
-    read_lesions,
-    read_one_hot,
-)
+from medmerge_jax.data.official.isic import image_files, need, read_lesions, read_one_hot
 from medmerge_jax.data.official.records import Records, described
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
@@ -41,7 +36,7 @@ def read_isic2019(root: Path) -> Records:
     return Records(
         classes=CLASSES,
         ids=tuple(rows),
-        paths=tuple(image_files(rows, [need(root, _IMAGES)])),
+        paths=image_files(rows, [need(root, _IMAGES)]),
         labels=np.array(labels, np.int32),
         groups=tuple(read_lesions(need(root, _METADATA), rows)),
     )

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from medmerge_jax.data.dataset import Split
 from medmerge_jax.errors import UserError, nearest
 
 ABOUT: dict[str, dict[str, Any]] = tomllib.loads(
@@ -16,29 +15,17 @@ ABOUT: dict[str, dict[str, Any]] = tomllib.loads(
 """Description, citation, licence, homepage and instructions of the layouts, by name."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Records:
-    """A data set as its authors published it: a row per image.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Records(Split):
+    """A data set as its authors published it: all images, whatever their split.
 
     Attributes:
       classes: Names in the published order.
-      ids: Unique names, usually the file's stem or its relative path.
-      paths: The image file of each row, or the archive that holds `pixels`.
-      labels: int (n,) indices into `classes`, or float (n, classes) of 0, 1 and NaN (unknown)
-        where an image has several labels.
-      groups: Patient or lesion of each row; None if unknown.
-      splits: "train", "val" or "test" of each row as published, None in a row where the
-        publisher gives none; None as a whole if there is none at all.
-      pixels: uint8 (n, h, w) or (n, h, w, 3) where the images come decoded.
+      splits: "train", "val" or "test" of each image as published; None where there is none.
     """
 
     classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    paths: tuple[Path, ...]
-    labels: np.ndarray
-    groups: tuple[str, ...] | None = None
-    splits: tuple[str | None, ...] | None = None
-    pixels: np.ndarray | None = None
+    splits: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,11 +42,11 @@ def read_rsna_pneumonia(root: Path) -> Records:
         classes=CLASSES,
         ids=tuple(chosen),
         paths=tuple(
-            row.image_file(root / _IMAGES / name, _SUFFIXES) for name, row in chosen.items()
+            row.image_file(*(root / _IMAGES / f"{name}{suffix}" for suffix in _SUFFIXES))
+            for name, row in chosen.items()
         ),
         labels=np.array([CLASSES.index(row["class"]) for row in chosen.values()], np.int32),
         groups=tuple(chosen),
-        splits=None,
     )
 
 
