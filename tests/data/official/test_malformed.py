@@ -291,7 +291,9 @@ def test_an_image_is_in_two_tables(tmp_path):
     (tmp_path / "ISIC2018_Task3_Test_Input" / source.name).write_bytes(source.read_bytes())
     copy.change(3, "image", "ISIC_0024308")
     copy.save()
-    copy.error("line 3: image 'ISIC_0024308' is in .*Training_GroundTruth.csv too, at line 4")
+    copy.error(
+        "line 3: image 'ISIC_0024308' has a row already in .*Training_GroundTruth.csv, at line 4"
+    )
 
 
 def test_eyepacs_names(tmp_path):
