@@ -160,9 +160,10 @@ def _figures(run_directory: Path, is_comparison: bool) -> list[tuple[str, str]]:
     names += [name for name in own if name not in names]
     paths = {name.replace("_", " "): own[name] for name in names}
     if is_comparison:
-        for path in sorted(run_directory.glob("*/seed*/figures/coefficients.png"), reverse=True):
-            run = path.parents[1]  # of several seeds the first remains
-            paths[f"coefficients of {run.parent.name}"] = path
+        drawn = run_directory.glob("*/seed*/figures/coefficients.png")
+        runs = {(path.parts[-4], len(path.parts[-3]), path.parts[-3]): path for path in drawn}
+        for (name, *_), path in sorted(runs.items()):  # seed2 goes before seed10
+            paths.setdefault(f"coefficients of {name}", path)
     return [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in paths.items()]
 
 
