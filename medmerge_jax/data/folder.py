@@ -39,30 +39,23 @@ def image_folder(
     """
     root = Path(root)
     homes = _split_folders(root)
-    if homes is None:
-        folders = [(path, 0) for path in _folders(root)]
-    else:
-        folders = [
-            (path, index) for index, home in sorted(homes.items()) for path in _folders(home)
-        ]
-    names = _class_names(root, [path for path, _ in folders], classes)
-    paths: list[Path] = []
-    labels: list[int] = []
-    assignment: list[int] = []
-    for folder, index in folders:
-        members = sorted(find_images(folder), key=lambda path: path.relative_to(root).as_posix())
-        paths += members
-        labels += [names.index(folder.name)] * len(members)
-        assignment += [index] * len(members)
-    if not paths:
+    parents = sorted((homes or {0: root}).items())
+    folders = [(folder, index) for index, parent in parents for folder in _folders(parent)]
+    names = _class_names(root, [folder for folder, _ in folders], classes)
+    images = [
+        (path.relative_to(root).as_posix(), path, names.index(folder.name), index)
+        for folder, index in folders
+        for path in sorted(find_images(folder), key=lambda path: path.relative_to(root).as_posix())
+    ]
+    if not images:
         raise UserError(
             f"{root}: no images found; {root.name}/train/<class>/*.jpg or .png (likewise val and "
             f"test) or {root.name}/<class>/*.jpg or .png is wanted"
         )
-    ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    images = Split(ids, tuple(paths), np.array(labels))
+    ids, paths, labels, assignment = zip(*images, strict=True)
     splits = None if homes is None else np.array(assignment)
-    return build(root.resolve().name, names, images, splits, fractions, seed)
+    together = Split(ids, paths, np.array(labels))
+    return build(root.resolve().name, names, together, splits, fractions, seed)
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -158,8 +158,8 @@ def _find(sheet: Sheet, column: str, root: Path) -> tuple[Path, ...]:
         claim(owners, root / files[0], row, f"the image {value!r}")
     if missing:
         raise _missing_error(sheet, column, missing, root, index)
-    if len(index) > len(owners):
-        _LOG.info("%s: ignored %d images without a row", root, len(index) - len(owners))
+    if index.number > len(owners):
+        _LOG.info("%s: ignored %d images without a row", root, index.number - len(owners))
     return tuple(owners)
 
 
@@ -173,7 +173,7 @@ def _missing_error(
     hint = f"; there is {same_stem[0]}, of another type" if same_stem else ""
     return UserError(
         f"{sheet.path}: {len(missing)} of {len(sheet.rows)} rows have no image file below {root} "
-        f"(column {column!r}): {shown}{more}{hint}; {len(index)} images ({', '.join(SUFFIXES)}) "
+        f"(column {column!r}): {shown}{more}{hint}; {index.number} images ({', '.join(SUFFIXES)}) "
         "are there; correct data.root or data.image_column, or remove the rows"
     )
 
@@ -186,16 +186,12 @@ class _Index:
             what = "is a file" if root.exists() else "does not exist"
             raise UserError(f"{root}: {what}; the folder of the images is wanted")
         files = sorted(path.relative_to(root).as_posix() for path in find_images(root))
-        self._root_name = root.resolve().name
-        self._number = len(files)
+        self._root_name, self.number = root.resolve().name, len(files)
         self._by_name: dict[str, list[str]] = collections.defaultdict(list)
         for file in files:
             name = PurePosixPath(file).name
             for key in {file, _stem(file)} | {name, _stem(name)}:
                 self._by_name[key].append(file)
-
-    def __len__(self) -> int:
-        return self._number
 
     def find(self, value: str) -> list[str]:
         """Relative paths of the files that `value` may mean.

@@ -227,10 +227,10 @@ def rand_augment_operation(
     right, down = (sign * int(150 / 331 * size * level) for size in (width, height))
     factor = 1 + sign * 0.9 * level
     moves = {
-        "shear_x": ops.shear_matrix(shear, 0.0),
-        "shear_y": ops.shear_matrix(0.0, shear),
-        "translate_x": ops.translation_matrix(right, 0.0),
-        "translate_y": ops.translation_matrix(0.0, down),
+        "shear_x": jnp.array([1.0, shear, 0.0, 0.0, 1.0, 0.0], jnp.float32),
+        "shear_y": jnp.array([1.0, 0.0, 0.0, shear, 1.0, 0.0], jnp.float32),
+        "translate_x": jnp.array([1.0, 0.0, -right, 0.0, 1.0, 0.0], jnp.float32),
+        "translate_y": jnp.array([1.0, 0.0, 0.0, 0.0, 1.0, -down], jnp.float32),
         "rotate": ops.rotation_matrix(turn, height, width),
     }
     # All operations that move pixels share a branch, since `vmap` computes every branch.

@@ -113,16 +113,6 @@ def _unpack(packed: jax.Array) -> jax.Array:
     return jnp.stack([packed & 255, packed >> 8 & 255, packed >> 16], axis=-1)
 
 
-def shear_matrix(x: Scalar, y: Scalar) -> jax.Array:
-    """For `affine`: pixels move by x of their row, or y of their column, from the upper left."""
-    return jnp.array([1.0, x, 0.0, y, 1.0, 0.0], jnp.float32)
-
-
-def translation_matrix(right: Scalar, down: Scalar) -> jax.Array:
-    """For `affine`: pixels move right and down."""
-    return jnp.array([1.0, 0.0, -right, 0.0, 1.0, -down], jnp.float32)
-
-
 def rotation_matrix(degrees: Scalar, height: int, width: int) -> jax.Array:
     """For `affine`: the image turns counter-clockwise around its centre."""
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))

@@ -88,16 +88,13 @@ def read_cifar10(root: Path) -> Records:
 
     A tenth of the training images, the same number of each class and always the same ones, is
     the validation split.
-
-    Raises:
-      UserError: Nothing there, a damaged archive, or a pickle of anything but CIFAR's data.
     """
-    return _read(Path(root), _CIFAR10)
+    return _read(root, _CIFAR10)
 
 
 def read_cifar100(root: Path) -> Records:
     """CIFAR-100 with its 100 fine labels; otherwise as `read_cifar10`."""
-    return _read(Path(root), _CIFAR100)
+    return _read(root, _CIFAR100)
 
 
 def _read(root: Path, variant: _Variant) -> Records:

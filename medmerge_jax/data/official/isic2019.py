@@ -21,14 +21,7 @@ def read_isic2019(root: Path) -> Records:
 
     The challenge published no other split with these classes. 2,084 images have no lesion in the
     metadata: each is a group of its own.
-
-    Args:
-      root: Holds the two tables and the folder of the images.
-
-    Raises:
-      UserError: Anything that is not as above, with file and line.
     """
-    root = Path(root)
     rows, labels = read_one_hot(need(root, _LABELS), (*CLASSES, _UNKNOWN))
     for label, (name, row) in zip(labels, rows.items(), strict=True):
         if label == len(CLASSES):

@@ -25,15 +25,9 @@ def read_medmnist(root: Path, variant: str = "") -> Records:
     Classes have the authors' names where the file does (`pneumoniamnist.npz`,
     `bloodmnist_64.npz`), otherwise "0", "1", ... Several columns of labels (ChestMNIST) are
     several labels per image; grades (RetinaMNIST) are classes.
-
-    Args:
-      root: The file, or the folder that holds it.
-      variant: The file's name, with or without `.npz`; not needed where there is only one.
-
-    Raises:
-      UserError: No such file, or it is damaged, of volumes, or not made like MedMNIST.
+    `root` may be the file itself; `variant` is its name, with or without `.npz`.
     """
-    path = _find(Path(root), variant)
+    path = _find(root, variant)
     with open_npz(path) as archive:
         return _read(path, archive)
 

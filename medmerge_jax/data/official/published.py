@@ -18,7 +18,7 @@ from medmerge_jax.data.official import (
     medmnist,
     rsna_pneumonia,
 )
-from medmerge_jax.data.official.records import Layout, Records, checked_variant
+from medmerge_jax.data.official.records import Layout, Records
 from medmerge_jax.data.sheets import Row, claim, read_table
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError, nearest
@@ -82,7 +82,14 @@ def official_data_set(
     chosen = layout(name, variant)
     if split_by not in SPLIT_BY:
         raise UserError(f"split_by is {split_by!r}; one of {', '.join(SPLIT_BY)} is wanted")
-    records = read(chosen, Path(root), variant)
+    if not Path(root).exists():
+        raise UserError(f"{root}: there is no such folder.\n{chosen.instructions}")
+    try:
+        records = chosen.read(Path(root), variant)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"{error}.\n{chosen.instructions}") from error
+        raise
     by_group, splits = split_by == "group", None
     if split_table:
         splits = _from_table(Path(split_table), records)
@@ -100,24 +107,12 @@ def layout(name: str, variant: str = "") -> Layout:
     """
     if name not in LAYOUTS:
         raise UserError(f"the data set {name!r} is unknown; {nearest(name, LAYOUTS)}")
-    checked_variant(name, variant, LAYOUTS[name].variants)
-    return LAYOUTS[name]
-
-
-def read(chosen: Layout, root: Path, variant: str = "") -> Records:
-    """The records of a layout; what is not there is said with what to download.
-
-    Raises:
-      UserError: See `official_data_set`.
-    """
-    if not root.exists():
-        raise UserError(f"{root}: there is no such folder.\n{chosen.instructions}")
-    try:
-        return chosen.read(root, variant or chosen.variants[0])
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise UserError(f"{error}.\n{chosen.instructions}") from error
-        raise
+    chosen = LAYOUTS[name]
+    if variant and variant not in chosen.variants:
+        others = [one for one in chosen.variants if one]
+        hint = nearest(variant, others) if others else "it has none"
+        raise UserError(f"the data set {name} has no variant {variant!r}; {hint}")
+    return chosen
 
 
 def _from_table(path: Path, records: Records) -> np.ndarray:

@@ -25,15 +25,7 @@ def read_rsna_pneumonia(root: Path) -> Records:
 
     Both tables have a row per box of an opacity, or one row for a patient without. They are
     checked against each other. The challenge published no split with labels.
-
-    Args:
-      root: Holds the two tables and the folder `stage_2_train_images`, of `.dcm` files or of
-        `.png` or `.jpg` files with the same names.
-
-    Raises:
-      UserError: Anything that is not as above, with file and line.
     """
-    root = Path(root)
     table = root / _CLASSES
     patients = _patients(table)
     _check_boxes(root / _BOXES, table, patients)

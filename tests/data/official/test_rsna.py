@@ -98,7 +98,6 @@ def test_every_label_and_pixel(root, tmp_path):
     assert np.issubdtype(records.labels.dtype, np.integer)
     assert records.groups == records.ids
     assert records.splits is None
-    assert LAYOUT.fractions == (0.8, 0.1, 0.1)
     for name, path in zip(records.ids, records.paths, strict=True):
         assert path == root / "stage_2_train_images" / f"{name}.dcm"
         expected = write_dicom(tmp_path / "again.dcm", shade(name))
