@@ -62,14 +62,8 @@ def coefficient_heatmap(
     figure, axes = _figure(max(6.0, 2.5 + 0.14 * len(paths)), 2.0 + 0.35 * len(rows))
     centre = 1 / num_parents
     reach = max(float(np.nanmax(np.abs(means - centre))), 1e-3)
-    image = axes.imshow(
-        means,
-        cmap="RdBu",
-        vmin=centre - reach,
-        vmax=centre + reach,
-        aspect="auto",
-        interpolation="none",
-    )
+    ends = {"vmin": centre - reach, "vmax": centre + reach}
+    image = axes.imshow(means, cmap="RdBu", **ends, aspect="auto", interpolation="none")
     axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
     blocks = _blocks(paths)
@@ -200,18 +194,12 @@ def _draw_series(
 ) -> None:
     epochs = np.arange(1, len(records) + 1)
     # Gaps between stages: a curve must not join two different things that are trained.
-    for name in series:
+    for number, name in enumerate(series):
         values = _column(records, name)
-        for index, part in enumerate(_stage_slices(records)):
-            label = name.removeprefix("val_") if title == "validation" else name
-            axes.plot(
-                epochs[part],
-                values[part],
-                marker=".",
-                markersize=4,
-                color=f"C{series.index(name)}",
-                label=label.replace("_", " ") if index == 0 else None,
-            )
+        label = name.removeprefix("val_") if title == "validation" else name
+        for part in _stage_slices(records):
+            axes.plot(epochs[part], values[part], color=f"C{number}", marker=".", markersize=4)
+        axes.lines[-1].set_label(label.replace("_", " "))
     if title == "coefficients" and all("coefficient_min" in r for r in records if series[0] in r):
         low, high = _column(records, "coefficient_min"), _column(records, "coefficient_max")
         axes.fill_between(epochs, low, high, alpha=0.2, linewidth=0, label="minimum to maximum")
@@ -239,16 +227,9 @@ def _mark_stages(
         if index:
             axes.axvline(part.start + 0.5, color="grey", linestyle="--", linewidth=0.8)
         if names:
-            middle = (part.start + part.stop) / 2 + 0.5
-            axes.text(
-                middle,
-                1.02,
-                names[index],
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                fontsize=9,
-                parse_math=False,
-            )
+            middle, above = (part.start + part.stop) / 2 + 0.5, axes.get_xaxis_transform()
+            text = axes.text(middle, 1.02, names[index], transform=above, ha="center", fontsize=9)
+            text.set_parse_math(False)
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:

@@ -188,8 +188,6 @@ class StreamedBatches(Batches):
             ahead.extend(self._put(batch) for batch in itertools.islice(steps, 1))
 
     def _put(self, batch: dict[str, np.ndarray]) -> Batch:
-        if self._mesh is None:
-            return jax.device_put(batch)
         size = mesh_lib.padded_size(len(batch["labels"]), self._mesh)
         inputs = mesh_lib.split_rows(batch.pop("inputs"), size, self._mesh)
         return {"inputs": inputs, **mesh_lib.replicate(batch, self._mesh)}

@@ -95,10 +95,14 @@ class DataSet:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images of each class (positive ones, with several labels per image) in each split."""
-        return {
-            name: dict(zip(self.classes, self._class_counts(split), strict=True))
-            for name, split in self.splits.items()
-        }
+        counts = {}
+        for name, split in self.splits.items():
+            if self.multilabel:
+                numbers = np.nansum(split.labels, axis=0).astype(int)
+            else:
+                numbers = np.bincount(split.labels, minlength=self.num_classes)
+            counts[name] = dict(zip(self.classes, numbers.tolist(), strict=True))
+        return counts
 
     def check(self) -> None:
         """Refuses what cannot be trained on; what makes results too good is for `audit`.
@@ -122,25 +126,20 @@ class DataSet:
         self._check_ids()
         self._check_training_classes()
 
-    def _class_counts(self, split: Split) -> list[int]:
-        if self.multilabel:
-            return [int(count) for count in np.nansum(split.labels, axis=0)]
-        return [int(count) for count in np.bincount(split.labels, minlength=self.num_classes)]
-
     def _check_labels(self, name: str) -> None:
         split = self.splits[name]
         labels = split.labels
         if self.multilabel:
             wrong = np.any((labels != 0) & (labels != 1) & ~np.isnan(labels), axis=1)
-            wanted = "0, 1 or unknown for each class"
+            allowed = "0, 1 or unknown for each class"
         else:
             wrong = (labels < 0) | (labels >= self.num_classes)
-            wanted = f"an index into the {self.num_classes} classes {list(self.classes)}"
+            allowed = f"an index into the {self.num_classes} classes {list(self.classes)}"
         if wrong.any():
             row = int(np.argmax(wrong))
             raise UserError(
                 f"data set {self.name}, split {name!r}, image {split.ids[row]}: the label is "
-                f"{labels[row]}; {wanted} is wanted"
+                f"{labels[row]}; {allowed} is wanted"
             )
 
     def _check_ids(self) -> None:

@@ -85,15 +85,11 @@ def sorted_names(names: Sequence[str]) -> list[str]:
     >>> sorted_names(["10", "9", "10"]), sorted_names(["10", "9", "a"])
     (['9', '10'], ['10', '9', 'a'])
     """
-    distinct = set(names)
-    numbers = all(name.isascii() and name.isdigit() for name in distinct)
-    return sorted(distinct, key=_by_value if numbers else None)
-
-
-def _by_value(digits: str) -> tuple[int, str, str]:
-    """The order of numbers of any length; `int` refuses more than 4300 digits."""
-    significant = digits.lstrip("0")
-    return len(significant), significant, digits
+    distinct = sorted(set(names))
+    if all(name.isascii() and name.isdigit() for name in distinct):
+        # Of any length; `int` refuses more than 4300 digits.
+        distinct.sort(key=lambda digits: (len(digits.lstrip("0")), digits.lstrip("0")))
+    return distinct
 
 
 def _split_folders(root: Path) -> dict[int, Path] | None:

@@ -38,12 +38,7 @@ class Row(dict[str, str]):
         return UserError(f"{self.table}, line {self.line}: {what}")
 
     def number(self, column: str, allowed: Collection[float], otherwise: str = "") -> float:
-        """The number in a cell.
-
-        Args:
-          column: Of the cell.
-          allowed: Numbers.
-          otherwise: What else may be there, for the error.
+        """The number in a cell; the error also says what else, `otherwise`, may be there.
 
         Raises:
           UserError: It is none of those allowed, or no number.
@@ -75,10 +70,6 @@ class Row(dict[str, str]):
 
     def one_hot(self, columns: Sequence[str], otherwise: str = "") -> int:
         """The index of the column that is 1, where the others are 0.
-
-        Args:
-          columns: Of the cells.
-          otherwise: What else could be done, for the error.
 
         Raises:
           UserError: Anything else is in them.
@@ -244,13 +235,7 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> list
 
 
 def claim(owners: dict[Any, Row], key: Any, row: Row, image: str) -> None:
-    """Makes a row the owner of a key.
-
-    Args:
-      owners: The owner of each key.
-      key: A name, a path or the like.
-      row: Its row.
-      image: What the key is, for the error.
+    """Makes a row the only one of a key, which the error calls `image`.
 
     Raises:
       UserError: The key has a row already; it names both.

@@ -3,6 +3,7 @@
 import collections
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +16,9 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.images.formats import SUFFIXES
 
 _LOG = logging.getLogger(__name__)
+
+_WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0*)?")
+"""Also as "2.0", as programs write a column with gaps."""
 
 _LISTED = 5
 """Rows that an error lists."""
@@ -96,12 +100,11 @@ def _label_vector(
     sheet: Sheet, column: str, classes: Sequence[str]
 ) -> tuple[list[str], np.ndarray]:
     values = [row[column] for row in sheet.rows]
-    for row in sheet.rows:
-        if not row[column]:
-            raise row.error(f"the label in column {column!r} is empty")
-    whole = [_whole_number(value) for value in values]
-    if all(number is not None for number in whole):  # "2.0", as programs write a column with gaps
-        values = [number for number in whole if number is not None]
+    if "" in values:
+        raise sheet.rows[values.index("")].error(f"the label in column {column!r} is empty")
+    whole = [_WHOLE_NUMBER.fullmatch(value) for value in values]
+    if all(whole):
+        values = [number[1] for number in whole if number]
     names = list(classes) or sorted_names(values)
     index = {name: position for position, name in enumerate(names)}
     for row, value in zip(sheet.rows, values, strict=True):
@@ -111,11 +114,6 @@ def _label_vector(
                 "correct it, or add it to data.classes"
             )
     return names, np.array([index[value] for value in values], np.int32)
-
-
-def _whole_number(value: str) -> str | None:
-    digits, _, zeros = value.partition(".")
-    return digits if digits.isascii() and digits.isdigit() and not zeros.strip("0") else None
 
 
 def _label_matrix(
@@ -213,7 +211,5 @@ class _Index:
 
 def _stem(name: str) -> str:
     """`name` without the extension of an image; other dots are part of the name."""
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name

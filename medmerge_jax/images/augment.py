@@ -160,19 +160,13 @@ def draw_crop(
     crop_height, crop_width = heights[first], widths[first]
     top = jax.random.randint(top_key, (), 0, height - crop_height + 1)
     left = jax.random.randint(left_key, (), 0, width - crop_width + 1)
-    drawn = top, left, crop_height, crop_width
-    top, left, crop_height, crop_width = (
-        jnp.where(jnp.any(fits), *pair) for pair in zip(drawn, _centre(height, width), strict=True)
-    )
+    # The largest central rectangle of an allowed aspect ratio.
+    rows = min(height, round(width / _ASPECT_RATIOS[0]))
+    columns = min(width, round(height * _ASPECT_RATIOS[1]))
+    centre = jnp.array([(height - rows) // 2, (width - columns) // 2, rows, columns])
+    drawn = jnp.stack([top, left, crop_height, crop_width])
+    top, left, crop_height, crop_width = jnp.where(jnp.any(fits), drawn, centre)
     return top, left, crop_height, crop_width
-
-
-def _centre(height: int, width: int) -> tuple[int, int, int, int]:
-    """The largest central rectangle of an allowed aspect ratio."""
-    low, high = _ASPECT_RATIOS
-    crop_height = min(height, round(width / low))
-    crop_width = min(width, round(height * high))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def draw_flip(key: jax.Array, probability: float) -> jax.Array:

@@ -221,8 +221,12 @@ def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
     It stays if this process is interrupted too.
     """
     folder = path.parent / f".{path.stem}.part"
-    if locked:
-        _remove_leftovers(path, folder)
+    if locked:  # What else killed processes left of this array goes.
+        for leftover in set(path.parent.glob(f".{path.stem}.*")) - {folder}:
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
     else:  # Another process may be writing the same part.
         folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
     array, journal = folder / "pixels.npy", folder / "journal"
@@ -298,12 +302,3 @@ def _raise_unreadable(problems: list[str], total: int) -> None:
         listed = "\n".join(f"  {problem}" for problem in problems[:_LISTED])
         more = f"\n  ... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise UserError(f"{len(problems)} of {total} images cannot be read:\n{listed}{more}")
-
-
-def _remove_leftovers(path: Path, kept: Path) -> None:
-    """What killed processes left of this cache, except the part `kept`."""
-    for leftover in set(path.parent.glob(f".{path.stem}.*")) - {kept}:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)

@@ -189,6 +189,5 @@ def _resize(image: Image.Image, box: _Box, size: int, resize: str) -> Image.Imag
     resized = (longer, size) if width > height else (size, longer)
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR, box)
-    left = round((image.width - size) / 2)
-    top = round((image.height - size) / 2)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import struct
+from collections.abc import MutableSequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -278,8 +279,6 @@ def _look_up(dataset: "Dataset", item: "Dataset", values: np.ndarray) -> tuple[n
 
 def _first(value: Any) -> float | None:
     """A number, the first of several, or None where the element is absent or empty."""
-    from pydicom.multival import MultiValue
-
-    if isinstance(value, MultiValue | list):
+    if isinstance(value, MutableSequence):
         value = value[0] if len(value) else None
     return None if value is None or value == "" else float(value)

@@ -132,14 +132,11 @@ def _images(path: Path, archive: zipfile.ZipFile, counts: list[int]) -> np.ndarr
                     f"{path}: {key} has the shape {shape}{volumes}; (n, height, width) or "
                     "(n, height, width, 3) is wanted"
                 )
-            if shape[0] != count:
-                raise UserError(
-                    f"{path}: {key} has {shape[0]} images, but there are {count} labels"
-                )
             first = first or shape[1:]
-            if shape[1:] != first:
+            if shape != (count, *first):
                 raise UserError(
-                    f"{path}: {key} has images of the shape {shape[1:]}, train_images of {first}"
+                    f"{path}: {key} has {shape[0]} images of the shape {shape[1:]}, but there are "
+                    f"{count} labels, and train_images are of {first}"
                 )
     images = np.empty((sum(counts), *(first or ())), np.uint8)
     start = 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from medmerge_jax.data.official.records import Records, described
-from medmerge_jax.data.sheets import Row, read_table
+from medmerge_jax.data.sheets import Row, claim, read_table
 
 CLASSES = ("Normal", "Lung Opacity")
 
@@ -65,8 +65,7 @@ def _patients(table: Path) -> dict[str, Row]:
 def _check_boxes(table: Path, class_table: Path, patients: dict[str, Row]) -> None:
     """Refuses a table of boxes that does not say the same as the table of classes."""
     box = ["x", "y", "width", "height"]
-    first: dict[tuple[str, ...], int] = {}
-    seen: set[str] = set()
+    owners: dict[tuple[str, ...], Row] = {}
     for row in read_table(table, ["patientId", *box, "Target"]):
         name = row["patientId"]
         if name not in patients:
@@ -80,10 +79,8 @@ def _check_boxes(table: Path, class_table: Path, patients: dict[str, Row]) -> No
             )
         # A patient without an opacity has an empty box, and only one.
         key = (name, *(row[column] for column in box))
-        if key in first:
-            raise row.error(f"patient {name} has this row already, at line {first[key]}; leave one")
-        first[key] = row.line
-        seen.add(name)
+        claim(owners, key, row, f"patient {name} with the box {key[1:]}")
+    seen = {name for name, *_ in owners}
     for name, row in patients.items():
         if name not in seen:
             raise row.error(f"patient {name} is not in {table}")
