@@ -47,6 +47,7 @@ def write_report(run_directory: Path) -> None:
             metrics=None if "table" in results else metric_cells(results),
             stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
             counts=_counts(results.get("data", {})),
+            notes=audit.get("notes", []),
             audit=audit.get("summary", []),
             overlaps=_overlaps(audit) if audit else None,
             parents=_parents(shareable(results.get("parents", {}), "parents")),

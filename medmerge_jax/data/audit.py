@@ -16,6 +16,8 @@ from medmerge_jax.weights.card import last_component
 
 AUDIT_FILE = "data_audit.json"
 _EXAMPLES = 5
+EXAMPLES = ", for instance "
+"""Before the examples in a data set's notes."""
 _WITH_EXAMPLES = ("groups", "duplicates", "parents")
 
 
@@ -34,8 +36,9 @@ def audit_data_set(
     Returns:
       For JSON: "name"; "images" and "counts" (of each class) by split; "groups", None if unknown,
       with their number, that of those in two splits, and their images; "duplicates" for each two
-      splits; "parents" with the val and test images among those a parent was trained on; and
-      "warnings", a sentence for each thing that makes results too good.
+      splits; "parents" with the val and test images among those a parent was trained on; "notes",
+      what was inferred and left out when the data was read; and "warnings", a sentence for each
+      thing that makes results too good.
     """
     audit: dict[str, Any] = {
         "name": dataset.name,
@@ -44,6 +47,7 @@ def audit_data_set(
         "groups": _groups(dataset),
         "duplicates": [] if hashes is None else _duplicates(dataset, hashes),
         "parents": {},
+        "notes": list(dataset.notes),
     }
     for name, of_parent in (parents or {}).items():
         audit["parents"][name] = None
@@ -151,6 +155,8 @@ def shareable_audit(audit: Mapping[str, Any], dataset: DataSet) -> dict[str, Any
 
     shared: dict[str, Any] = {**audit, **{k: cleaned(audit[k]) for k in _WITH_EXAMPLES}}
     shared["warnings"] = list(_warnings(shared))
+    # The examples of notes come last, and may be names of patients.
+    shared["notes"] = [note.partition(EXAMPLES)[0] for note in audit.get("notes", ())]
     return {**shared, "summary": short_text(shared)} if "summary" in audit else shared
 
 

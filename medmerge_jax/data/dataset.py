@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import numpy as np
 
 from medmerge_jax.data.splits import SPLITS, check_fractions, stratified_group_split
 from medmerge_jax.errors import UserError
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +57,7 @@ class DataSet:
       multilabel: Whether an image has any number of the classes, instead of exactly one.
       splits: "train", "val" and "test".
       ordinal: Whether the order of the classes means something; None: as their names say.
+      notes: What was inferred and left out when it was read, a sentence each.
     """
 
     name: str
@@ -67,6 +65,7 @@ class DataSet:
     multilabel: bool
     splits: dict[str, Split]
     ordinal: bool | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def ordered(self) -> bool:
@@ -175,6 +174,7 @@ def build(
     seed: int,
     *,
     split_by_group: bool = True,
+    notes: Sequence[str] = (),
 ) -> DataSet:
     """Puts a data set together, making the splits that are missing.
 
@@ -187,18 +187,19 @@ def build(
       fractions: Of train, val, test.
       seed: Of the splits that are made.
       split_by_group: Whether the splits that are made keep groups together.
+      notes: See `DataSet`; which splits are made is added.
     """
     multilabel = images.labels.ndim == 2
     images = dataclasses.replace(
         images, labels=images.labels.astype(np.float32 if multilabel else np.int32)
     )
     groups = None if images.groups is None or not split_by_group else np.asarray(images.groups)
-    assignment = _complete_assignment(name, images.labels, groups, assignment, fractions, seed)
+    assignment, made = _complete_assignment(images.labels, groups, assignment, fractions, seed)
     splits = {
         split: images.take(np.flatnonzero(assignment == index))
         for index, split in enumerate(SPLITS)
     }
-    return DataSet(name, tuple(classes), multilabel, splits)
+    return DataSet(name, tuple(classes), multilabel, splits, notes=(*notes, *made))
 
 
 def _rows(pixels: np.ndarray, rows: list[int]) -> np.ndarray:
@@ -209,22 +210,24 @@ def _rows(pixels: np.ndarray, rows: list[int]) -> np.ndarray:
 
 
 def _complete_assignment(
-    name: str,
     labels: np.ndarray,
     groups: np.ndarray | None,
     assignment: np.ndarray | None,
     fractions: Sequence[float],
     seed: int,
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[str]]:
+    """The index into `SPLITS` of each image, and a sentence if splits were made."""
     shares = np.asarray(check_fractions(fractions))
+    how = "stratified" if groups is None else "stratified, no group in two of them"
     if assignment is None:
-        return stratified_group_split(labels, groups, shares, seed)
+        made = ", ".join(f"{n} {share:g}" for n, share in zip(SPLITS, shares, strict=True))
+        note = f"no splits are given; they are made ({how}, seed {seed}): {made}"
+        return stratified_group_split(labels, groups, shares, seed), [note]
     missing = [index for index in (1, 2) if not np.any(assignment == index)]
     missing = [index for index in missing if shares[index] > 0]
     if not missing or not np.any(assignment == 0):
-        return assignment
-    names = [SPLITS[index] for index in missing]
-    _LOG.info("data set %s: no %s split is given, taken from train", name, " and ".join(names))
+        return assignment, []
+    names = " and ".join(SPLITS[index] for index in missing)
     shares[[index for index in (1, 2) if index not in missing]] = 0.0
     train = np.flatnonzero(assignment == 0)
     parts = stratified_group_split(
@@ -232,4 +235,4 @@ def _complete_assignment(
     )
     assignment = assignment.copy()
     assignment[train] = parts
-    return assignment
+    return assignment, [f"no {names} split is given; taken from train ({how}, seed {seed})"]

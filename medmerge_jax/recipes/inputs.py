@@ -52,6 +52,8 @@ def load_data(config: Config, workdir: Path) -> DataSet:
     """The data set that `config.data` describes; drawn images are made in the workdir."""
     dataset, data = _read_data(config, workdir), config.data
     ordinal = dataset.ordinal if data.ordinal is None else data.ordinal
+    for note in dataset.notes:
+        say(f"data {data.name}: {note}")
     return dataclasses.replace(dataset, name=data.name, ordinal=ordinal)
 
 
