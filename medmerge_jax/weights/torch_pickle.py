@@ -1,7 +1,7 @@
 """Reading PyTorch's `.pth` files without PyTorch and without running the pickle's code.
 
 The unpickler here knows the handful of globals that state dicts are made of, each replaced by an
-inert stand-in (see `medmerge_jax.pickles`), and refuses every other.
+inert stand-in (see `storage.pickles`), and refuses every other.
 
 Two layouts exist. PyTorch >= 1.6 writes a zip archive with the pickle in `<root>/data.pkl` and
 one entry `<root>/data/<key>` per storage. Before, it was a stream: a magic number, the protocol
