@@ -222,12 +222,8 @@ def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, An
 
 def _agreed(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The fields in which all cards that have them are the same."""
-    agreed = {}
-    for field in _FROM_ALL:
-        values = [card[field] for card in cards if field in card]
-        if values and all(value == values[0] for value in values):
-            agreed[field] = values[0]
-    return agreed
+    values = {field: [card[field] for card in cards if field in card] for field in _FROM_ALL}
+    return {field: of[0] for field, of in values.items() if of and of.count(of[0]) == len(of)}
 
 
 def _card(

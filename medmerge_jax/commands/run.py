@@ -51,7 +51,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line and runs what it says."""
-    if entry.asks_for_help(arguments):
+    if set(entry.HELP) & set(arguments):
         print(_help())
     else:
         app.run(_run, ["medmerge_jax", *arguments], flags_parser=_parse_flags)

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint.experimental import v1 as ocp
 
 from medmerge_jax.merging.trees import flatten, unflatten
@@ -51,7 +50,8 @@ class StageCheckpoints:
         # Orbax reads the metadata of all checkpoints at once and does not start if one is damaged.
         for number in self._numbers():
             problem = self._damage(number, _METADATA)
-            if problem or not _is_metadata(self._path(number) / _METADATA):
+            metadata = _read_object(self._path(number) / _METADATA)
+            if problem or not isinstance(metadata.get("custom_metadata"), dict):
                 self._set_aside(number, problem or f"{_METADATA} cannot be read")
         return ocp.training.Checkpointer(
             self._directory.absolute(),
@@ -106,12 +106,12 @@ class StageCheckpoints:
     def _set_aside(self, number: int, problem: str) -> None:
         """Renames a damaged checkpoint, so that its number is free and it can be looked at."""
         before = [one for one in self._numbers() if one < number]
-        _meet(f"{self._path(number)} is damaged")
-        if jax.process_index() == 0:
+        processes.wait_for_all()
+        if processes.is_first():
             shutil.rmtree(self._path(number, ".damaged"), ignore_errors=True)
             self._path(number).rename(self._path(number, ".damaged"))
             self._path(number, ".json").unlink(missing_ok=True)
-        _meet(f"{self._path(number)} is set aside")
+        processes.wait_for_all()
         say(
             f"checkpoint {self._path(number)} is damaged ({problem}) and was renamed to "
             f"{number}.damaged; before it there is {f'number {before[-1]}' if before else 'none'}"
@@ -127,11 +127,8 @@ class StageCheckpoints:
         return ""
 
     def _recorded_checksums(self, number: int) -> dict[str, Any]:
-        try:
-            recorded = json.loads(self._path(number, ".json").read_text())
-        except (OSError, ValueError):  # killed before they were written, or damaged themselves
-            return {}
-        return recorded if isinstance(recorded, dict) else {}
+        """Empty if the process was killed before they were written, or if they are damaged."""
+        return _read_object(self._path(number, ".json"))
 
     def _sum(self, number: int, saving: Any) -> None:
         """Writes the checksums of a checkpoint when it is on the disk."""
@@ -159,7 +156,7 @@ class StageCheckpoints:
             # Without force, Orbax skips a checkpoint while the one before is being written.
             saving = self._checkpointer.save_async(number, tree, force=True, custom_metadata=values)
         self._join()
-        if jax.process_index() == 0:
+        if processes.is_first():
             self._summing = threading.Thread(target=self._sum, args=(number, saving))
             self._summing.start()
 
@@ -208,10 +205,7 @@ class StageCheckpoints:
 
     def _is_there(self) -> bool:
         """Whether the folder is still the one that this began with."""
-        try:
-            return os.path.samestat(self._directory.stat(), os.fstat(self._held))
-        except OSError:
-            return False
+        return atomic.is_at(self._directory, self._held)
 
     def _os_error_number(self, error: Exception) -> int:
         """0 if it is none."""
@@ -241,18 +235,12 @@ def _abstract(tree: Any) -> Any:
     )
 
 
-def _meet(where: str) -> None:
-    """Waits for the other processes."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
-
-
-def _is_metadata(path: Path) -> bool:
-    try:
-        metadata = json.loads(path.read_text())
-        return isinstance(metadata["custom_metadata"], dict)
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+def _read_object(path: Path) -> dict[str, Any]:
+    """Empty if the file is not there, or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(path.read_text())
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def _checksums(folder: Path, pattern: str = "**/*") -> dict[str, list[int]]:
