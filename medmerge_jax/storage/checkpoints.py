@@ -40,7 +40,7 @@ class StageCheckpoints:
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        # While the folder is open, no other gets its inode: `_is_there` can tell one made anew.
+        # While the folder is open, no other gets its inode: `is_at` can tell one made anew.
         self._held = os.open(directory, os.O_RDONLY)
         self._failed = False
         self._summing: threading.Thread | None = None
@@ -87,7 +87,7 @@ class StageCheckpoints:
                     values = dict(self._checkpointer.metadata(newest.step).custom_metadata)
                     return self._checkpointer.load(newest.step, _abstract(like(values))), values
                 except Exception as error:  # what Orbax and TensorStore raise is of many kinds
-                    if self._recorded_checksums(newest.step):
+                    if _read_object(self._path(newest.step, ".json")):
                         raise  # it is whole, so something else is wrong
                     problem = f"{type(error).__name__} while it was read"
             self._checkpointer.close()
@@ -119,16 +119,12 @@ class StageCheckpoints:
 
     def _damage(self, number: int, pattern: str = "**/*") -> str:
         """What differs from the checksums, if there are any."""
-        recorded = self._recorded_checksums(number)
+        recorded = _read_object(self._path(number, ".json"))
         current = _checksums(self._path(number), pattern)
         for name in sorted(recorded if pattern == "**/*" else recorded.keys() & {pattern}):
             if current.get(name) != recorded[name]:
                 return f"{name} {'has changed' if name in current else 'is missing'}"
         return ""
-
-    def _recorded_checksums(self, number: int) -> dict[str, Any]:
-        """Empty if the process was killed before they were written, or if they are damaged."""
-        return _read_object(self._path(number, ".json"))
 
     def _sum(self, number: int, saving: Any) -> None:
         """Writes the checksums of a checkpoint when it is on the disk."""
@@ -151,7 +147,7 @@ class StageCheckpoints:
             earlier save found it so.
         """
         with self._os_errors():
-            if not self._is_there():  # Orbax would make it anew
+            if not atomic.is_at(self._directory, self._held):  # Orbax would make it anew
                 raise FileNotFoundError(self._directory)
             # Without force, Orbax skips a checkpoint while the one before is being written.
             saving = self._checkpointer.save_async(number, tree, force=True, custom_metadata=values)
@@ -196,16 +192,13 @@ class StageCheckpoints:
         try:
             yield
         except Exception as error:
-            number = self._os_error_number(error) if self._is_there() else errno.ENOENT
+            is_there = atomic.is_at(self._directory, self._held)
+            number = self._os_error_number(error) if is_there else errno.ENOENT
             if not number:
                 raise
             self._failed = True
             self._remove_unfinished()
             raise OSError(number, os.strerror(number), str(self._directory)) from error
-
-    def _is_there(self) -> bool:
-        """Whether the folder is still the one that this began with."""
-        return atomic.is_at(self._directory, self._held)
 
     def _os_error_number(self, error: Exception) -> int:
         """0 if it is none."""
@@ -236,7 +229,7 @@ def _abstract(tree: Any) -> Any:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Empty if the file is not there, or damaged."""
+    """Empty if the process was killed before it was written, or if it is damaged."""
     with contextlib.suppress(OSError, ValueError):
         value = json.loads(path.read_text())
         return value if isinstance(value, dict) else {}
