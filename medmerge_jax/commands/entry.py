@@ -28,7 +28,7 @@ _TRAIN = (
 )  # fmt: skip
 """Modules that the extra `train` brings."""
 _INSTALL = "pip install 'medmerge-jax[train]', or in a clone pip install -e '.[train]',"
-_HELP = ("-h", "--help", "-help")
+HELP = ("-h", "--help", "-help")
 _GONE = (
     errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
     errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
@@ -36,13 +36,12 @@ _GONE = (
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 """The status of other tools whose output nobody reads any more, as in `... | head -1`."""
 
-
 _workplaces: list[Path] = []
 
 
 def main() -> None:
     """`python -m medmerge_jax COMMAND ...`, and the console script."""
-    name, *arguments = sys.argv[1:] or _HELP[:1]
+    name, *arguments = sys.argv[1:] or HELP[:1]
     if name in COMMANDS:
         start(name, arguments)
     else:
@@ -74,19 +73,19 @@ def _enter(call: Callable[[], None]) -> None:
     except processes.StoppedElsewhereError:
         _leave(2)
     except UserError as error:
-        _leave(_fail(str(error)))
+        _fail(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _TRAIN:
             raise
-        _leave(_fail(f"the package {error.name} is missing; {_INSTALL} brings it"))
+        _fail(f"the package {error.name} is missing; {_INSTALL} brings it")
     except BrokenPipeError:
         os._exit(_PIPE_CLOSED)  # without a last flush into it
     except OSError as error:
         if error.errno in atomic.DISK_FULL:
-            _leave(_fail(_disk_full(error)), quietly=True)
+            _fail(_disk_full(error), quietly=True)
         if error.errno not in _GONE or not _is_ours(error.filename):
             raise
-        _leave(_fail(_gone(error)), quietly=True)
+        _fail(_gone(error), quietly=True)
     except preemption.Preempted as stopped:
         if processes.is_first():
             print(preemption.message(stopped), file=sys.stderr)
@@ -94,11 +93,6 @@ def _enter(call: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         _leave(130)
-
-
-def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Whether there is `--help` among the arguments."""
-    return any(argument in _HELP for argument in arguments)
 
 
 def work_in(folder: Path) -> None:
@@ -118,7 +112,7 @@ def keep_programs() -> None:
 
 def _list_commands(name: str) -> None:
     """Prints all commands; refuses a name that is none."""
-    if name not in _HELP:
+    if name not in HELP:
         raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS)}")
     print("python -m medmerge_jax COMMAND ..., or medmerge COMMAND ...\n")
     for command, summary in COMMANDS.items():
@@ -162,7 +156,7 @@ def _gone(error: OSError) -> str:
     )
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, quietly: bool = False) -> NoReturn:
     which = f"process {processes.index()}: " if processes.count() > 1 else ""
     print(f"{which}error: {message}", file=sys.stderr)
-    return 2
+    _leave(2, quietly)

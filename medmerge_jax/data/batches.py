@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import mesh as mesh_lib
-from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage.rows import FileRows, file_rows
 
 Batch = dict[str, jax.Array]

@@ -24,7 +24,7 @@ from scipy import fft
 from medmerge_jax.data.dataset import DataSet
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
-from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.npz import read_npz
 

@@ -22,7 +22,7 @@ import PIL
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image, resize_pixels
-from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage import atomic, locks
 
 _FORMAT = 2

@@ -13,6 +13,7 @@ from medmerge_jax.config import Stage as StageConfig
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predict import predict
+from medmerge_jax.images import Pixels
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
@@ -31,46 +32,37 @@ from medmerge_jax.training.stage import Stage, StageResult
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What the runs of a comparison share.
+class Prepared:
+    """What an experiment has before its sources are trained: its images, and other parents."""
 
-    Attributes:
-      dataset: Labels and names.
-      batches: Images, for each split.
-      parents: Variables and provenance, by name, in merging order.
-      class_weights: (classes,) of the loss.
-      fingerprint: Of the data: labels, splits and pixels.
-      hashes: Of the images, and of those that the parents were trained on.
-      audit: See `data.audit.audit`.
-      mesh: The devices, see `runtime.mesh`.
-      features: Filled by linear probes: a parent's features, by (parent, split).
-    """
-
+    config: Config
     dataset: DataSet
-    batches: dict[str, Batches]
-    parents: dict[str, Parent]
-    class_weights: np.ndarray
-    fingerprint: str
-    hashes: ImageHashes
-    audit: dict[str, Any]
+    pixels: dict[str, Pixels]  # of each split
+    fingerprint: str  # of labels, splits and pixels, wherever the files are
+    parents: dict[str, Parent]  # by name
+    hashes: ImageHashes  # of the images, and of those that the parents were trained on
+    audit: dict[str, Any]  # see `data.audit`
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs(Prepared):
+    """What the runs of an experiment share: all parents, in merging order, and batches."""
+
+    batches: dict[str, Batches]  # of each split
+    class_weights: np.ndarray  # (classes,) of the loss
     mesh: jax.sharding.Mesh | None = None
+    # Filled by linear probes: a parent's features, by (parent, split).
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model and how it came about; what every stage starts from and returns.
+    """A model and how it came about; what every stage starts from and returns."""
 
-    Attributes:
-      variables: Of an ordinary model, with a head.
-      coefficients: Effective ones of the merge linear probe that led here, if one did.
-      stages: Summaries of the stages that led here, in order, for results.json.
-      kept: Variables after the epochs that a stage was to keep, by stage and epoch: "ft-3".
-    """
-
-    variables: Tree
-    coefficients: Tree | None = None
-    stages: tuple[dict[str, Any], ...] = ()
+    variables: Tree  # of an ordinary model, with a head
+    coefficients: Tree | None = None  # effective ones of the merge linear probe that led here
+    stages: tuple[dict[str, Any], ...] = ()  # summaries of those that led here, in order
+    # Variables after the epochs that a stage was to keep, by stage and epoch: "ft-3".
     kept: dict[str, Tree] = dataclasses.field(default_factory=dict)
 
     def after(
@@ -98,12 +90,9 @@ class Experiment:
         self.config = config
         self.directory = directory
         self.inputs = inputs
-        spec = get_spec(config.architecture)
-        self._num_features = spec.num_features
-        self._rngs = spec.rngs
-        self._role = spec.role
+        self._spec = get_spec(config.architecture)
         self.preprocessing = dataclasses.replace(
-            spec.preprocessing, size=config.image_size, resize=config.data.resize
+            self._spec.preprocessing, size=config.image_size, resize=config.data.resize
         )
         self._dtype = compute_dtype(config.precision)
         self._augmentation = POLICIES.get(config.augmentation)
@@ -124,22 +113,16 @@ class Experiment:
     def aligned_parents(self) -> list[Tree]:
         """All parents, the units of all but the last in the order that fits the last's best."""
         *others, (last, last_card) = self.inputs.parents.values()
-        return [
-            *(
-                variables
-                if "zeros" in (card["source"], last_card["source"])
-                else mergers.align(self.config.architecture, last, variables, seed=self.config.seed)
-                for variables, card in others
-            ),
-            last,
+        aligned = [
+            variables
+            if "zeros" in (card["source"], last_card["source"])
+            else mergers.align(self.config.architecture, last, variables, seed=self.config.seed)
+            for variables, card in others
         ]
+        return [*aligned, last]
 
     def merged(self) -> Trained:
-        """What `config.merge_ft` makes of the parents, with a new head.
-
-        It is kept as merged.npz in the run directory, so that a run that goes on does not merge
-        again.
-        """
+        """What `config.merge_ft` makes of the parents, with a new head; merged once in a run."""
         file = self.directory.path / "merged.npz"
         if processes.from_first(file.exists):
             merged = unflatten(read_npz(file))
@@ -154,11 +137,8 @@ class Experiment:
         settings = self.config.merge_ft
         parents = {name: variables for name, (variables, _) in self.inputs.parents.items()}
         defaults = mergers.merger_options(settings.method)
-        options: dict[str, Any] = {
-            name: value
-            for name, value in settings.options.items()
-            if name in defaults and value is not None
-        }
+        given = {n: value for n, value in settings.options.items() if value is not None}
+        options: dict[str, Any] = {n: value for n, value in given.items() if n in defaults}
         if "multilabel" in defaults:
             cards = [card for _, card in self.inputs.parents.values()]
             options["multilabel"] = [bool(card.get("multilabel")) for card in cards]
@@ -183,17 +163,13 @@ class Experiment:
         """Trains the head; on frozen features that are computed once where they do not change.
 
         They do where batch norms train too, where every epoch has other images, and where the
-        model draws random numbers, as for dropout.
-
-        Args:
-          model: Where to start.
-          train_batch_norm: Whether the batch norms train too.
-          shared_as: A name under which later probes of this very backbone find its features.
+        model draws random numbers, as for dropout. Later probes of the very same backbone find its
+        features by the name that they are shared as.
         """
         variables = model.variables
-        if train_batch_norm or self._augmentation is not None or self._rngs:
+        if train_batch_norm or self._augmentation is not None or self._spec.rngs:
             start = parameterization.linear_probe(
-                variables, train_batch_norm=train_batch_norm, role=self._role
+                variables, train_batch_norm=train_batch_norm, role=self._spec.role
             )
             name = "lp_bn" if train_batch_norm else "lp"
             return model.after(self._train(name, start, self.config.lp))
@@ -216,10 +192,8 @@ class Experiment:
         start = parameterization.merge_linear_probe(
             parents,
             self._new_head(),
-            granularity=merge.granularity,
-            constraint=merge.constraint,
-            train_batch_norm=merge.train_batch_norm,
-            role=self._role,
+            **dataclasses.asdict(merge),
+            role=self._spec.role,
         )
         result = self._train("merge_lp", start, self.config.lp)
         coefficients = effective_coefficients(
@@ -229,7 +203,7 @@ class Experiment:
 
     def logits(self, variables: Tree, split: str) -> np.ndarray:
         """(images, classes) float32 in evaluation mode."""
-        return predict(self._network(self._model()), variables, self.inputs.batches[split])
+        return predict(self._network(), variables, self.inputs.batches[split])
 
     def _train(
         self,
@@ -253,7 +227,7 @@ class Experiment:
         return train_stage(
             stage,
             start,
-            self._network(model or self._model()),
+            self._network(model),
             batches or self.inputs.batches.__getitem__,
             self.directory,
             seed=config.seed,
@@ -261,13 +235,13 @@ class Experiment:
             class_weights=self.inputs.class_weights,
         )
 
-    def _model(self, num_classes: int | None = None) -> Any:
-        classes = self.inputs.dataset.num_classes if num_classes is None else num_classes
-        return create_model(self.config.architecture, num_classes=classes, dtype=self._dtype)
-
-    def _network(self, model: Any) -> Network:
+    def _network(self, model: Any = None, num_classes: int | None = None) -> Network:
+        """Of the architecture with a head for the classes, unless something else is given."""
+        if model is None:
+            classes = self.inputs.dataset.num_classes if num_classes is None else num_classes
+            model = create_model(self.config.architecture, num_classes=classes, dtype=self._dtype)
         # A head on features draws no random numbers.
-        rngs = () if isinstance(model, LinearHead) else self._rngs
+        rngs = () if isinstance(model, LinearHead) else self._spec.rngs
         return Network(model, self.preprocessing, self.inputs.mesh, rngs)
 
     def _feature_batches(self, variables: Tree, split: str, shared_as: str) -> Batches:
@@ -275,8 +249,7 @@ class Experiment:
         batches = self.inputs.batches[split]
         features = self.inputs.features.get((shared_as, split))
         if features is None:
-            backbone = self._network(self._model(num_classes=0))
-            features = predict(backbone, without_head(variables), batches)
+            features = predict(self._network(num_classes=0), without_head(variables), batches)
             if shared_as:
                 self.inputs.features[shared_as, split] = features
         # A head on features takes no memory: there is nothing to accumulate.
@@ -284,7 +257,7 @@ class Experiment:
 
     def _calibration_images(self, count: int) -> np.ndarray:
         """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
-        network, images = self._network(self._model(num_classes=0)), []
+        network, images = self._network(num_classes=0), []
         for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
             for part in batch if isinstance(batch, tuple) else (batch,):
                 normalised = mesh_lib.fetch(network.normalise(part["inputs"]))
@@ -300,7 +273,7 @@ class Experiment:
     def _new_head(self) -> Tree:
         """The same for every recipe of one seed."""
         head = LinearHead(self.inputs.dataset.num_classes)
-        features = jnp.zeros((1, self._num_features))
+        features = jnp.zeros((1, self._spec.num_features))
         params: Tree = head.init(jax.random.key(self.config.seed), features)["params"]["head"]
         return params
 

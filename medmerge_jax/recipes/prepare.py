@@ -1,33 +1,28 @@
 """The inputs of an experiment: all that can be wrong with them shows before anything is trained."""
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from medmerge_jax.config import Config
-from medmerge_jax.data import DataSet, ImageHashes, make_batches
+from medmerge_jax.data import DataSet, ImageHashes, load_hashes, make_batches
+from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, titles
-from medmerge_jax.images import Pixels
 from medmerge_jax.models import get_spec
 from medmerge_jax.recipes import inputs
 from medmerge_jax.recipes.checks import needed_parents
-from medmerge_jax.recipes.experiment import Inputs
-from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.recipes.experiment import Inputs, Prepared
 from medmerge_jax.runtime.mesh import data_mesh
 from medmerge_jax.runtime.progress import say
 
 
 def check_paths(config: Config) -> None:
     """Names everything that is missing at once, of this experiment and of its sources."""
+    parts = {"": config, **{f"sources.{n}.": part for n, part in config.sources.items()}}
     lines = [
         f"  {prefix}{line}"
-        for prefix, part in [
-            ("", config),
-            *((f"sources.{n}.", s) for n, s in config.sources.items()),
-        ]
+        for prefix, part in parts.items()
         for line in (
             *inputs.missing_data(part.data),
             *inputs.missing_parents(part, needed_parents(part), list(config.sources)),
@@ -49,25 +44,6 @@ def source_folder(workdir: Path, name: str) -> Path:
     return workdir / "sources" / name
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What an experiment has before its sources are trained: its images, and other parents."""
-
-    config: Config
-    dataset: DataSet
-    pixels: dict[str, Pixels]
-    parents: dict[str, Parent]
-    hashes: ImageHashes
-    audit: dict[str, Any]
-
-    @property
-    def fingerprint(self) -> str:
-        """Of labels, splits and pixels, wherever the files are."""
-        hashes = {name: pixels.sha256 for name, pixels in self.pixels.items()}
-        hashed = json.dumps([self.dataset.fingerprint(), hashes], sort_keys=True)
-        return hashlib.sha256(hashed.encode()).hexdigest()
-
-
 def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prepared:
     """Loads what there is and shows what is wrong with it, before anything is trained."""
     spec = get_spec(config.architecture)
@@ -79,22 +55,27 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
     dataset = inputs.load_data(config, workdir)
     dataset.check()
     _check_order(config, dataset)
-    names = needed_parents(config)
-    on_disk = [name for name in names if not config.parents[name].startswith("source:")]
+    values = {name: config.parents[name] for name in needed_parents(config)}
+    on_disk = [name for name, value in values.items() if not value.startswith("source:")]
     parents = inputs.load_parents(config, on_disk, {})
     pixels = inputs.decode(config, dataset)
     trained_on: dict[str, ImageHashes | None] = {}
-    for name in names:
-        value = config.parents[name]
-        if value.removeprefix("source:") in sources:
-            trained_on[name] = sources[value.removeprefix("source:")].hashes
-        elif value.startswith("source:"):
-            finished = source_folder(workdir, value.removeprefix("source:"))
-            trained_on[name] = inputs.hashes_of_source(finished)
-        elif value not in ("imagenet", "random", "zeros"):
-            trained_on[name] = inputs.hashes_of_parent(parents[name][1])
+    for name, value in values.items():
+        source = value.removeprefix("source:")
+        if name in parents:
+            if value not in ("imagenet", "random", "zeros"):
+                card = parents[name][1]
+                trained_on[name] = find_hashes(Path(card["file"]), card.get("data_fingerprint"))
+        elif source in sources:
+            trained_on[name] = sources[source].hashes
+        else:
+            file = source_folder(workdir, source) / HASHES_FILE
+            trained_on[name] = load_hashes(file)[0] if file.exists() else None
     dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
-    return Prepared(config, dataset, pixels, parents, hashes, audit)
+    checksums = {name: of_split.sha256 for name, of_split in pixels.items()}
+    hashed = json.dumps([dataset.fingerprint(), checksums], sort_keys=True)
+    fingerprint = hashlib.sha256(hashed.encode()).hexdigest()
+    return Prepared(config, dataset, pixels, fingerprint, parents, hashes, audit)
 
 
 def _check_order(config: Config, dataset: DataSet) -> None:
@@ -118,8 +99,9 @@ def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
     directories = {name: source_folder(workdir, name) for name in sources_of(config)}
     mesh = data_mesh()
     parents = {**parents, **inputs.load_parents(config, made, directories)}
+    parents = inputs.fill_zeros(dict(sorted(parents.items())))
     return Inputs(
-        dataset=prepared.dataset,
+        **{**vars(prepared), "parents": parents},
         batches={
             name: make_batches(
                 pixels.array,
@@ -131,10 +113,6 @@ def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
             )
             for name, pixels in prepared.pixels.items()
         },
-        parents=inputs.fill_zeros(dict(sorted(parents.items()))),
         class_weights=inputs.loss_weights(config, prepared.dataset),
-        fingerprint=prepared.fingerprint,
-        hashes=prepared.hashes,
-        audit=prepared.audit,
         mesh=mesh,
     )

@@ -1,66 +1,37 @@
 """What a stage is asked to do, and what it leaves."""
 
 import dataclasses
-from collections.abc import Collection
 from typing import Any
 
+from medmerge_jax import config
 from medmerge_jax.images.augment import Policy
 from medmerge_jax.training.parameterization import Tree
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """How long and how a stage trains.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(config.Stage):
+    """How long and how a stage trains: what the config says of it, and what it says of all.
 
-    Attributes:
-      name: Names its checkpoints and its lines in metrics.jsonl.
-      epochs: Passes over the training split, at most.
-      learning_rate: Peak.
-      schedule: See `schedules.learning_rates`.
-      warmup_epochs: Of linear warm-up, may be a fraction.
-      weight_decay: Of AdamW.
-      select: "best" epoch by validation `metric`, the first of equals, or the "last".
-      metric: A name of `metrics.METRICS`.
-      checkpoint_seconds: Least time between two checkpoints, and before the first; the last epoch
-        always has one.
-      augmentation: Of training images, or None; what is evaluated is never augmented.
-      patience: Epochs without progress after which the stage ends; 0 trains all. An epoch whose
-        `metric` is strictly better than the best so far sets the count to zero, one that is worse
-        by more than `patience_delta` adds one, and any other, also one whose metric is undefined,
-        leaves it. The schedule is that of all epochs.
-      patience_delta: In units of the metric, at least 0.
-      ordinal: Whether the order of the classes means something, for metrics that depend on it.
-      keep: Epochs, from 1, whose models are results too, see `StageResult.kept`.
+    An epoch whose metric is strictly better than the best so far sets the count that `patience`
+    limits to zero, one that is worse by more than `patience_delta` adds one, and any other, also
+    one whose metric is undefined, leaves it. The schedule is that of all epochs.
     """
 
-    name: str
-    epochs: int
-    learning_rate: float
-    schedule: str = "constant"
-    warmup_epochs: float = 0.0
-    weight_decay: float = 1e-2
-    select: str = "best"
+    name: str  # of its checkpoints and its lines in metrics.jsonl
+    weight_decay: float = 1e-2  # of AdamW
+    select: str = "best"  # epoch by validation metric, the first of equals; or the "last"
     metric: str = "macro_f1"
-    checkpoint_seconds: float = 30.0
-    augmentation: Policy | None = None
-    patience: int = 0
-    patience_delta: float = 0.0
-    ordinal: bool = False
-    keep: Collection[int] = ()
+    checkpoint_seconds: float = 30.0  # least time before each; the last epoch always has one
+    augmentation: Policy | None = None  # what is evaluated is never augmented
+    ordinal: bool = False  # whether the order of the classes means something to metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What a stage leaves.
+    """What a stage leaves."""
 
-    Attributes:
-      variables: `{"params", "batch_stats"}` of an ordinary model, already collapsed.
-      trainable: What was trained, see `Parameterization`; of a merge with its coefficients.
-      summary: JSON values for results.json.
-      kept: Variables after those epochs of `Stage.keep` that the stage came to, in NumPy.
-    """
-
-    variables: Tree
-    trainable: Tree
-    summary: dict[str, Any]
+    variables: Tree  # {"params", "batch_stats"} of an ordinary model, already collapsed
+    trainable: Tree  # see `Parameterization`; of a merge with its coefficients
+    summary: dict[str, Any]  # JSON values for results.json
+    # Variables after those epochs of `Stage.keep` that the stage came to, in NumPy.
     kept: dict[int, Tree] = dataclasses.field(default_factory=dict)

@@ -1,11 +1,10 @@
 """Reading and writing models with torchvision's names and layouts."""
 
-from medmerge_jax.weights.card import last_component, shareable
+from medmerge_jax.weights.card import shareable
 from medmerge_jax.weights.files import read_tensors, write_safetensors
-from medmerge_jax.weights.hub import LocatedWeights, find_imagenet_weights
+from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.models import (
     Model,
-    find_architecture,
     load_model,
     load_parent,
     load_weights,
@@ -17,11 +16,8 @@ from medmerge_jax.weights.models import (
 from medmerge_jax.weights.names import variables_from_torch, variables_to_torch
 
 __all__ = [
-    "LocatedWeights",
     "Model",
-    "find_architecture",
     "find_imagenet_weights",
-    "last_component",
     "load_model",
     "load_parent",
     "load_weights",

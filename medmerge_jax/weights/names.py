@@ -12,7 +12,7 @@ Paths agree but for "." and "/", the head's name and the last part:
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,17 +30,11 @@ MOST_LISTED = 8
 
 
 class Slot(NamedTuple):
-    """Where a tensor of a PyTorch state dict lives in Flax.
+    """Where a tensor of a PyTorch state dict lives in Flax."""
 
-    Attributes:
-      collection: "params" or "batch_stats".
-      path: "layer1/0/conv1/kernel".
-      shape: In PyTorch's layout.
-    """
-
-    collection: str
-    path: str
-    shape: Shape
+    collection: str  # "params" or "batch_stats"
+    path: str  # "layer1/0/conv1/kernel"
+    shape: Shape  # in PyTorch's layout
 
 
 def variables_from_torch(
@@ -62,11 +56,7 @@ def variables_from_torch(
         the tensors, and the architecture that they fit if it is another one.
     """
     named = _modern_names(architecture, tensors, origin)
-    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
-    slots = _slots(architecture, _num_classes(architecture, shapes))
-    problems = _mismatch(slots, shapes)
-    if problems:
-        raise UserError(_mismatch_message(architecture, tensors, problems, origin))
+    slots = _matching_slots(architecture, named, origin)
     spec = get_spec(architecture)
     flat: dict[str, dict[str, np.ndarray]] = {"params": {}, "batch_stats": {}}
     for name, slot in slots.items():
@@ -77,48 +67,41 @@ def variables_from_torch(
 
 
 def fitting_architectures(tensors: Mapping[str, np.ndarray], origin: str) -> list[str]:
-    """Names of the architectures that a PyTorch state dict fits, by its names and shapes.
+    """Names of the architectures that tensors of a file fit, by their names and shapes."""
 
-    Args:
-      tensors: By PyTorch name.
-      origin: The file, for messages.
-    """
-    return _fitting(tensors, origin)
+    def fits(architecture: str) -> bool:
+        named = _modern_names(architecture, tensors, origin)
+        shapes = _shapes(named)
+        return _head_fits(architecture, shapes) and not _mismatch(
+            _slots(architecture, _num_classes(architecture, shapes)), shapes
+        )
+
+    return [name for name in list_models() if fits(name)]
 
 
-def variables_to_torch(
-    architecture: str, variables: Mapping[str, Any], dtype: Any = np.float32
-) -> dict[str, np.ndarray]:
+def variables_to_torch(architecture: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The PyTorch state dict of Flax variables; `load_state_dict(..., strict=True)` takes it.
 
     Args:
       architecture: One of `models.list_models()`.
       variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
-      dtype: Of the arrays.
 
     Returns:
-      Arrays by PyTorch name, and int64 zeros for the batch norms' counters.
+      float32 arrays by PyTorch name, and int64 zeros for the batch norms' counters.
 
     Raises:
       UserError: A leaf is missing, extra or misshapen.
     """
     spec = get_spec(architecture)
-    leaves = {
-        (collection, path): np.asarray(leaf, dtype=dtype)
+    tensors = {
+        spec.torch_name(collection, path): np.asarray(leaf, np.float32).transpose(
+            spec.torch_axes(path, np.ndim(leaf))
+        )
         for collection in ("params", "batch_stats")
         for path, leaf in flatten(variables.get(collection, {})).items()
     }
-    tensors = {
-        spec.torch_name(collection, path): leaf.transpose(spec.torch_axes(path, leaf.ndim))
-        for (collection, path), leaf in leaves.items()
-    }
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    slots = _slots(architecture, _num_classes(architecture, shapes))
-    problems = _mismatch(slots, shapes)
-    if problems:
-        raise UserError(_mismatch_message(architecture, tensors, problems, "these variables"))
     complete: dict[str, np.ndarray] = {}
-    for name in slots:
+    for name in _matching_slots(architecture, tensors, "these variables"):
         complete[name] = tensors[name]
         if name.endswith(".running_var"):
             complete[_counter(name)] = np.zeros((), np.int64)
@@ -137,6 +120,10 @@ def _modern_names(
             raise UserError(f"{origin}: tensor {new!r} is there twice, under an old name too")
         named[new] = tensor
     return named
+
+
+def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _num_classes(architecture: str, shapes: Mapping[str, Shape]) -> int:
@@ -181,31 +168,22 @@ def _mismatch(slots: Mapping[str, Slot], shapes: Mapping[str, Shape]) -> dict[st
     return {kind: entries for kind, entries in kinds.items() if entries}
 
 
-def _mismatch_message(
-    architecture: str,
-    tensors: Mapping[str, np.ndarray],
-    problems: Mapping[str, list[str]],
-    origin: str,
-) -> str:
+def _matching_slots(
+    architecture: str, tensors: Mapping[str, np.ndarray], origin: str
+) -> dict[str, Slot]:
+    """Those of the architecture, if exactly they are given."""
+    shapes = _shapes(tensors)
+    slots = _slots(architecture, _num_classes(architecture, shapes))
+    problems = _mismatch(slots, shapes)
+    if not problems:
+        return slots
     lines = [f"{origin}: the tensors do not fit {architecture}."]
     lines += [f"  {kind}: {_listed(entries)}" for kind, entries in problems.items()]
-    if fitting := _fitting(tensors, origin):
+    if fitting := fitting_architectures(tensors, origin):
         lines.append(f"  They fit {' and '.join(fitting)}: is that the architecture you want?")
     else:
         lines.append(f"  Give a file of {architecture} with torchvision's tensor names.")
-    return "\n".join(lines)
-
-
-def _fitting(tensors: Mapping[str, np.ndarray], origin: str) -> list[str]:
-    return [name for name in list_models() if _fits(name, tensors, origin)]
-
-
-def _fits(architecture: str, tensors: Mapping[str, np.ndarray], origin: str) -> bool:
-    named = _modern_names(architecture, tensors, origin)
-    shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
-    return _head_fits(architecture, shapes) and not _mismatch(
-        _slots(architecture, _num_classes(architecture, shapes)), shapes
-    )
+    raise UserError("\n".join(lines))
 
 
 def _head_fits(architecture: str, shapes: Mapping[str, Shape]) -> bool:
@@ -219,8 +197,7 @@ def _head_fits(architecture: str, shapes: Mapping[str, Shape]) -> bool:
     )
 
 
-def _listed(entries: Iterable[str]) -> str:
-    entries = list(entries)
+def _listed(entries: list[str]) -> str:
     more = len(entries) - MOST_LISTED
     return "; ".join(entries[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
@@ -231,8 +208,7 @@ def _float32(name: str, tensor: np.ndarray, origin: str) -> np.ndarray:
         raise UserError(f"{origin}: tensor {name!r} is {tensor.dtype}; floating point is wanted")
     with np.errstate(over="ignore", invalid="ignore"):
         array = tensor.astype(np.float32)
-    if not np.isfinite(array).all():
-        bad = int(np.size(array) - np.isfinite(array).sum())
+    if bad := np.count_nonzero(~np.isfinite(array)):
         raise UserError(
             f"{origin}: tensor {name!r} has {bad} values that are NaN, infinite or beyond "
             "float32's range; the model it comes from was not sound"

@@ -1,7 +1,7 @@
 """Reading PyTorch's `.pth` files without PyTorch and without running the pickle's code.
 
 The unpickler here knows the handful of globals that state dicts are made of, each replaced by an
-inert stand-in (see `medmerge_jax.pickles`), and refuses every other.
+inert stand-in (see `storage.pickles`), and refuses every other.
 
 Two layouts exist. PyTorch >= 1.6 writes a zip archive with the pickle in `<root>/data.pkl` and
 one entry `<root>/data/<key>` per storage. Before, it was a stream: a magic number, the protocol
@@ -40,19 +40,14 @@ ADVICE = (
 )
 
 STORAGE_DTYPES = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-    "ComplexFloatStorage": np.dtype(np.complex64),
-    "ComplexDoubleStorage": np.dtype(np.complex128),
-}
+    f"{name}Storage": np.dtype(kind)
+    for name, kind in {
+        "Double": np.float64, "Float": np.float32, "Half": np.float16,
+        "BFloat16": ml_dtypes.bfloat16, "Long": np.int64, "Int": np.int32, "Short": np.int16,
+        "Char": np.int8, "Byte": np.uint8, "Bool": np.bool_, "ComplexFloat": np.complex64,
+        "ComplexDouble": np.complex128,
+    }.items()
+}  # fmt: skip
 
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
