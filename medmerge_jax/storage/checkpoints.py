@@ -163,11 +163,7 @@ class StageCheckpoints:
         )
 
     def kept(self, epoch: int) -> Any:
-        """What `keep` wrote, in NumPy.
-
-        Raises:
-          UserError: The file is gone or damaged.
-        """
+        """What `keep` wrote, in NumPy; a UserError if the file is gone or damaged."""
         return unflatten(read_npz(self._path(epoch, _KEPT_MODEL)))
 
     def wait(self) -> None:
