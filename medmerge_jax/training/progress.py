@@ -101,7 +101,7 @@ class Progress:
             self._save()
 
     def save_inside_epoch(self) -> None:
-        """Saves what there is and waits for the disk; a DivergedError says that it is not finite."""
+        """Saves what there is and waits for the disk; a DivergedError if it is not finite."""
         if (self.epoch, self.step) != self._saved:
             self.check_losses()
             if not _all_finite((self.state.trainable, self.state.batch_stats)):
