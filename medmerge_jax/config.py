@@ -310,10 +310,7 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def recorded_default(path: str) -> Any:
-    """What a field, "sources.b.lp.patience", is in a config.json that does not have it yet.
-
-    None where that is not known.
-    """
+    """What a field, "sources.b.lp.patience", is in a config.json without it; None if not known."""
     value: Any = to_json(Config())
     for name in re.sub(r"^(sources\.[^.]+\.)+", "", path).split("."):
         value = value.get(name) if isinstance(value, dict) else None

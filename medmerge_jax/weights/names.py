@@ -80,14 +80,11 @@ def fitting_architectures(tensors: Mapping[str, np.ndarray], origin: str) -> lis
 
 
 def variables_to_torch(architecture: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The PyTorch state dict of Flax variables; `load_state_dict(..., strict=True)` takes it.
-
-    Args:
-      architecture: One of `models.list_models()`.
-      variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
+    """The PyTorch state dict of Flax variables, which have a head or none.
 
     Returns:
-      float32 arrays by PyTorch name, and int64 zeros for the batch norms' counters.
+      float32 arrays by PyTorch name, and int64 zeros for the batch norms' counters, as
+      `load_state_dict(..., strict=True)` takes them.
 
     Raises:
       UserError: A leaf is missing, extra or misshapen.
