@@ -1,20 +1,9 @@
 """Figures, tables and the report of a run; matplotlib and jinja2 are imported on first use."""
 
-from medmerge_jax.analysis.figures import (
-    coefficient_heatmap,
-    confusion_matrix_figure,
-    learning_curves,
-    save_coefficients,
-)
-from medmerge_jax.analysis.report import write_report
-from medmerge_jax.analysis.tables import comparison_table, results_text
-
-__all__ = [
-    "coefficient_heatmap",
-    "comparison_table",
-    "confusion_matrix_figure",
-    "learning_curves",
-    "results_text",
-    "save_coefficients",
-    "write_report",
-]
+from medmerge_jax.analysis.figures import coefficient_heatmap as coefficient_heatmap
+from medmerge_jax.analysis.figures import confusion_matrix_figure as confusion_matrix_figure
+from medmerge_jax.analysis.figures import learning_curves as learning_curves
+from medmerge_jax.analysis.figures import save_coefficients as save_coefficients
+from medmerge_jax.analysis.report import write_report as write_report
+from medmerge_jax.analysis.tables import comparison_table as comparison_table
+from medmerge_jax.analysis.tables import results_text as results_text
