@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,12 +20,13 @@ from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage.atomic import read_json, write_json, write_text
 from medmerge_jax.weights.card import readme, shareable
-from medmerge_jax.weights.files import read_tensors, write_safetensors
+from medmerge_jax.weights.files import read_state_dicts, write_safetensors
+from medmerge_jax.weights.fit import split_choice
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.names import (
     Variables,
     fitting_architectures,
-    variables_from_torch,
+    variables_and_notes,
     variables_to_torch,
 )
 
@@ -52,8 +54,8 @@ def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
       UserError: The file cannot be read, or its tensors are not those of the architecture.
     """
     get_spec(architecture)
-    file = _weight_file(Path(path).expanduser())
-    return variables_from_torch(architecture, read_tensors(file), str(file))
+    name, choice = split_choice(os.fspath(path))
+    return _load(architecture, _weight_file(Path(name).expanduser()), choice)[0]
 
 
 def save_weights(
@@ -239,15 +241,25 @@ def load_parent(source: str | PathLike[str], architecture: str) -> tuple[Variabl
     get_spec(architecture)
     if source == "imagenet":
         return _imagenet_parent(architecture)
-    file = _weight_file(Path(source).expanduser())
+    name, choice = split_choice(os.fspath(source))
+    file = _weight_file(Path(name).expanduser())
     card = _read_card(file)
     if card.get("architecture", architecture) != architecture:
         raise UserError(
             f"{file}: this is a {card['architecture']}, says the card beside it; "
             f"{architecture} is wanted. Merging needs parents of one architecture"
         )
-    variables = load_weights(architecture, file)
-    return variables, {"architecture": architecture, **card, "file": str(file)}
+    variables, notes = _load(architecture, file, choice)
+    said = {"notes": list(notes)} if notes else {}
+    return variables, {"architecture": architecture, **card, **said, "file": str(file)}
+
+
+def _load(architecture: str, file: Path, choice: str) -> tuple[Variables, tuple[str, ...]]:
+    """Variables, and what was inferred of the file, which is said."""
+    variables, notes = variables_and_notes(architecture, read_state_dicts(file), str(file), choice)
+    for note in notes:
+        say(f"{file}: {note}")
+    return variables, notes
 
 
 def find_architecture(source: str | PathLike[str]) -> str:
@@ -258,11 +270,11 @@ def find_architecture(source: str | PathLike[str]) -> str:
     Raises:
       UserError: There is no such file, or it fits no architecture.
     """
-    file = _weight_file(Path(source).expanduser())
+    file = _weight_file(Path(split_choice(os.fspath(source))[0]).expanduser())
     card = _read_card(file)
     if "architecture" in card:
         return str(card["architecture"])
-    fitting = fitting_architectures(read_tensors(file), str(file))
+    fitting = fitting_architectures(read_state_dicts(file))
     if not fitting:
         raise UserError(
             f"{file}: its tensors fit none of {', '.join(list_models())}; weights with "
