@@ -167,7 +167,7 @@ class _Epochs(_Stage):
 
     def __call__(self) -> None:
         """The next epoch."""
-        stage = Stage("ft", epochs=1, learning_rate=RATE)
+        stage = Stage(name="ft", epochs=1, learning_rate=RATE)
         progress = _Position(stage, self.state)
         steps = self.batches.steps_per_epoch
         progress.steps_per_epoch, progress.rates = steps, np.full(steps, RATE, np.float32)

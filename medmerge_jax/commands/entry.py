@@ -36,7 +36,6 @@ _GONE = (
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 """The status of other tools whose output nobody reads any more, as in `... | head -1`."""
 
-
 _workplaces: list[Path] = []
 
 
@@ -74,19 +73,19 @@ def _enter(call: Callable[[], None]) -> None:
     except processes.StoppedElsewhereError:
         _leave(2)
     except UserError as error:
-        _leave(_fail(str(error)))
+        _fail(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _TRAIN:
             raise
-        _leave(_fail(f"the package {error.name} is missing; {_INSTALL} brings it"))
+        _fail(f"the package {error.name} is missing; {_INSTALL} brings it")
     except BrokenPipeError:
         os._exit(_PIPE_CLOSED)  # without a last flush into it
     except OSError as error:
         if error.errno in atomic.DISK_FULL:
-            _leave(_fail(_disk_full(error)), quietly=True)
+            _fail(_disk_full(error), quietly=True)
         if error.errno not in _GONE or not _is_ours(error.filename):
             raise
-        _leave(_fail(_gone(error)), quietly=True)
+        _fail(_gone(error), quietly=True)
     except preemption.Preempted as stopped:
         if processes.is_first():
             print(preemption.message(stopped), file=sys.stderr)
@@ -162,7 +161,7 @@ def _gone(error: OSError) -> str:
     )
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, quietly: bool = False) -> NoReturn:
     which = f"process {processes.index()}: " if processes.count() > 1 else ""
     print(f"{which}error: {message}", file=sys.stderr)
-    return 2
+    _leave(2, quietly)

@@ -20,13 +20,21 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image
 from medmerge_jax.images.formats import SUFFIXES
 from medmerge_jax.merging.trees import flatten, without_head
-from medmerge_jax.models import Preprocessing, create_model, get_spec, list_models, mergers
+from medmerge_jax.models import create_model, list_models, mergers
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
 
 _FROM_ALL = ("image_size", "resize", "mean", "std", "classes", "multilabel")
 """Fields of the parents' cards that the merged model's card takes over if all agree."""
+
+_EPILOG = """\
+methods, and their options:
+{}
+
+example:
+  python -m medmerge_jax.merge --method zipit --images images/train --recalibrate \\
+      --out merged.safetensors a.safetensors b.safetensors"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,51 +43,47 @@ def main(arguments: Sequence[str]) -> None:
     out = _checked_out(options)
     entry.work_in(out.parent)
     entry.keep_programs()
-    architecture = options.architecture or weights.find_architecture(options.parents[0])
     names = [*options.parents, *([options.ancestor] if options.ancestor else [])]
-    models = [weights.load_parent(name, architecture) for name in names]
-    _check_distinct(names, [variables for variables, _ in models])
+    models = [weights.load_parent(names[0], options.architecture)]
+    architecture = models[0][1]["architecture"]
+    models += [weights.load_parent(name, architecture) for name in names[1:]]
+    _check_distinct(names, models)
     _report(architecture, names, models)
-    parents = [variables for variables, _ in models[: len(options.parents)]]
-    cards = [card for _, card in models[: len(options.parents)]]
+    parents = models[: len(options.parents)]
+    agreed = _agreed([card for _, card in parents])
     given = {name: getattr(options, name) for name in _merger_flags()}
     given = {name: value for name, value in given.items() if value is not None}
-    if options.ancestor:
-        given["ancestor"] = models[-1][0]
     if "multilabel" in mergers.merger_options(options.method):
-        given["multilabel"] = [bool(card.get("multilabel")) for card in cards]
-    images = None if options.images is None else _images(options, architecture, cards)
+        given["multilabel"] = [bool(card.get("multilabel")) for _, card in parents]
+    images = None if options.images is None else _images(options, architecture, agreed)
     if images is None and (options.recalibrate or mergers.MERGERS[options.method].needs_images):
         what = "--recalibrate" if options.recalibrate else f"the merger {options.method!r}"
         raise UserError(f"{what} wants --images FOLDER")
-    merged = _merge(options, architecture, parents, images, given)
-    if options.ancestor:
-        given["ancestor"] = options.ancestor
-    _write(out, architecture, merged, _card(options, architecture, names, models, given))
-    say(f"wrote {out}")
-
-
-def _merge(
-    options: argparse.Namespace,
-    architecture: str,
-    parents: Sequence[Any],
-    images: np.ndarray | None,
-    given: dict[str, Any],
-) -> dict[Any, Any]:
     try:
-        return mergers.merge(
+        merged = mergers.merge(
             options.method,
             architecture,
-            parents,
+            [variables for variables, _ in parents],
             images,
             heads=options.heads,
             recalibrate=options.recalibrate,
             batch_size=options.batch_size,
             **given,
+            **({"ancestor": models[-1][0]} if options.ancestor else {}),
         )
     except ValueError as error:
         rows = [f"  parent {index} is {name}" for index, name in enumerate(options.parents)]
         raise UserError("\n".join([str(error), *rows])) from error
+    if options.ancestor:
+        given["ancestor"] = options.ancestor
+    card = _card(options, agreed, names, models, given)
+    model = weights.model_from_card(architecture, merged, card)
+    if out.suffix:
+        weights.save_weights(out, architecture, merged)
+        atomic.write_json(out.with_suffix(".json"), model.card())
+    else:
+        weights.save_model(out, model)
+    say(f"wrote {out}")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -110,9 +114,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--recalibrate", action="store_true", help="batch norms, on the images")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="to calibrate with")
-    parser.add_argument("--num-images", type=int, default=512, help="of these, at most")
-    parser.add_argument("--image-size", type=int, help="pixels; default: as the parents' cards say")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-images", type=_count, default=512, help="of these, at most")
+    parser.add_argument("--image-size", type=_count, help="pixels; default: as parents' cards say")
+    parser.add_argument("--batch-size", type=_count, default=32)
     parser.add_argument("--ancestor", metavar="MODEL", help="that the parents were trained from")
     for name, methods in _merger_flags().items():
         parser.add_argument(f"--{name}", type=_numbers, help=f"of {', '.join(methods)}")
@@ -130,27 +134,25 @@ def _merger_flags() -> dict[str, list[str]]:
 
 
 def _methods() -> str:
-    rows = [(name, *mergers.describe_merger(name)) for name in mergers.list_mergers()]
-    width = max(len(name) for name, _, _ in rows) + 2
-    lines = [
-        textwrap.fill(
-            f"{text} ({options})" if options else text,
-            100,
-            initial_indent=f"  {name:{width}}",
-            subsequent_indent=" " * (width + 2),
+    width = max(map(len, mergers.list_mergers())) + 2
+    lines = []
+    for name in mergers.list_mergers():
+        text, options = mergers.describe_merger(name)
+        lines.append(
+            textwrap.fill(
+                f"{text} ({options})" if options else text,
+                100,
+                initial_indent=f"  {name:{width}}",
+                subsequent_indent=" " * (width + 2),
+            )
         )
-        for name, text, options in rows
-    ]
-    return "\n".join(
-        [
-            "methods, and their options:",
-            *lines,
-            "",
-            "example:",
-            "  python -m medmerge_jax.merge --method zipit --images images/train --recalibrate \\",
-            "      --out merged.safetensors a.safetensors b.safetensors",
-        ]
-    )
+    return _EPILOG.format("\n".join(lines))
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is given; 1 or more is wanted")
+    return int(text)
 
 
 def _numbers(text: str) -> Any:
@@ -176,9 +178,9 @@ def _checked_out(options: argparse.Namespace) -> Path:
     return out
 
 
-def _check_distinct(names: Sequence[str], models: Sequence[Any]) -> None:
+def _check_distinct(names: Sequence[str], models: Sequence[tuple[Any, dict[str, Any]]]) -> None:
     seen: dict[str, str] = {}
-    for name, variables in zip(names, models, strict=True):
+    for name, (variables, _) in zip(names, models, strict=True):
         fingerprint = weights.model_fingerprint(variables)
         if fingerprint in seen:
             same = "it" if seen[fingerprint] == name else f"{name}, which is the same model,"
@@ -199,26 +201,21 @@ def _report(
         say(f"  {name}: {shape}")
 
 
-def _images(
-    options: argparse.Namespace, architecture: str, cards: Sequence[dict[str, Any]]
-) -> np.ndarray:
+def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, Any]) -> np.ndarray:
     """float32 (n, size, size, 3), normalised, from a folder and all below it."""
-    spec, folder = get_spec(architecture), options.images.expanduser()
+    folder = options.images.expanduser()
     if not folder.is_dir():
         raise UserError(f"--images {folder}: there is no such folder")
     paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES))
     if not paths:
         raise UserError(f"--images {folder}: holds no image ({', '.join(SUFFIXES)})")
-    agreed = _agreed(cards)
-    size = options.image_size or agreed.get("image_size", spec.preprocessing.size)
-    mean, std = (agreed.get(x, getattr(spec.preprocessing, x)) for x in ("mean", "std"))
+    preprocessing = weights.model_from_card(architecture, {}, agreed).preprocessing
+    size, resize = options.image_size or preprocessing.size, preprocessing.resize
     order = np.random.default_rng(options.image_seed).permutation(len(paths))
     chosen = [paths[row] for row in sorted(order[: options.num_images].tolist())]
     say(f"{len(chosen)} of {len(paths)} images of {folder}, {size} px")
-    resize = agreed.get("resize", spec.preprocessing.resize)
-    preprocessing = Preprocessing(size, resize, tuple(mean), tuple(std))
     with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda path: read_image(path, size, preprocessing.resize), chosen))
+        pixels = list(pool.map(lambda path: read_image(path, size, resize), chosen))
     network = Network(create_model(architecture, num_classes=0), preprocessing)
     return np.asarray(network.normalise(jnp.asarray(np.stack(pixels))))
 
@@ -235,18 +232,14 @@ def _agreed(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _card(
     options: argparse.Namespace,
-    architecture: str,
+    agreed: dict[str, Any],
     names: Sequence[str],
     models: Sequence[tuple[Any, dict[str, Any]]],
     given: dict[str, Any],
 ) -> dict[str, Any]:
-    head = models[0][0]["params"].get("head") if options.heads == "merge" else None
-    agreed = _agreed([card for _, card in models[: len(options.parents)]])
-    if head is None:
-        agreed.pop("classes", None)
+    if options.heads == "drop" or "head" not in models[0][0]["params"]:
+        agreed = {name: value for name, value in agreed.items() if name != "classes"}
     return {
-        "architecture": architecture,
-        "num_classes": 0 if head is None else int(np.size(head["bias"])),
         **agreed,
         "recipe": f"merge {options.method}",
         "options": {**given, "recalibrate": options.recalibrate},
@@ -259,12 +252,3 @@ def _card(
             for name, (variables, card) in zip(names, models, strict=True)
         },
     }
-
-
-def _write(out: Path, architecture: str, variables: Any, card: dict[str, Any]) -> None:
-    model = weights.model_from_card(architecture, variables, card)
-    if out.suffix:
-        weights.save_weights(out, architecture, variables)
-        atomic.write_json(out.with_suffix(".json"), model.card())
-    else:
-        weights.save_model(out, model)

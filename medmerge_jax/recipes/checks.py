@@ -60,11 +60,8 @@ def check_config(config: AnyConfig) -> Config:
 
 def choices_of(field: Field) -> Collection[str]:
     """All values that a field, or each of its parts, takes; none if it takes any."""
-    return (
-        CHOICES[field.choices]()
-        if isinstance(field.choices, str) and field.choices
-        else field.choices
-    )
+    choices = field.choices
+    return CHOICES[choices]() if isinstance(choices, str) and choices else choices
 
 
 def option_names() -> list[str]:
@@ -83,9 +80,11 @@ def used_mergers(config: Config) -> tuple[str, ...]:
 
 def needed_parents(config: Config) -> list[str]:
     """Names of the parents that the recipe starts from."""
-    if config.recipe in RECIPES and RECIPES[config.recipe].one_parent:
-        return [config.start]
-    return sorted(config.parents)
+    return [config.start] if _has_one_parent(config) else sorted(config.parents)
+
+
+def _has_one_parent(config: Config) -> bool:
+    return config.recipe in RECIPES and RECIPES[config.recipe].one_parent
 
 
 def _with_options(config: Config) -> Config:
@@ -141,7 +140,7 @@ def _data_mistakes(data: Data) -> Iterator[str]:
 
 
 def _parent_mistakes(config: Config) -> Iterator[str]:
-    merges = not (config.recipe in RECIPES and RECIPES[config.recipe].one_parent)
+    merges = not _has_one_parent(config)
     if merges and len(config.parents) < 2:
         yield f"parents = {list(config.parents)}: a merge wants two or more"
     if config.start not in config.parents:

@@ -98,12 +98,9 @@ class Experiment:
         self.config = config
         self.directory = directory
         self.inputs = inputs
-        spec = get_spec(config.architecture)
-        self._num_features = spec.num_features
-        self._rngs = spec.rngs
-        self._role = spec.role
+        self._spec = get_spec(config.architecture)
         self.preprocessing = dataclasses.replace(
-            spec.preprocessing, size=config.image_size, resize=config.data.resize
+            self._spec.preprocessing, size=config.image_size, resize=config.data.resize
         )
         self._dtype = compute_dtype(config.precision)
         self._augmentation = POLICIES.get(config.augmentation)
@@ -124,22 +121,16 @@ class Experiment:
     def aligned_parents(self) -> list[Tree]:
         """All parents, the units of all but the last in the order that fits the last's best."""
         *others, (last, last_card) = self.inputs.parents.values()
-        return [
-            *(
-                variables
-                if "zeros" in (card["source"], last_card["source"])
-                else mergers.align(self.config.architecture, last, variables, seed=self.config.seed)
-                for variables, card in others
-            ),
-            last,
+        aligned = [
+            variables
+            if "zeros" in (card["source"], last_card["source"])
+            else mergers.align(self.config.architecture, last, variables, seed=self.config.seed)
+            for variables, card in others
         ]
+        return [*aligned, last]
 
     def merged(self) -> Trained:
-        """What `config.merge_ft` makes of the parents, with a new head.
-
-        It is kept as merged.npz in the run directory, so that a run that goes on does not merge
-        again.
-        """
+        """What `config.merge_ft` makes of the parents, with a new head; merged once in a run."""
         file = self.directory.path / "merged.npz"
         if processes.from_first(file.exists):
             merged = unflatten(read_npz(file))
@@ -154,11 +145,8 @@ class Experiment:
         settings = self.config.merge_ft
         parents = {name: variables for name, (variables, _) in self.inputs.parents.items()}
         defaults = mergers.merger_options(settings.method)
-        options: dict[str, Any] = {
-            name: value
-            for name, value in settings.options.items()
-            if name in defaults and value is not None
-        }
+        given = {n: value for n, value in settings.options.items() if value is not None}
+        options: dict[str, Any] = {n: value for n, value in given.items() if n in defaults}
         if "multilabel" in defaults:
             cards = [card for _, card in self.inputs.parents.values()]
             options["multilabel"] = [bool(card.get("multilabel")) for card in cards]
@@ -191,9 +179,9 @@ class Experiment:
           shared_as: A name under which later probes of this very backbone find its features.
         """
         variables = model.variables
-        if train_batch_norm or self._augmentation is not None or self._rngs:
+        if train_batch_norm or self._augmentation is not None or self._spec.rngs:
             start = parameterization.linear_probe(
-                variables, train_batch_norm=train_batch_norm, role=self._role
+                variables, train_batch_norm=train_batch_norm, role=self._spec.role
             )
             name = "lp_bn" if train_batch_norm else "lp"
             return model.after(self._train(name, start, self.config.lp))
@@ -216,10 +204,8 @@ class Experiment:
         start = parameterization.merge_linear_probe(
             parents,
             self._new_head(),
-            granularity=merge.granularity,
-            constraint=merge.constraint,
-            train_batch_norm=merge.train_batch_norm,
-            role=self._role,
+            **dataclasses.asdict(merge),
+            role=self._spec.role,
         )
         result = self._train("merge_lp", start, self.config.lp)
         coefficients = effective_coefficients(
@@ -229,7 +215,7 @@ class Experiment:
 
     def logits(self, variables: Tree, split: str) -> np.ndarray:
         """(images, classes) float32 in evaluation mode."""
-        return predict(self._network(self._model()), variables, self.inputs.batches[split])
+        return predict(self._network(), variables, self.inputs.batches[split])
 
     def _train(
         self,
@@ -253,7 +239,7 @@ class Experiment:
         return train_stage(
             stage,
             start,
-            self._network(model or self._model()),
+            self._network(model),
             batches or self.inputs.batches.__getitem__,
             self.directory,
             seed=config.seed,
@@ -261,13 +247,13 @@ class Experiment:
             class_weights=self.inputs.class_weights,
         )
 
-    def _model(self, num_classes: int | None = None) -> Any:
-        classes = self.inputs.dataset.num_classes if num_classes is None else num_classes
-        return create_model(self.config.architecture, num_classes=classes, dtype=self._dtype)
-
-    def _network(self, model: Any) -> Network:
+    def _network(self, model: Any = None, num_classes: int | None = None) -> Network:
+        """Of the architecture with a head for the classes, unless something else is given."""
+        if model is None:
+            classes = self.inputs.dataset.num_classes if num_classes is None else num_classes
+            model = create_model(self.config.architecture, num_classes=classes, dtype=self._dtype)
         # A head on features draws no random numbers.
-        rngs = () if isinstance(model, LinearHead) else self._rngs
+        rngs = () if isinstance(model, LinearHead) else self._spec.rngs
         return Network(model, self.preprocessing, self.inputs.mesh, rngs)
 
     def _feature_batches(self, variables: Tree, split: str, shared_as: str) -> Batches:
@@ -275,8 +261,7 @@ class Experiment:
         batches = self.inputs.batches[split]
         features = self.inputs.features.get((shared_as, split))
         if features is None:
-            backbone = self._network(self._model(num_classes=0))
-            features = predict(backbone, without_head(variables), batches)
+            features = predict(self._network(num_classes=0), without_head(variables), batches)
             if shared_as:
                 self.inputs.features[shared_as, split] = features
         # A head on features takes no memory: there is nothing to accumulate.
@@ -284,7 +269,7 @@ class Experiment:
 
     def _calibration_images(self, count: int) -> np.ndarray:
         """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
-        network, images = self._network(self._model(num_classes=0)), []
+        network, images = self._network(num_classes=0), []
         for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
             for part in batch if isinstance(batch, tuple) else (batch,):
                 normalised = mesh_lib.fetch(network.normalise(part["inputs"]))
@@ -300,7 +285,7 @@ class Experiment:
     def _new_head(self) -> Tree:
         """The same for every recipe of one seed."""
         head = LinearHead(self.inputs.dataset.num_classes)
-        features = jnp.zeros((1, self._num_features))
+        features = jnp.zeros((1, self._spec.num_features))
         params: Tree = head.init(jax.random.key(self.config.seed), features)["params"]["head"]
         return params
 

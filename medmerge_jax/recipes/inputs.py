@@ -19,13 +19,11 @@ from medmerge_jax.data import (
     hash_images,
     image_folder,
     image_table,
-    load_hashes,
     official,
     official_data_set,
     write_synthetic,
 )
 from medmerge_jax.data.audit import overlapping, short_text, without
-from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import Pixels, cached_pixels
@@ -37,7 +35,6 @@ from medmerge_jax.storage import atomic
 from medmerge_jax.training.parameterization import Tree
 
 Parent = tuple[Tree, dict[str, Any]]
-
 
 DATA_KINDS = {
     "folder": ("root",),
@@ -83,9 +80,9 @@ def _read_data(config: Config, workdir: Path) -> DataSet:
     if data.kind == "synthetic":
         root = workdir / "data" / data.name
         atomic.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
-        counts = dict(zip(SPLITS, data.synthetic.counts, strict=True))
-        drawn = {"seed": data.synthetic.seed, "appearance": data.synthetic.appearance}
-        write_synthetic(root, data.synthetic.kind, counts, size=config.image_size, **drawn)
+        drawn = dataclasses.asdict(data.synthetic)
+        drawn["counts"] = dict(zip(SPLITS, data.synthetic.counts, strict=True))
+        write_synthetic(root, size=config.image_size, **drawn)
     return image_folder(root, data.classes or None, data.fractions, data.split_seed)
 
 
@@ -130,17 +127,14 @@ def audit_data(
 ) -> tuple[DataSet, dict[str, Pixels], ImageHashes, dict[str, Any]]:
     """Looks for images that two splits share, or that a parent was trained on, and reports them.
 
-    If `config.data.exclude_overlap` is set, val and test images of the latter kind are removed.
+    With `config.data.exclude_overlap`, val and test images of the latter kind are left out of what
+    is returned: the data set, its pixels, their hashes with those of the parents' training images.
 
     Args:
       config: The experiment.
       dataset: As loaded.
       pixels: Of its splits.
       parents: Hashes of the images that they were trained on, None where those are not known.
-
-    Returns:
-      The data set and its pixels, without the removed images; their hashes with those of the
-      parents' training images; and the audit, see `data.audit`.
     """
     hashes = hash_images(dataset, {n: p.array for n, p in pixels.items()}, config.data.resize)
     audit = audit_data_set(dataset, hashes, parents)
@@ -162,33 +156,18 @@ def audit_data(
     audit["summary"] = short_text(audit)
     for line in audit["summary"]:
         say(line)
-    inherited = [one for one in parents.values() if one]
-    return dataset, pixels, hashes.inheriting(inherited), audit
-
-
-def hashes_of_parent(card: dict[str, Any]) -> ImageHashes | None:
-    """Hashes of the images that a model on the disk was trained on, if its run has left them."""
-    return find_hashes(Path(card["file"]), card.get("data_fingerprint"))
-
-
-def hashes_of_source(finished: Path) -> ImageHashes | None:
-    """Hashes of the images that a finished source was trained on."""
-    path = finished / HASHES_FILE
-    return load_hashes(path)[0] if path.exists() else None
+    return dataset, pixels, hashes.inheriting([one for one in parents.values() if one]), audit
 
 
 def load_parents(
     config: Config, names: list[str], source_directories: dict[str, Path]
 ) -> dict[str, Parent]:
-    """Variables and provenance of each named parent.
+    """Variables and provenance of each named parent, by name.
 
     Args:
       config: The experiment.
-      names: Of `config.parents`.
+      names: Of `config.parents`; those of zeros come without variables, see `fill_zeros`.
       source_directories: Where the models of `config.sources` are.
-
-    Returns:
-      By name; parents of zeros without variables, see `fill_zeros`.
 
     Raises:
       UserError: One for all the parents that cannot be loaded.
@@ -210,9 +189,8 @@ def load_parents(
 def _provenance(card: dict[str, Any]) -> str:
     """Where it comes from, and the checksum of what was downloaded or the model's fingerprint."""
     checksum = card.get("sha256") or card.get("fingerprint")
-    return ", ".join(
-        [card.get("origin", card["source"]), *([f"sha256 {checksum}"] if checksum else [])]
-    )
+    origin: str = card.get("origin", card["source"])
+    return f"{origin}, sha256 {checksum}" if checksum else origin
 
 
 def _load_parent(config: Config, value: str, source_directories: dict[str, Path]) -> Parent:
@@ -222,8 +200,6 @@ def _load_parent(config: Config, value: str, source_directories: dict[str, Path]
         return random_variables(config), {"source": f"random, seed {config.seed}"}
     if value.startswith("source:"):
         value = os.fspath(source_directories[value.removeprefix("source:")])
-    if not value:
-        raise UserError("no parent is given: a model directory, a run directory or a weight file")
     variables, card = weights.load_parent(value, config.architecture)
     fingerprint = weights.model_fingerprint(variables)
     return variables, {**card, "source": value, "fingerprint": fingerprint}
@@ -231,14 +207,12 @@ def _load_parent(config: Config, value: str, source_directories: dict[str, Path]
 
 def fill_zeros(parents: dict[str, Parent]) -> dict[str, Parent]:
     """Gives the parents of zeros the others' mean batch norms, so that the mean is theirs."""
-    zeros = [name for name, (variables, _) in parents.items() if not variables]
-    if not zeros:
+    if all(variables for variables, _ in parents.values()):
         return parents
     backbones = [without_head(variables) for variables, _ in parents.values() if variables]
     mean = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *backbones)
     return {
-        name: (zeros_parent(mean), card) if name in zeros else (variables, card)
-        for name, (variables, card) in parents.items()
+        name: (variables or zeros_parent(mean), card) for name, (variables, card) in parents.items()
     }
 
 
@@ -255,7 +229,7 @@ def missing_parents(config: Config, names: list[str], sources: list[str]) -> lis
                 weights.find_imagenet_weights(config.architecture)
             except UserError as error:
                 lines.append(f"parents.{name}: {error}")
-        elif value not in ("zeros", "random") and not value:
+        elif not value:
             lines.append(
                 f"parents.{name} is empty: give a model directory, a run directory or a weight "
                 f"file, --config.parents.{name}=PATH"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from medmerge_jax.config import Config
-from medmerge_jax.data import DataSet, ImageHashes, make_batches
+from medmerge_jax.data import DataSet, ImageHashes, load_hashes, make_batches
+from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.images import Pixels
@@ -22,12 +23,10 @@ from medmerge_jax.runtime.progress import say
 
 def check_paths(config: Config) -> None:
     """Names everything that is missing at once, of this experiment and of its sources."""
+    parts = {"": config, **{f"sources.{n}.": part for n, part in config.sources.items()}}
     lines = [
         f"  {prefix}{line}"
-        for prefix, part in [
-            ("", config),
-            *((f"sources.{n}.", s) for n, s in config.sources.items()),
-        ]
+        for prefix, part in parts.items()
         for line in (
             *inputs.missing_data(part.data),
             *inputs.missing_parents(part, needed_parents(part), list(config.sources)),
@@ -79,20 +78,22 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
     dataset = inputs.load_data(config, workdir)
     dataset.check()
     _check_order(config, dataset)
-    names = needed_parents(config)
-    on_disk = [name for name in names if not config.parents[name].startswith("source:")]
+    values = {name: config.parents[name] for name in needed_parents(config)}
+    on_disk = [name for name, value in values.items() if not value.startswith("source:")]
     parents = inputs.load_parents(config, on_disk, {})
     pixels = inputs.decode(config, dataset)
     trained_on: dict[str, ImageHashes | None] = {}
-    for name in names:
-        value = config.parents[name]
-        if value.removeprefix("source:") in sources:
-            trained_on[name] = sources[value.removeprefix("source:")].hashes
-        elif value.startswith("source:"):
-            finished = source_folder(workdir, value.removeprefix("source:"))
-            trained_on[name] = inputs.hashes_of_source(finished)
-        elif value not in ("imagenet", "random", "zeros"):
-            trained_on[name] = inputs.hashes_of_parent(parents[name][1])
+    for name, value in values.items():
+        source = value.removeprefix("source:")
+        if name in parents:
+            if value not in ("imagenet", "random", "zeros"):
+                card = parents[name][1]
+                trained_on[name] = find_hashes(Path(card["file"]), card.get("data_fingerprint"))
+        elif source in sources:
+            trained_on[name] = sources[source].hashes
+        else:
+            file = source_folder(workdir, source) / HASHES_FILE
+            trained_on[name] = load_hashes(file)[0] if file.exists() else None
     dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
     return Prepared(config, dataset, pixels, parents, hashes, audit)
 

@@ -1,6 +1,5 @@
 """One run: a recipe, from its inputs to what it leaves in its run directory."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -98,13 +97,9 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
     }
 
     def leave() -> None:
-        model = _model(experiment)
-        for folder, variables in (
-            *((directory.path / "kept" / name, kept) for name, kept in trained.kept.items()),
-            (directory.path, trained.variables),
-        ):
-            one = dataclasses.replace(model, variables=variables)
-            weights.save_model(folder / "model", one)
+        for name, variables in {**trained.kept, "": trained.variables}.items():
+            folder = directory.path / "kept" / name if name else directory.path
+            weights.save_model(folder / "model", _model(experiment, variables))
         analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
         if trained.coefficients is not None:
             _leave_coefficients(experiment, trained.coefficients)
@@ -148,12 +143,12 @@ def shared_parents(inputs: Inputs) -> dict[str, Any]:
     return shared
 
 
-def _model(experiment: Experiment) -> weights.Model:
-    """What a run says of its models, without variables."""
+def _model(experiment: Experiment, variables: Tree) -> weights.Model:
+    """A model with what a run says of it."""
     config, inputs = experiment.config, experiment.inputs
     return weights.Model(
         config.architecture,
-        {},
+        variables,
         experiment.preprocessing,
         inputs.dataset.classes,
         inputs.dataset.multilabel,

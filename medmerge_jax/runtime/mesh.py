@@ -59,7 +59,7 @@ def replicate(tree: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return jax.device_put(tree)
     sharding = replicated(mesh)
-    if not _several_processes():
+    if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
     def put(leaf: Any) -> jax.Array:
@@ -87,9 +87,9 @@ def split_rows(tree: Any, size: int, mesh: Mesh | None) -> Any:
       size: A multiple of the number of devices.
       mesh: Of all devices.
     """
-    if mesh is None or not _several_processes():
-        return jax.device_put(tree, None if mesh is None else batch_sharded(mesh))
-    sharding = batch_sharded(mesh)
+    sharding = None if mesh is None else batch_sharded(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(
             sharding, np.asarray(rows), (size, *np.shape(rows)[1:])
@@ -100,7 +100,7 @@ def split_rows(tree: Any, size: int, mesh: Mesh | None) -> Any:
 
 def broadcast_from_first(tree: Any) -> Any:
     """The first process's values in all processes."""
-    return multihost_utils.broadcast_one_to_all(tree) if _several_processes() else tree
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -113,7 +113,3 @@ def fetch(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
-def _several_processes() -> bool:
-    return jax.process_count() > 1

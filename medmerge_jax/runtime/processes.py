@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 from medmerge_jax.errors import UserError
@@ -176,12 +177,13 @@ def first_alone() -> Iterator[None]:
         from_first(lambda: None)
         yield
         return
+    outcome: Future[None] = Future()
     try:
         yield
-    except (UserError, OSError) as error:
-        raised = error  # told to the others, who do not enter the block
-        from_first(lambda: _raise(raised))
-    from_first(lambda: None)
+        outcome.set_result(None)
+    except (UserError, OSError) as error:  # told to the others, who do not enter the block
+        outcome.set_exception(error)
+    from_first(outcome.result)
 
 
 def wait_for_all() -> None:
@@ -233,10 +235,6 @@ def another_ends() -> str:
         return next((why for _, why in _client().key_value_dir_get(_END)), "")
     except Exception:  # when JAX is shut down; of a first process that is lost JAX knows itself
         return ""
-
-
-def _raise(error: Exception) -> None:
-    raise error
 
 
 def _client() -> Any:

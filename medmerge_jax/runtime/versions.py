@@ -1,17 +1,11 @@
 """What decides a run's numbers, for its records."""
 
+import contextlib
 import importlib.metadata
 
 _PACKAGES = (
-    "medmerge-jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "pillow",
-)
+    "medmerge-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow",
+)  # fmt: skip
 
 
 def package_versions() -> dict[str, str]:
@@ -19,10 +13,8 @@ def package_versions() -> dict[str, str]:
 
     From a source tree that is not installed, this package itself is unknown.
     """
-    versions = {}
+    versions = dict.fromkeys(_PACKAGES, "unknown")
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "unknown"
     return versions

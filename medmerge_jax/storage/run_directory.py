@@ -35,21 +35,10 @@ _CLOCKS: dict[Path, float] = {}
 _SECONDS, _MERGED, _KEPT = "seconds.json", "merged.npz", "checkpoints/*/*.model.npz"
 
 _WRITTEN = (
-    "config.json",
-    "data_audit.json",
-    "image_hashes.npz",
-    "metrics.jsonl",
-    "coefficients.npz",
-    _MERGED,
-    _SECONDS,
-    "predictions.npz",
-    "results.json",
-    "report.html",
-    "model",
-    "coefficients.png",
-    "confusion_matrix.png",
-    "learning_curves.png",
-)
+    "config.json", "data_audit.json", "image_hashes.npz", "metrics.jsonl", "coefficients.npz",
+    _MERGED, _SECONDS, "predictions.npz", "results.json", "report.html", "model",
+    "coefficients.png", "confusion_matrix.png", "learning_curves.png",
+)  # fmt: skip
 
 
 class RunDirectory:
@@ -139,11 +128,20 @@ class RunDirectory:
             for stage in results.get("stages", [])[-1:]:
                 _remove_checkpoints(self.path / "checkpoints" / stage["name"])
 
-    def check_config(self, config: Mapping[str, Any]) -> None:
-        """Raises a UserError if the directory holds a run of another config, with the fields."""
+    def check_config(self, config: Mapping[str, Any]) -> Record | None:
+        """What config.json has, if it is there; a UserError names fields that differ from it."""
         recorded = self._recorded()
-        if recorded is not None:
-            self._refuse_differences(recorded["config"], dict(config))
+        differing = [
+            f"  {field}: {_show(old)} there, {_show(new)} now"
+            for field, old, new in _differences(recorded["config"] if recorded else config, config)
+        ]
+        if differing:
+            raise UserError(
+                f"workdir {self.path} holds a run with another config:\n"
+                + "\n".join(differing)
+                + "\nUse the same config to resume it, or another --workdir."
+            )
+        return recorded
 
     def record_config(
         self,
@@ -164,20 +162,19 @@ class RunDirectory:
           UserError: The directory holds a run of another config, of other data, or of parents
             that have changed.
         """
-        recorded = self._recorded()
-        now: Record = {
-            "config": dict(config),
-            "data_fingerprint": data_fingerprint,
-            "parent_fingerprints": dict(parents),
-        }
+        recorded = self.check_config(config)
         if recorded is None:
-            self.write_json("config.json", {**now, "versions": dict(versions)})
+            now = {
+                "config": config,
+                "data_fingerprint": data_fingerprint,
+                "parent_fingerprints": parents,
+                "versions": versions,
+            }
+            self.write_json("config.json", now)
             return
-        self._refuse_differences(recorded["config"], now["config"])
-        changed = []
+        changed, before = [], recorded["parent_fingerprints"]
         if recorded["data_fingerprint"] != data_fingerprint:
             changed.append("other data: images, labels or splits")
-        before = recorded["parent_fingerprints"]
         changed += [
             f"another parent {name}: its weights"
             for name, fingerprint in parents.items()
@@ -191,28 +188,14 @@ class RunDirectory:
 
     def _recorded(self) -> Record | None:
         recorded: Record | None = self.read_json("config.json")
-        if recorded is None:
-            return None
         kinds = {"config": dict, "data_fingerprint": str, "parent_fingerprints": dict}
         for field, kind in kinds.items():
-            if not isinstance(recorded.get(field), kind):
+            if recorded is not None and not isinstance(recorded.get(field), kind):
                 raise UserError(
                     f"{self.path / 'config.json'}: {field} is not as this program writes it; "
                     "restore the file, or use another --workdir"
                 )
         return recorded
-
-    def _refuse_differences(self, recorded: Record, config: Record) -> None:
-        differing = [
-            f"  {field}: {_show(old)} there, {_show(new)} now"
-            for field, old, new in _differences(recorded, config)
-        ]
-        if differing:
-            raise UserError(
-                f"workdir {self.path} holds a run with another config:\n"
-                + "\n".join(differing)
-                + "\nUse the same config to resume it, or another --workdir."
-            )
 
     def read_json(self, name: str) -> Any:
         """The file's object, or None if there is no such file."""

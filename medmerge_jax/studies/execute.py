@@ -1,5 +1,6 @@
 """An experiment in its workdir: its sources first, then its recipe or its comparison."""
 
+import graphlib
 import os
 from pathlib import Path
 from typing import Any
@@ -46,35 +47,31 @@ def run(config: AnyConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         check_paths(config)
         order = _source_order(config)
         prepared: dict[str, Prepared] = {}
-        waiting = [n for n in order if finished(_source_directory(workdir, n)) is None]
+        folders = {name: RunDirectory(source_folder(workdir, name)) for name in order}
+        untrained = [name for name in order if finished(folders[name]) is None]
         with processes.first_alone():
-            for name in waiting:
+            for name in untrained:
                 prepared[name] = prepare(config.sources[name], workdir, prepared)
             target = prepare(config, workdir, prepared)
         # What could be refused is past: from here on the directory belongs to this config.
         record(config, directory, target.fingerprint, target.parents)
-        for name in prepared:
-            say(f"source {name}: {config.sources[name].recipe} on {config.sources[name].data.name}")
-            inputs = load_inputs(prepared[name], workdir)
-            run_recipe(config.sources[name], _source_directory(workdir, name), inputs)
+        for name, source in prepared.items():
+            say(f"source {name}: {source.config.recipe} on {source.config.data.name}")
+            inputs = load_inputs(source, workdir)
+            run_recipe(source.config, folders[name], inputs)
         inputs = load_inputs(target, workdir)
         if config.recipe == "compare":
             return compare(config, directory, inputs)
         return run_recipe(config, directory, inputs)
 
 
-def _source_directory(workdir: Path, name: str) -> RunDirectory:
-    return RunDirectory(source_folder(workdir, name))
-
-
 def _source_order(config: Config) -> list[str]:
-    """The sources, each after those that it starts from."""
-    order: list[str] = []
-    waiting = sorted(config.sources)
-    while waiting:
-        ready = [name for name in waiting if sources_of(config.sources[name]) <= set(order)]
-        if not ready:
-            raise UserError(f"sources {waiting} start from each other; one must start elsewhere")
-        order += ready
-        waiting = [name for name in waiting if name not in ready]
-    return order
+    """The sources, each after those that it starts from; the same in all processes."""
+    graph = {name: sorted(sources_of(config.sources[name])) for name in sorted(config.sources)}
+    try:
+        return list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        names = sorted(set(error.args[1]))
+        raise UserError(
+            f"sources {names} start from each other; one must start elsewhere"
+        ) from error

@@ -62,7 +62,9 @@ def train_stage(
         preemption.deferred(),
         StageCheckpoints(directory.path / "checkpoints" / stage.name) as checkpoints,
     ):
-        start = _same_in_all_processes(start)
+        # What was computed before, as by a merger, may differ in the last bit between processes.
+        trees = {name: getattr(start, name) for name in ("trainable", "frozen", "batch_stats")}
+        start = dataclasses.replace(start, **broadcast_from_first(trees))
         frozen = replicate(start.frozen, network.mesh)
         progress = Progress(stage, replicate(init_state(start), network.mesh), checkpoints)
         directory.rewind(stage.name, progress.epoch)
@@ -86,7 +88,8 @@ def train_stage(
                 while not progress.finished:
                     with explain_memory(f"stage {stage.name}", train.batch_size):
                         record = _train_epoch(task, progress, frozen, train, constants, seed, bar)
-                    variables = _collapsed(task, progress, frozen)
+                    state = progress.state
+                    variables = _collapsed(task, state.trainable, frozen, state.batch_stats)
                     metrics = _validate(progress, network, variables, validation, multilabel)
                     # Before the checkpoint: what is logged too much is dropped on resuming.
                     directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}})
@@ -100,12 +103,6 @@ def train_stage(
                     f"{stopped} in {stage.name}, after {progress.position()}"
                 ) from stopped
         return _result(task, progress, frozen, checkpoints)
-
-
-def _same_in_all_processes(start: Parameterization) -> Parameterization:
-    """What was computed before, such as a merger, may differ in the last bit between processes."""
-    trees = {name: getattr(start, name) for name in ("trainable", "frozen", "batch_stats")}
-    return dataclasses.replace(start, **broadcast_from_first(trees))
 
 
 def _train_epoch(
@@ -159,10 +156,9 @@ def _train_epoch(
     }
 
 
-def _collapsed(task: Task, progress: Progress, frozen: Tree) -> Tree:
-    """Variables of the ordinary model that the stage has come to."""
-    params = collapse(task.assemble, progress.state.trainable, frozen)
-    return {"params": params, "batch_stats": progress.state.batch_stats}
+def _collapsed(task: Task, trainable: Tree, frozen: Tree, batch_stats: Tree) -> Tree:
+    """Variables of the ordinary model."""
+    return {"params": collapse(task.assemble, trainable, frozen), "batch_stats": batch_stats}
 
 
 def _validate(
@@ -180,8 +176,7 @@ def _result(
 ) -> StageResult:
     stage, values = progress.stage, progress.values
     trainable, batch_stats = progress.selected
-    params = collapse(task.assemble, trainable, frozen)
-    variables = {"params": params, "batch_stats": batch_stats}
+    variables = _collapsed(task, trainable, frozen, batch_stats)
     if task.network.mesh is not None:
         variables, trainable = unreplicate((variables, trainable))
     summary = {
@@ -202,8 +197,7 @@ def _coefficient_summary(trainable: Tree) -> dict[str, float]:
     if not coefficients:
         return {}
     values = np.concatenate([np.ravel(leaf) for leaf in jax.device_get(list(coefficients))])
-    summary = {"mean": values.mean(), "min": values.min(), "max": values.max()}
-    return {f"coefficient_{name}": float(value) for name, value in summary.items()}
+    return {f"coefficient_{x}": float(getattr(values, x)()) for x in ("mean", "min", "max")}
 
 
 def _say_epoch(stage: Stage, record: dict[str, Any], metrics: dict[str, Any]) -> None:

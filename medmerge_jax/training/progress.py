@@ -156,10 +156,9 @@ class Progress:
 
     def _is_best(self, value: float | None) -> bool:
         """The first epoch is, and the first whose metric is defined; of equals the first."""
-        if value is None or self.values["best_value"] is None:
-            undefined = self.values["best_value"] is None
-            return self.values["best_epoch"] == 0 or (undefined and value is not None)
-        return self._gain(value) > 0
+        if self.values["best_epoch"] == 0 or value is None:
+            return self.values["best_epoch"] == 0
+        return self.values["best_value"] is None or self._gain(value) > 0
 
     def _gain(self, value: float) -> float:
         """By how much the value is better than the best so far."""

@@ -5,7 +5,6 @@ from medmerge_jax.weights.files import read_tensors, write_safetensors
 from medmerge_jax.weights.hub import LocatedWeights, find_imagenet_weights
 from medmerge_jax.weights.models import (
     Model,
-    find_architecture,
     load_model,
     load_parent,
     load_weights,
@@ -19,7 +18,6 @@ from medmerge_jax.weights.names import variables_from_torch, variables_to_torch
 __all__ = [
     "LocatedWeights",
     "Model",
-    "find_architecture",
     "find_imagenet_weights",
     "last_component",
     "load_model",

@@ -3,7 +3,6 @@
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -123,11 +122,7 @@ def write_safetensors(
     # safetensors writes the memory as it lies, so that a transposed view needs a copy.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     data = safetensors.numpy.save(contiguous, dict(metadata))
-
-    def write(file: IO[bytes]) -> None:
-        file.write(data)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda file: file.write(data))
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -49,25 +49,19 @@ def find_imagenet_weights(architecture: str) -> LocatedWeights:
             f"{spec.preprocessing.size}-pixel images. Give the path of a weight "
             "file, or take an ImageNet architecture such as resnet18"
         )
-    found = _in_own_folder(architecture) or _in_torch_cache(spec.torch_file)
-    found = found or _from_hub(spec, spec.hub_id, spec.torch_file)
+    own = [cache_folder("weights") / f"{architecture}{end}" for end in (".safetensors", ".pth")]
+    cached = _torch_cache() / spec.torch_file
+    if path := next(filter(Path.is_file, own), None):
+        located = LocatedWeights(path, _sha256(path), "folder of weights")
+    else:
+        located = _in_torch_cache(cached) or _from_hub(spec, spec.hub_id, cached)
     logging.getLogger(__name__).info(
-        "%s weights: %s (%s), sha256 %s", architecture, found.path, found.origin, found.sha256
+        "%s weights: %s (%s), sha256 %s", architecture, located.path, located.origin, located.sha256
     )
-    return found
+    return located
 
 
-def _in_own_folder(architecture: str) -> LocatedWeights | None:
-    folder = cache_folder("weights")
-    for suffix in (".safetensors", ".pth"):
-        path = folder / f"{architecture}{suffix}"
-        if path.is_file():
-            return LocatedWeights(path, _sha256(path), "folder of weights")
-    return None
-
-
-def _in_torch_cache(torch_file: str) -> LocatedWeights | None:
-    path = _torch_cache() / torch_file
+def _in_torch_cache(path: Path) -> LocatedWeights | None:
     if not path.is_file():
         return None
     sha256 = _sha256(path)
@@ -86,7 +80,7 @@ def _torch_cache() -> Path:
     return (Path(home).expanduser() if home else cache / "torch") / "hub" / "checkpoints"
 
 
-def _from_hub(spec: ModelSpec, hub_id: str, torch_file: str) -> LocatedWeights:
+def _from_hub(spec: ModelSpec, hub_id: str, torch_path: Path) -> LocatedWeights:
     try:
         # Imported here: it takes a while, and only this needs it.
         from huggingface_hub import hf_hub_download
@@ -101,7 +95,7 @@ def _from_hub(spec: ModelSpec, hub_id: str, torch_file: str) -> LocatedWeights:
             f"downloaded ({type(error).__name__}: {reason}). Fetch one of these elsewhere:\n"
             f"  {HUB_FILE} of {hub_id} on the Hugging Face hub, and put it at "
             f"{cache_folder('weights') / (spec.name + '.safetensors')}\n"
-            f"  torchvision's {torch_file}, and put it at {_torch_cache() / torch_file}"
+            f"  torchvision's {torch_path.name}, and put it at {torch_path}"
         ) from error
     sha256 = _sha256(path)
     # The hub's cache links to the content under the checksum that the hub announced.

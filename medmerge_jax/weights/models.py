@@ -55,7 +55,12 @@ def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
     """
     get_spec(architecture)
     name, choice = split_choice(os.fspath(path))
-    return _load(architecture, _weight_file(Path(name).expanduser()), choice)[0]
+    file = _weight_file(Path(name).expanduser())
+    state_dicts = read_state_dicts(file)
+    variables, notes = variables_and_notes(architecture, state_dicts, str(file), choice)
+    for note in notes:
+        say(f"{file}: {note}")
+    return variables
 
 
 def save_weights(
@@ -111,15 +116,14 @@ class Model:
             "format": FORMAT,
             "architecture": self.architecture,
             "num_classes": self.num_classes,
-            **({"classes": list(self.classes)} if self.classes else {}),
+            **({"classes": self.classes} if self.classes else {}),
             "multilabel": self.multilabel,
-            "image_size": self.preprocessing.size,
-            "resize": self.preprocessing.resize,
-            "mean": list(self.preprocessing.mean),
-            "std": list(self.preprocessing.std),
+            **_preprocessing_fields(self.preprocessing),
         }
-        rest = {"versions": package_versions(), **self.provenance}
-        card: dict[str, Any] = shareable({**model, **{k: rest[k] for k in rest if k not in model}})
+        # The model's own fields come first, and no provenance replaces them.
+        card: dict[str, Any] = shareable(
+            {**model, "versions": package_versions(), **self.provenance, **model}
+        )
         return card
 
 
@@ -151,8 +155,7 @@ def load_model(source: str | PathLike[str]) -> Model:
     What a file says nothing about is inferred from its architecture, and said.
 
     Args:
-      source: As of `load_parent`; a bare weight file's architecture is found by its tensors. Not
-        "imagenet".
+      source: As of `load_parent`, but not "imagenet".
 
     Raises:
       UserError: There is no such model, it fits no architecture, or its card contradicts it.
@@ -168,15 +171,14 @@ def load_model(source: str | PathLike[str]) -> Model:
     ...     load_model(f"{folder}/eyes").classes
     ('healthy', 'ill')
     """
-    variables, card = load_parent(source, find_architecture(source))
+    variables, card = load_parent(source)
     model = model_from_card(card["architecture"], variables, card)
     _check_classes(model, str(model.file))
-    missing = [name for name in ("image_size", "resize", "mean", "std") if name not in card]
-    if missing:
-        used = {name: model.card()[name] for name in missing}
-        text = ", ".join(f"{name} {value}" for name, value in used.items())
+    used = _preprocessing_fields(model.preprocessing)
+    if missing := [f"{name} {value}" for name, value in used.items() if name not in card]:
         say(
-            f"{model.file}: nothing says its preprocessing; {model.architecture}'s is taken: {text}"
+            f"{model.file}: nothing says its preprocessing; {model.architecture}'s is taken: "
+            + ", ".join(missing)
         )
     return model
 
@@ -207,6 +209,7 @@ def save_model(path: str | PathLike[str], model: Model) -> None:
     """
     directory = Path(path).expanduser()
     _check_classes(model, str(directory))
+    _check_replaceable(directory)
     card = model.card()
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
@@ -222,65 +225,62 @@ def save_model(path: str | PathLike[str], model: Model) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def load_parent(source: str | PathLike[str], architecture: str) -> tuple[Variables, dict[str, Any]]:
+def _check_replaceable(directory: Path) -> None:
+    """Refuses to replace anything but a model directory: what else is in it would be lost."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; give the folder of a model")
+    names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if others := sorted(names - {WEIGHTS_FILE, CARD_FILE, README_FILE}):
+        raise UserError(
+            f"{directory}: holds {', '.join(others[:4])}, which would be lost with the model that "
+            "is replaced; choose another folder, or empty this one"
+        )
+
+
+def load_parent(
+    source: str | PathLike[str], architecture: str | None = None
+) -> tuple[Variables, dict[str, Any]]:
     """A parent's variables and what is known of it.
 
     Args:
       source: "imagenet" (see `hub.find_imagenet_weights`), a model directory, a run directory
         (which holds one in `model/`), or a bare weight file; the card of `model.pth` is
         `model.json`.
-      architecture: That is wanted.
+      architecture: That is wanted; None for what the card, or else the tensors' names and shapes
+        say, which "imagenet" has not.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` and the card, which always has `architecture` and, with
       its whole path, `file`.
 
     Raises:
-      UserError: There is no such thing, or it is of another architecture.
+      UserError: There is no such thing, it is of another architecture, or it fits none.
     """
-    get_spec(architecture)
-    if source == "imagenet":
-        return _imagenet_parent(architecture)
+    if architecture is not None:
+        get_spec(architecture)
+        if source == "imagenet":
+            return _imagenet_parent(architecture)
     name, choice = split_choice(os.fspath(source))
     file = _weight_file(Path(name).expanduser())
-    card = _read_card(file)
-    if card.get("architecture", architecture) != architecture:
+    card = {"architecture": architecture, **_read_card(file), "file": str(file)}
+    if architecture not in (None, card["architecture"]):
         raise UserError(
             f"{file}: this is a {card['architecture']}, says the card beside it; "
             f"{architecture} is wanted. Merging needs parents of one architecture"
         )
-    variables, notes = _load(architecture, file, choice)
-    said = {"notes": list(notes)} if notes else {}
-    return variables, {"architecture": architecture, **card, **said, "file": str(file)}
-
-
-def _load(architecture: str, file: Path, choice: str) -> tuple[Variables, tuple[str, ...]]:
-    """Variables, and what was inferred of the file, which is said."""
-    variables, notes = variables_and_notes(architecture, read_state_dicts(file), str(file), choice)
+    state_dicts = read_state_dicts(file)
+    if card["architecture"] is None:
+        fitting = fitting_architectures(state_dicts)
+        if not fitting:
+            raise UserError(
+                f"{file}: its tensors fit none of {', '.join(list_models())}; weights with "
+                "torchvision's names of one of these are wanted"
+            )
+        card["architecture"] = fitting[0]
+    variables, notes = variables_and_notes(card["architecture"], state_dicts, str(file), choice)
     for note in notes:
         say(f"{file}: {note}")
-    return variables, notes
-
-
-def find_architecture(source: str | PathLike[str]) -> str:
-    """The architecture of a model directory, run directory or weight file.
-
-    As its card says, or as its tensors' names and shapes do.
-
-    Raises:
-      UserError: There is no such file, or it fits no architecture.
-    """
-    file = _weight_file(Path(split_choice(os.fspath(source))[0]).expanduser())
-    card = _read_card(file)
-    if "architecture" in card:
-        return str(card["architecture"])
-    fitting = fitting_architectures(read_state_dicts(file))
-    if not fitting:
-        raise UserError(
-            f"{file}: its tensors fit none of {', '.join(list_models())}; weights with "
-            "torchvision's names of one of these are wanted"
-        )
-    return fitting[0]
+    return variables, {**card, **({"notes": list(notes)} if notes else {})}
 
 
 def _check_classes(model: Model, where: str) -> None:
@@ -302,8 +302,7 @@ def model_fingerprint(variables: Mapping[str, Any]) -> str:
 
 
 def _imagenet_parent(architecture: str) -> tuple[Variables, dict[str, Any]]:
-    found = find_imagenet_weights(architecture)
-    spec = get_spec(architecture)
+    located, spec = find_imagenet_weights(architecture), get_spec(architecture)
     card = {
         "architecture": architecture,
         "num_classes": 1000,
@@ -312,11 +311,11 @@ def _imagenet_parent(architecture: str) -> tuple[Variables, dict[str, Any]]:
         "std": list(spec.preprocessing.std),
         "data": "ImageNet-1k",
         "licence": spec.licence,
-        "origin": found.origin,
-        "sha256": found.sha256,
-        "file": str(found.path),
+        "origin": located.origin,
+        "sha256": located.sha256,
+        "file": str(located.path),
     }
-    return load_weights(architecture, found.path), card
+    return load_weights(architecture, located.path), card
 
 
 def _weight_file(source: Path) -> Path:
@@ -325,10 +324,9 @@ def _weight_file(source: Path) -> Path:
     if not source.exists():
         folder = next(parent for parent in source.absolute().parents if parent.exists())
         raise UserError(f"{source}: there is no such file or folder; of its path {folder} is there")
-    candidates = [source / WEIGHTS_FILE, source / "model" / WEIGHTS_FILE]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    for file in (source / WEIGHTS_FILE, source / "model" / WEIGHTS_FILE):
+        if file.is_file():
+            return file
     raise UserError(
         f"{source}: holds no model. Wanted {WEIGHTS_FILE} in it (a model directory) or "
         f"model/{WEIGHTS_FILE} (the directory of a finished run)"
@@ -350,16 +348,18 @@ def _read_card(file: Path) -> dict[str, Any]:
         raise UserError(f"{path}: this is no JSON ({error}). Repair or remove it") from error
     if not isinstance(card, dict):
         raise UserError(f"{path}: holds a {type(card).__name__}; an object with fields is wanted")
-    for field, (usable, wanted) in _CARD_FIELDS.items():
+    for field, (usable, kind) in _CARD_FIELDS.items():
         if field in card and not usable(card[field]):
             raise UserError(
-                f"{path}: {field} is {card[field]!r:.80}; {wanted} is wanted. Repair or remove it"
+                f"{path}: {field} is {card[field]!r:.80}; {kind} is wanted. Repair or remove it"
             )
     return card
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _preprocessing_fields(preprocessing: Preprocessing) -> dict[str, Any]:
+    """As the card has them."""
+    fields = dataclasses.asdict(preprocessing)
+    return {"image_size": fields.pop("size"), **fields}
 
 
 def _is_count(value: Any) -> bool:
@@ -371,7 +371,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_colour(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+    return isinstance(value, list) and [type(x) in (int, float) for x in value] == [True] * 3
 
 
 _MODEL_FIELDS = (

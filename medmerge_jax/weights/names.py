@@ -141,14 +141,12 @@ def variables_to_torch(
       UserError: A leaf is missing, extra or misshapen.
     """
     spec = get_spec(architecture)
-    leaves = {
-        (collection, path): np.asarray(leaf, dtype=dtype)
+    tensors = {
+        spec.torch_name(collection, path): np.asarray(leaf, dtype).transpose(
+            spec.torch_axes(path, np.ndim(leaf))
+        )
         for collection in ("params", "batch_stats")
         for path, leaf in flatten(variables.get(collection, {})).items()
-    }
-    tensors = {
-        spec.torch_name(collection, path): leaf.transpose(spec.torch_axes(path, leaf.ndim))
-        for (collection, path), leaf in leaves.items()
     }
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     head = shapes.get(f"{spec.torch_head}.bias") or shapes.get(f"{spec.torch_head}.weight")

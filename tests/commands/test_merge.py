@@ -159,7 +159,19 @@ BAD = {
     "exists": (["a.safetensors", "b"], ["--out", "c.safetensors"], "exists; --overwrite replaces"),
     "NaN": (["a.safetensors", "nan.npz"], [], "nan.npz: tensor 'conv1.weight' has 1 values"),
     "integers": (["a.safetensors", "int.npz"], [], "int.npz: tensor 'bn1.weight' is int64"),
+    "a folder of other things": (
+        ["a.safetensors", "b"],
+        ["--out", "empty", "--overwrite"],
+        "empty: holds photo.txt, which would be lost",
+    ),
 }
+
+
+@pytest.mark.parametrize("flag", ["--num-images", "--image-size", "--batch-size"])
+def test_no_images_are_not_enough(models, capsys, flag):
+    with pytest.raises(SystemExit):
+        main(["--method", "uniform", "--out", "o.safetensors", flag, "0", "a.safetensors", "b"])
+    assert f"{flag}: 0 is given; 1 or more is wanted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -167,6 +179,7 @@ def test_what_cannot_be_merged(models, monkeypatch, case):
     parents, options, message = BAD[case]
     monkeypatch.chdir(models)
     (models / "empty").mkdir()
+    (models / "empty" / "photo.txt").touch()
     tensors = weights.read_tensors(models / "a.safetensors")
     spoiled = tensors["conv1.weight"].copy()
     spoiled[0, 0, 0, 0] = np.nan

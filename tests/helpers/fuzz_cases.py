@@ -234,10 +234,11 @@ def model(folder):
 
 def use_card(card):
     """What the program does with a parent's card."""
-    from medmerge_jax.recipes.inputs import _provenance, hashes_of_parent
+    from medmerge_jax.data.hashing import find_hashes
+    from medmerge_jax.recipes.inputs import _provenance
 
     _provenance({"source": "a folder", **card})
-    hashes_of_parent(card)
+    find_hashes(Path(card["file"]), card.get("data_fingerprint"))
 
 
 # Images

@@ -92,7 +92,7 @@ def run(parents, tmp_path):
             "val": kind(images[:11], labels[:11], 6, **options),
         }
         settings = Stage(
-            "stage",
+            name="stage",
             epochs=changes.get("epochs", 3),
             learning_rate=changes.get("rate", 1e-3),
             weight_decay=changes.get("decay", 1e-2),

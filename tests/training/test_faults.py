@@ -25,7 +25,7 @@ from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.stage import Stage
 
 CLASSES, FEATURES, STEPS = 3, 8, 3
-STAGE = Stage("lp", epochs=3, learning_rate=0.05, checkpoint_seconds=0.0)
+STAGE = Stage(name="lp", epochs=3, learning_rate=0.05, checkpoint_seconds=0.0)
 
 
 @pytest.fixture

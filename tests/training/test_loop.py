@@ -26,7 +26,7 @@ from medmerge_jax.training.stage import Stage
 from medmerge_jax.training.step import TrainState
 
 CLASSES, FEATURES = 3, 8
-STAGE = Stage("lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)
+STAGE = Stage(name="lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)
 MODEL = Network(LinearHead(CLASSES))
 
 
@@ -372,7 +372,7 @@ def test_streamed_and_resident_images_train_to_the_same_bits(
 ):
     images, labels = images
     start = parameterization.fine_tune(variables)
-    stage = Stage("ft", epochs=2, learning_rate=1e-3, augmentation=POLICIES.get(policy))
+    stage = Stage(name="ft", epochs=2, learning_rate=1e-3, augmentation=POLICIES.get(policy))
     results = []
     for batches in (
         ResidentBatches(images, labels, 8),

@@ -133,7 +133,9 @@ def test_both_stages_of_medmerge_through_the_loop(torch, dtype, parents, head, b
 
     def run(name, start, rate):
         result = train_stage(
-            Stage(name, 1, rate, select="last", weight_decay=WEIGHT_DECAY),
+            Stage(
+                name=name, epochs=1, learning_rate=rate, select="last", weight_decay=WEIGHT_DECAY
+            ),
             start,
             network,
             lambda split: data,

@@ -46,7 +46,7 @@ def test_torch_cache_is_checked_against_its_name(machine, monkeypatch):
 
     digits = hashlib.sha256(b"weights").hexdigest()[:8]
     right = path.rename(folder / f"resnet50-{digits}.pth")
-    found = hub._in_torch_cache(right.name)
+    found = hub._in_torch_cache(right)
     assert found is not None
     assert found.path == right
 

@@ -52,6 +52,19 @@ def test_a_model_directory_is_replaced(tmp_path, variables, make_variables, asse
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
+def test_only_a_model_directory_is_replaced(tmp_path, variables):
+    model = model_from_card("resnet20", variables, {})
+    (tmp_path / "notes").write_text("mine")
+    save_model(tmp_path / "model", model)
+    (tmp_path / "model" / "photo.png").touch()
+    with pytest.raises(UserError, match=r"notes: is a file; give the folder"):
+        save_model(tmp_path / "notes", model)
+    with pytest.raises(UserError, match=r"model: holds photo\.png, which would be lost"):
+        save_model(tmp_path / "model", model)
+    assert (tmp_path / "notes").read_text() == "mine"
+    assert (tmp_path / "model" / "photo.png").exists()
+
+
 @pytest.mark.parametrize("broken", ["card", "disk"])
 def test_a_failed_save_leaves_nothing_or_the_old_model(
     tmp_path, variables, make_variables, assert_same, monkeypatch, broken
