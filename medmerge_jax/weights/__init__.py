@@ -14,11 +14,14 @@ from medmerge_jax.weights.models import (
     save_weights,
 )
 from medmerge_jax.weights.names import variables_from_torch, variables_to_torch
+from medmerge_jax.weights.normalisation import as_published, fold_normalisation
 
 __all__ = [
     "LocatedWeights",
     "Model",
+    "as_published",
     "find_imagenet_weights",
+    "fold_normalisation",
     "last_component",
     "load_model",
     "load_parent",
