@@ -318,7 +318,7 @@ def _torchvision(size: int) -> Callable[[list[Path]], np.ndarray]:
 def _read(array: np.ndarray, batch_size: int = 64, repeats: int = 7) -> list[Row]:
     """GB/s of a pass over the pixels: batches in random order, and copies of the same memory."""
     labels = np.zeros(len(array), np.int32)
-    streamed = StreamedBatches(array, labels, batch_size, threads=CORES)
+    streamed = StreamedBatches(array, labels, batch_size)
     resident = ResidentBatches(array, labels, batch_size)
     one = np.empty((batch_size, *array.shape[1:]), np.uint8)
     bytes_read = streamed.steps_per_epoch * one.nbytes

@@ -34,22 +34,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Model": "weights",
-    "create_model": "models",
-    "effective_coefficients": "merging",
-    "init_coefficients": "merging",
-    "list_mergers": "models.mergers",
-    "list_models": "models",
-    "merge": "models.mergers",
-    "load_model": "weights",
-    "load_weights": "weights",
-    "merge_kernels": "merging",
-    "merge_variables": "merging",
+    **dict.fromkeys(("effective_coefficients", "init_coefficients", "zeros_parent"), "merging"),
+    **dict.fromkeys(("merge_kernels", "merge_variables"), "merging"),
+    **dict.fromkeys(("create_model", "list_models"), "models"),
+    **dict.fromkeys(("list_mergers", "merge"), "models.mergers"),
+    **dict.fromkeys(("Model", "load_model", "save_model"), "weights"),
+    **dict.fromkeys(("load_weights", "save_weights"), "weights"),
     "predict": "evaluation.images",
     "run": "studies",
-    "save_model": "weights",
-    "save_weights": "weights",
-    "zeros_parent": "merging",
 }
 __all__ = sorted(_HOMES)
 

@@ -27,6 +27,7 @@ _LONGEST = 200
 
 _COMPARED = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge")
 _MERGED = ("uniform", "weight_matching", "zipit")
+_PRECISIONS = ("auto", "float32", "bfloat16")
 Option = bool | int | float | str | tuple[Any, ...] | list[Any] | None
 
 
@@ -38,14 +39,9 @@ def field(
     at_least: int | None = None,
     at_most: int = MOST,
 ) -> Any:
-    """A field of a group.
+    """A field of a group, with a line that says what it means, and what it takes, see `Field`.
 
-    Args:
-      default: Its value where nothing else is said; a group is the default of a field of fields.
-      doc: One line that says what the field means.
-      choices: All values that it takes, or the name of the list of these in `checks.CHOICES`.
-      at_least: The least number that it takes; without it, any.
-      at_most: The largest one.
+    A group is the default of a field of fields.
     """
     metadata = {"doc": doc, "choices": choices, "at_least": at_least, "at_most": at_most}
     if isinstance(default, dict):
@@ -168,9 +164,7 @@ class Config:
     weight_decay: float = field(1e-2, "of AdamW; the default of the paper's framework", at_least=0)
     class_weights: str = field("none", "of the loss", choices=("none", "balanced"))
     augmentation: str = field("none", "of training images", choices="augmentation")
-    precision: str = field(
-        "auto", "auto: bfloat16 on a GPU", choices=("auto", "float32", "bfloat16")
-    )
+    precision: str = field("auto", "auto: bfloat16 on a GPU", choices=_PRECISIONS)
     select: Select = field(Select(), "of the epoch")
     checkpoint_seconds: float = field(30.0, "least time between two checkpoints", at_least=0)
     compare: Compare = field(Compare(), "of the recipe compare")
@@ -178,14 +172,14 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field with its path, "lp.epochs", and its value in a config; the rest as of `field`."""
+    """A field with its value in a config."""
 
-    path: str
+    path: str  # "lp.epochs"
     kind: Any
     value: Any
     doc: str
-    choices: str | tuple[str, ...]
-    at_least: int | None
+    choices: str | tuple[str, ...]  # all values, or the name of their list in `checks.CHOICES`
+    at_least: int | None  # of a number; None for any
     at_most: int
 
 
@@ -262,21 +256,19 @@ def raise_mistakes(mistakes: list[str]) -> None:
 def _parse(kind: Any, value: Any, path: str, mistakes: list[str]) -> Any:
     """The value as of a type; adds to the mistakes why it is not."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    several = inner if origin is types.UnionType else (kind,)
+    kinds = [typing.get_origin(one) or one for one in several]
     if dataclasses.is_dataclass(kind) or origin is dict:
-        if not isinstance(value, ml_collections.ConfigDict | dict):
-            mistakes += [f"{path} = {one}" for one in _others([value], ml_collections.ConfigDict)]
-        elif origin is dict:
+        if isinstance(value, ml_collections.ConfigDict | dict):
+            if origin is not dict:
+                return _parse_group(kind, value, f"{path}." if path else "", mistakes)
             names = sorted(value, key=str)
             return {n: _parse(inner[1], value[n], f"{path}.{n}", mistakes) for n in names}
-        else:
-            return _parse_group(kind, value, f"{path}." if path else "", mistakes)
+        kinds = [ml_collections.ConfigDict]
     elif origin is tuple and isinstance(value, tuple | list):
         mistakes += [f"{path} has {one}" for one in _others(value, inner[0])]
         return tuple(value)
-    else:
-        several = inner if origin is types.UnionType else (kind,)
-        kinds = [typing.get_origin(one) or one for one in several]
-        mistakes += [f"{path} = {one}" for one in _others([value], *kinds)]
+    mistakes += [f"{path} = {one}" for one in _others([value], *kinds)]
     return value
 
 
@@ -290,12 +282,8 @@ def _parse_group(group: Any, values: Any, prefix: str, mistakes: list[str]) -> A
         f"{prefix}{name} is no field: {nearest(name, list(kinds))}"
         for name in sorted(set(values) - set(kinds), key=str)
     ]
-    parts = {
-        name: _parse(kind, values[name], f"{prefix}{name}", mistakes)
-        for name, kind in kinds.items()
-        if name in values
-    }
-    return group(**parts)
+    given = {name: kind for name, kind in kinds.items() if name in values}
+    return group(**{n: _parse(given[n], values[n], f"{prefix}{n}", mistakes) for n in given})
 
 
 def _others(values: typing.Iterable[Any], *kinds: type) -> Iterator[str]:
@@ -322,10 +310,9 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def recorded_default(path: str) -> Any:
-    """What a field is in a config.json that does not have it yet; None where that is not known.
+    """What a field, "sources.b.lp.patience", is in a config.json that does not have it yet.
 
-    Args:
-      path: "lp.patience", or of a source: "sources.b.lp.patience".
+    None where that is not known.
     """
     value: Any = to_json(Config())
     for name in re.sub(r"^(sources\.[^.]+\.)+", "", path).split("."):

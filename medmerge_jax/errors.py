@@ -18,7 +18,10 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__("\n".join(map(_shortened, message.split("\n"))))
+        half = _LONGEST // 2
+        lines = message.split("\n")
+        short = [x if len(x) <= _LONGEST else f"{x[:half]} ... {x[-half:]}" for x in lines]
+        super().__init__("\n".join(short))
 
 
 class DivergedError(UserError):
@@ -34,9 +37,3 @@ def nearest(value: Any, choices: Collection[str]) -> str:
     close = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}one of {', '.join(choices)} is wanted"
-
-
-def _shortened(line: str) -> str:
-    if len(line) <= _LONGEST:
-        return line
-    return f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"

@@ -30,11 +30,7 @@ class Registry(Mapping[str, T]):
     def add(self, name: str, entry: T, origin: str = "") -> T:
         """Adds an entry and returns it.
 
-        Args:
-          name: Of the entry.
-          entry: Anything.
-          origin: Where it is defined. An entry from the same place is replaced, as when a cell of
-            a notebook runs again.
+        One from the same origin is replaced, as when a cell of a notebook runs again.
 
         Raises:
           ValueError: The name is another entry's already.
@@ -62,9 +58,7 @@ class Registry(Mapping[str, T]):
 class Decorator:
     """`@thing`, or `@thing(fact=...)`: registers a function under its name, and leaves it as it is.
 
-    Args:
-      registry: Takes the entry.
-      entry: Called with the function and the facts.
+    The entry is made from the function and the facts.
     """
 
     def __init__(self, registry: Registry[Any], entry: Callable[..., Any]):

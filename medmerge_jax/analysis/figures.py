@@ -1,12 +1,13 @@
 """Figures of a run, as PNG files. Drawn with matplotlib's `Figure` alone: no pyplot, no display."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medmerge_jax.merging.trees import SEPARATOR, network_order
+from medmerge_jax.merging.trees import network_order
 from medmerge_jax.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -57,11 +58,27 @@ def coefficient_heatmap(
     Raises:
       ValueError: There are no coefficients, or their shape is not that of n parents.
     """
+    rows, paths, means = heatmap(coefficients, num_parents, parent_names)
+    figure, axes = _figure(max(6.0, 2.5 + 0.14 * len(paths)), 2.0 + 0.35 * len(rows))
+    centre = 1 / num_parents
+    reach = max(float(np.nanmax(np.abs(means - centre))), 1e-3)
+    ends = {"vmin": centre - reach, "vmax": centre + reach}
+    image = axes.imshow(means, cmap="RdBu", **ends, aspect="auto", interpolation="none")
+    axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
+    blocks = _blocks(paths)
+    middles = [(columns[0] + columns[-1]) / 2 for _, columns in blocks]
+    names = [name for name, _ in blocks]
+    axes.set_xticks(middles, names, rotation=40, ha="right", fontsize=8, parse_math=False)
+    for _, columns in blocks[1:]:
+        axes.axvline(columns[0] - 0.5, color="black", linewidth=0.6)
+    axes.set_xlabel("convolutions, from the input to the output")
     label = f"mean weight of {parent_names[0] if parent_names else 'parent b'}"
     if num_parents > 2:
         label = "mean weight"
-    rows = heatmap(coefficients, num_parents, parent_names)
-    _save(_draw_heatmap(*rows, centre=1 / num_parents, label=label), path)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar.set_label(label, fontsize=8, parse_math=False)
+    _save(figure, path)
 
 
 def heatmap(
@@ -77,24 +94,18 @@ def heatmap(
     if not paths:
         raise ValueError("there are no coefficients to draw")
     names = list(parent_names) or [f"parent {i + 1}" for i in range(num_parents)]
-    labels, rows = [], []
+    labels: list[str] = []
+    rows: list[Sequence[float]] = []
     for target, row in coefficients.items():
-        means = np.stack(
-            [
-                _parent_means(path, row[path], num_parents)
-                if path in row
-                else np.full(num_parents, np.nan)
-                for path in paths
-            ],
-            axis=1,
-        )
+        lacking = np.full(num_parents, np.nan)
+        means = [_parent_means(p, row[p], num_parents) if p in row else lacking for p in paths]
         if num_parents == 2:
             labels.append(target)
-            rows.append(means[0])
+            rows.append([mean[0] for mean in means])
         else:
             labels.extend(f"{target}: {name}" for name in names)
-            rows.extend(means)
-    return labels, paths, np.stack(rows)
+            rows.extend(zip(*means, strict=True))
+    return labels, paths, np.array(rows)
 
 
 def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -107,8 +118,27 @@ def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         is written.
       path: The PNG file.
     """
-    if records:
-        _save(_draw_curves(records), path)
+    if not records:
+        return
+    stages = list(dict.fromkeys(record["stage"] for record in records))
+    ordered = sorted(records, key=lambda record: stages.index(record["stage"]))
+    names = dict.fromkeys(name for record in ordered for name in record)
+    scores = [name for name in names if name.startswith("val_")]
+    panels: dict[str, list[str]] = {
+        "loss": [name for name in ("train_loss", "val_loss") if name in names],
+        "validation": [one for one in scores if one not in ("val_loss", "val_num_examples")],
+        "learning rate": [name for name in ("learning_rate",) if name in names],
+        "coefficients": [name for name in ("coefficient_mean",) if name in names],
+    }
+    panels = {title: series for title, series in panels.items() if series}
+    figure, *all_axes = _figure(8.0, 0.6 + 2.1 * max(1, len(panels)), len(panels))
+    for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
+        axes.set_ylabel(title)
+        _draw_series(axes, ordered, series, title)
+        _mark_stages(axes, ordered, stages if axes is all_axes[0] else None)
+    if panels:
+        axes.set_xlabel("epoch, counted over stages")
+    _save(figure, path)
 
 
 def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
@@ -119,7 +149,20 @@ def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Pa
       classes: Their names.
       path: The PNG file.
     """
-    _save(_draw_confusion(np.asarray(matrix), classes), path)
+    side = min(14.0, 3.0 + 0.5 * len(classes)) + 0.06 * max(map(len, classes))
+    figure, axes = _figure(side + 1.0, side)
+    share = matrix / np.maximum(np.sum(matrix, axis=1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", parse_math=False)
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    if len(classes) <= _MOST_CLASSES_WITH_NUMBERS:
+        for (row, column), count in np.ndenumerate(matrix):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    figure.colorbar(image, ax=axes, label="share of label", fraction=0.046)
+    _save(figure, path)
 
 
 def _parent_means(path: str, value: np.ndarray, num_parents: int) -> np.ndarray:
@@ -136,79 +179,14 @@ def _parent_means(path: str, value: np.ndarray, num_parents: int) -> np.ndarray:
     return np.append(means, 1.0 - means.sum())
 
 
-def _draw_heatmap(
-    labels: Sequence[str], paths: Sequence[str], means: np.ndarray, *, centre: float, label: str
-) -> "Figure":
-    figure = _figure(max(6.0, 2.5 + 0.14 * len(paths)), 2.0 + 0.35 * len(labels))
-    axes = figure.add_subplot()
-    reach = max(float(np.nanmax(np.abs(means - centre))), 1e-3)
-    image = axes.imshow(
-        means,
-        cmap="RdBu",
-        vmin=centre - reach,
-        vmax=centre + reach,
-        aspect="auto",
-        interpolation="none",
-    )
-    axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
-    axes.set_yticks(range(len(labels)))
-    axes.set_yticklabels(labels, parse_math=False)
-    blocks = _blocks(paths)
-    axes.set_xticks([(start + stop - 1) / 2 for _, start, stop in blocks])
-    axes.set_xticklabels(
-        [name for name, _, _ in blocks], rotation=40, ha="right", fontsize=8, parse_math=False
-    )
-    for _, start, _ in blocks[1:]:
-        axes.axvline(start - 0.5, color="black", linewidth=0.6)
-    axes.set_xlabel("convolutions, from the input to the output")
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label(label, fontsize=8, parse_math=False)
-    return figure
-
-
-def _blocks(paths: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(name, first column, column after the last) of the network's top-level blocks."""
-    parts = [path.split(SEPARATOR) for path in paths]
+def _blocks(paths: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Name and columns of the network's top-level blocks."""
+    parts = [path.split("/") for path in paths]
     depth = 0
     while all(len(p) > depth + 2 for p in parts) and len({p[depth] for p in parts}) == 1:
         depth += 1  # a level that all share, such as DenseNet's "features"
-    blocks: list[tuple[str, int, int]] = []
-    for column, part in enumerate(parts):
-        if blocks and blocks[-1][0] == part[depth]:
-            blocks[-1] = (part[depth], blocks[-1][1], column + 1)
-        else:
-            blocks.append((part[depth], column, column + 1))
-    return blocks
-
-
-def _draw_curves(records: Sequence[Mapping[str, Any]]) -> "Figure":
-    stages = list(dict.fromkeys(record["stage"] for record in records))
-    ordered = [record for stage in stages for record in records if record["stage"] == stage]
-    names = dict.fromkeys(name for record in ordered for name in record)
-    panels: dict[str, list[str]] = {
-        "loss": [name for name in ("train_loss", "val_loss") if name in names],
-        "validation": [
-            name
-            for name in names
-            if name.startswith("val_") and _is_score(name.removeprefix("val_"))
-        ],
-        "learning rate": [name for name in ("learning_rate",) if name in names],
-        "coefficients": [name for name in ("coefficient_mean",) if name in names],
-    }
-    shown = {title: series for title, series in panels.items() if series}
-    figure = _figure(8.0, 0.6 + 2.1 * max(1, len(shown)))
-    for index, (title, series) in enumerate(shown.items()):
-        axes = figure.add_subplot(len(shown), 1, index + 1)
-        axes.set_ylabel(title)
-        _draw_series(axes, ordered, series, title)
-        _mark_stages(axes, ordered, stages if index == 0 else None)
-        if index == len(shown) - 1:
-            axes.set_xlabel("epoch, counted over stages")
-    return figure
-
-
-def _is_score(name: str) -> bool:
-    return name not in ("loss", "num_examples")
+    groups = itertools.groupby(range(len(parts)), key=lambda column: parts[column][depth])
+    return [(name, list(columns)) for name, columns in groups]
 
 
 def _draw_series(
@@ -216,18 +194,12 @@ def _draw_series(
 ) -> None:
     epochs = np.arange(1, len(records) + 1)
     # Gaps between stages: a curve must not join two different things that are trained.
-    for name in series:
+    for number, name in enumerate(series):
         values = _column(records, name)
-        for index, part in enumerate(_stage_slices(records)):
-            label = name.removeprefix("val_") if title == "validation" else name
-            axes.plot(
-                epochs[part],
-                values[part],
-                marker=".",
-                markersize=4,
-                color=f"C{series.index(name)}",
-                label=label.replace("_", " ") if index == 0 else None,
-            )
+        label = name.removeprefix("val_") if title == "validation" else name
+        for part in _stage_slices(records):
+            axes.plot(epochs[part], values[part], color=f"C{number}", marker=".", markersize=4)
+        axes.lines[-1].set_label(label.replace("_", " "))
     if title == "coefficients" and all("coefficient_min" in r for r in records if series[0] in r):
         low, high = _column(records, "coefficient_min"), _column(records, "coefficient_max")
         axes.fill_between(epochs, low, high, alpha=0.2, linewidth=0, label="minimum to maximum")
@@ -240,8 +212,9 @@ def _draw_series(
 
 
 def _stage_slices(records: Sequence[Mapping[str, Any]]) -> list[slice]:
-    starts = [i for i, r in enumerate(records) if i == 0 or r["stage"] != records[i - 1]["stage"]]
-    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(records)], strict=True)]
+    stages = [record["stage"] for record in records]
+    starts = [row for row in range(len(stages)) if row == 0 or stages[row] != stages[row - 1]]
+    return [slice(*ends) for ends in itertools.pairwise([*starts, len(stages)])]
 
 
 def _mark_stages(
@@ -254,48 +227,25 @@ def _mark_stages(
         if index:
             axes.axvline(part.start + 0.5, color="grey", linestyle="--", linewidth=0.8)
         if names:
-            middle = (part.start + part.stop) / 2 + 0.5
-            axes.text(
-                middle,
-                1.02,
-                names[index],
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                fontsize=9,
-                parse_math=False,
-            )
+            middle, above = (part.start + part.stop) / 2 + 0.5, axes.get_xaxis_transform()
+            text = axes.text(middle, 1.02, names[index], transform=above, ha="center", fontsize=9)
+            text.set_parse_math(False)
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    values = [record.get(name) for record in records]
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+    """NaN where there is no number."""
+    return np.array([record.get(name) for record in records], np.float64)
 
 
-def _draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> "Figure":
-    side = min(14.0, 3.0 + 0.5 * len(classes)) + 0.06 * max(map(len, classes))
-    figure = _figure(side + 1.0, side)
-    axes = figure.add_subplot()
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
-    axes.set_xticks(range(len(classes)))
-    axes.set_xticklabels(classes, rotation=40, ha="right", parse_math=False)
-    axes.set_yticks(range(len(classes)))
-    axes.set_yticklabels(classes, parse_math=False)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("label")
-    if len(classes) <= _MOST_CLASSES_WITH_NUMBERS:
-        for (row, column), count in np.ndenumerate(matrix):
-            colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    figure.colorbar(image, ax=axes, label="share of label", fraction=0.046)
-    return figure
+def _figure(width: float, height: float, panels: int = 1) -> list[Any]:
+    """A figure, sizes in inches, and its axes below each other.
 
-
-def _figure(width: float, height: float) -> "Figure":
-    """Sizes in inches. matplotlib takes a second to import, so it waits until here."""
+    matplotlib takes a second to import, so it waits until here.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return [figure, *(figure.add_subplot(panels, 1, row + 1) for row in range(panels))]
 
 
 def _save(figure: "Figure", path: Path) -> None:

@@ -2,14 +2,15 @@
 
 import base64
 import importlib.resources
+import itertools
 import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from medmerge_jax.analysis.tables import comparison_cells, metric_cells
-from medmerge_jax.storage.atomic import read_json, write_atomically
+from medmerge_jax.storage.atomic import read_json, write_text
 from medmerge_jax.weights.card import shareable
 
 _FIGURES = ("coefficients", "learning_curves", "confusion_matrix")
@@ -42,10 +43,11 @@ def write_report(run_directory: Path) -> None:
         text = environment.from_string(template.read_text(encoding="utf-8")).render(
             title=_title(results, run_directory),
             facts=_facts(results),
-            comparison=_comparison(results),
+            comparison=comparison_cells(results["table"]) if "table" in results else None,
             metrics=None if "table" in results else metric_cells(results),
             stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
             counts=_counts(results.get("data", {})),
+            notes=audit.get("notes", []),
             audit=audit.get("summary", []),
             overlaps=_overlaps(audit) if audit else None,
             parents=_parents(shareable(results.get("parents", {}), "parents")),
@@ -56,10 +58,7 @@ def write_report(run_directory: Path) -> None:
     except jinja2.TemplateError as error:
         raise ValueError(str(error)) from error
 
-    def write(file: IO[bytes]) -> None:
-        file.write(text.encode())
-
-    write_atomically(run_directory / "report.html", write)
+    write_text(run_directory / "report.html", text)
 
 
 def _title(results: Mapping[str, Any], run_directory: Path) -> str:
@@ -71,14 +70,10 @@ def _title(results: Mapping[str, Any], run_directory: Path) -> str:
 
 
 def _facts(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    wanted = ("recipe", "start", "architecture", "seed", "seeds", "wall_seconds")
-    facts = [(name.replace("_", " "), results[name]) for name in wanted if name in results]
+    names = ("recipe", "start", "architecture", "seed", "seeds", "wall_seconds")
+    facts = [(name.replace("_", " "), results[name]) for name in names if name in results]
     fingerprint = results.get("data", {}).get("fingerprint")
     return [*facts, ("data fingerprint", fingerprint)] if fingerprint else facts
-
-
-def _comparison(results: Mapping[str, Any]) -> Any:
-    return comparison_cells(results["table"]) if "table" in results else None
 
 
 def _stages(
@@ -118,8 +113,7 @@ def _counts(data: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]] | None
     if not counts:
         return None
     named = [str(name) for name in data.get("classes", [])]
-    found = [name for by_class in counts.values() for name in by_class]
-    classes = list(dict.fromkeys([*named, *found]))
+    classes = list(dict.fromkeys([*named, *itertools.chain.from_iterable(counts.values())]))
     rows = [[split, *(by.get(name, 0) for name in classes)] for split, by in counts.items()]
     return ["split", *classes], rows
 
@@ -128,14 +122,14 @@ def _overlaps(audit: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """What is in two places: groups, images of two splits, images of a parent's training."""
     groups = audit["groups"] or {"by_splits": {}}
     rows = [[f"groups in {places}", count, "", ""] for places, count in groups["by_splits"].items()]
-    found = [(f"{pair['of']} images in {pair['in']}", pair) for pair in audit["duplicates"]]
+    shared = [(f"{pair['of']} images in {pair['in']}", pair) for pair in audit["duplicates"]]
     for parent, parts in audit["parents"].items():
-        found += [
+        shared += [
             (f"{split} images that parent {parent} was trained on", part)
             for split, part in (parts or {}).items()
             if isinstance(part, Mapping)
         ]
-    for title, part in found:
+    for title, part in shared:
         examples = ", ".join(" = ".join(pair) for pair in part["examples"])
         rows.append([title, part["images"], part["exact"], examples])
     return ["in two places", "number", "of equal pixels", "such as"], rows
@@ -147,9 +141,7 @@ def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, card in parents.items():
         rest = {k: v for k, v in card.items() if k != "source" and not isinstance(v, dict | list)}
         details = ", ".join(f"{key} {value}" for key, value in rest.items())
-        lines.append(
-            (name, "; ".join(part for part in (str(card.get("source", "")), details) if part))
-        )
+        lines.append((name, "; ".join(filter(None, (str(card.get("source", "")), details)))))
     return lines
 
 
@@ -160,9 +152,10 @@ def _figures(run_directory: Path, is_comparison: bool) -> list[tuple[str, str]]:
     names += [name for name in own if name not in names]
     paths = {name.replace("_", " "): own[name] for name in names}
     if is_comparison:
-        for path in sorted(run_directory.glob("*/seed*/figures/coefficients.png"), reverse=True):
-            run = path.parents[1]  # of several seeds the first remains
-            paths[f"coefficients of {run.parent.name}"] = path
+        drawn = run_directory.glob("*/seed*/figures/coefficients.png")
+        runs = {(path.parts[-4], len(path.parts[-3]), path.parts[-3]): path for path in drawn}
+        for (name, *_), path in sorted(runs.items()):  # seed2 goes before seed10
+            paths.setdefault(f"coefficients of {name}", path)
     return [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in paths.items()]
 
 

@@ -30,26 +30,14 @@ def comparison_cells(
     rows: Sequence[Mapping[str, Any]],
 ) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """Column titles, and for each row its cells as (text, whether best of the column)."""
-    columns = []
     metrics = {name: metric for name, metric in METRICS.items() if metric.compared}
+    cells = [[(str(row["recipe"]), False), (str(row["start"]), False)] for row in rows]
     for name, metric in metrics.items():
         means = [_mean(row.get(name)) for row in rows]
         best_of = max if metric.higher_is_better else min
         best = best_of((mean for mean in means if mean is not None), default=None)
-        columns.append(
-            [
-                (_mean_std(row.get(name)), mean is not None and mean == best)
-                for row, mean in zip(rows, means, strict=True)
-            ]
-        )
-    cells = [
-        [
-            (str(row["recipe"]), False),
-            (str(row["start"]), False),
-            *(column[i] for column in columns),
-        ]
-        for i, row in enumerate(rows)
-    ]
+        for line, row, mean in zip(cells, rows, means, strict=True):
+            line.append((_mean_std(row.get(name)), mean is not None and mean == best))
     return ["recipe", "start", *(titles()[name] for name in metrics)], cells
 
 

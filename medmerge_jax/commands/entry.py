@@ -28,7 +28,7 @@ _TRAIN = (
 )  # fmt: skip
 """Modules that the extra `train` brings."""
 _INSTALL = "pip install 'medmerge-jax[train]', or in a clone pip install -e '.[train]',"
-_HELP = ("-h", "--help", "-help")
+HELP = ("-h", "--help", "-help")
 _GONE = (
     errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
     errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
@@ -41,7 +41,7 @@ _workplaces: list[Path] = []
 
 def main() -> None:
     """`python -m medmerge_jax COMMAND ...`, and the console script."""
-    name, *arguments = sys.argv[1:] or _HELP[:1]
+    name, *arguments = sys.argv[1:] or HELP[:1]
     if name in COMMANDS:
         start(name, arguments)
     else:
@@ -95,11 +95,6 @@ def _enter(call: Callable[[], None]) -> None:
         _leave(130)
 
 
-def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Whether there is `--help` among the arguments."""
-    return any(argument in _HELP for argument in arguments)
-
-
 def work_in(folder: Path) -> None:
     """Names a folder that the command writes to: it is said plainly if that vanishes."""
     _workplaces.append(folder)
@@ -117,7 +112,7 @@ def keep_programs() -> None:
 
 def _list_commands(name: str) -> None:
     """Prints all commands; refuses a name that is none."""
-    if name not in _HELP:
+    if name not in HELP:
         raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS)}")
     print("python -m medmerge_jax COMMAND ..., or medmerge COMMAND ...\n")
     for command, summary in COMMANDS.items():

@@ -29,6 +29,8 @@ from medmerge_jax.storage import atomic
 _FROM_ALL = ("image_size", "resize", "mean", "std", "classes", "multilabel")
 """Fields of the parents' cards that the merged model's card takes over if all agree."""
 
+_Models = Sequence[tuple[Any, dict[str, Any]]]
+
 _EPILOG = """\
 methods, and their options:
 {}
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     models = [weights.load_parent(names[0], options.architecture)]
     architecture = models[0][1]["architecture"]
     models += [weights.load_parent(name, architecture) for name in names[1:]]
-    _check_distinct(names, models)
+    fingerprints = _fingerprints(names, models)
     models = _of_one_normalisation(architecture, models)
     _report(architecture, names, models)
     parents = models[: len(options.parents)]
@@ -78,7 +80,14 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("\n".join([str(error), *rows])) from error
     if options.ancestor:
         given["ancestor"] = options.ancestor
-    card = _card(options, agreed, names, models, given)
+    if options.heads == "drop" or "head" not in models[0][0]["params"]:
+        agreed.pop("classes", None)
+    card = {
+        **agreed,
+        "recipe": f"merge {options.method}",
+        "options": {**given, "recalibrate": options.recalibrate},
+        "parents": _parents(fingerprints, models),
+    }
     model = weights.model_from_card(architecture, merged, card)
     if out.suffix:
         weights.save_weights(out, architecture, merged)
@@ -95,33 +104,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=_methods(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "parents",
-        nargs="+",
-        metavar="MODEL",
-        help="weight file with torchvision's names, model directory or run directory",
-    )
-    parser.add_argument(
-        "--method", required=True, choices=mergers.list_mergers(), metavar="NAME", help="see below"
-    )
-    parser.add_argument(
-        "--out", required=True, type=Path, help="a .safetensors file, or a folder for a model"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
-    parser.add_argument(
-        "--architecture", choices=list_models(), metavar="NAME", help="default: as the first says"
-    )
-    parser.add_argument(
-        "--heads", choices=mergers.HEADS, default="merge", help="drop them if classes differ"
-    )
-    parser.add_argument("--recalibrate", action="store_true", help="batch norms, on the images")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="to calibrate with")
-    parser.add_argument("--num-images", type=_count, default=512, help="of these, at most")
-    parser.add_argument("--image-size", type=_count, help="pixels; default: as parents' cards say")
-    parser.add_argument("--batch-size", type=_count, default=32)
-    parser.add_argument("--ancestor", metavar="MODEL", help="that the parents were trained from")
+    add = parser.add_argument
+    add("parents", nargs="+", metavar="MODEL", help="weight file, model or run directory")
+    add("--method", required=True, choices=mergers.list_mergers(), metavar="NAME", help="see below")
+    add("--out", required=True, type=Path, help="a .safetensors file, or a folder for a model")
+    add("--overwrite", action="store_true", help="replace OUT")
+    add("--architecture", choices=list_models(), metavar="NAME", help="default: as the first says")
+    add("--heads", choices=mergers.HEADS, default="merge", help="drop them if classes differ")
+    add("--recalibrate", action="store_true", help="batch norms, on the images")
+    add("--images", type=Path, metavar="FOLDER", help="to calibrate with")
+    add("--num-images", type=_count, default=512, help="of these, at most")
+    add("--image-size", type=_count, help="pixels; default: as parents' cards say")
+    add("--batch-size", type=_count, default=32)
+    add("--ancestor", metavar="MODEL", help="that the parents were trained from")
     for name, methods in _merger_flags().items():
-        parser.add_argument(f"--{name}", type=_numbers, help=f"of {', '.join(methods)}")
+        add(f"--{name}", type=_numbers, help=f"of {', '.join(methods)}")
     return parser.parse_args(arguments)
 
 
@@ -173,14 +170,16 @@ def _checked_out(options: argparse.Namespace) -> Path:
         raise UserError(f"--out {out} exists; --overwrite replaces it")
     if len(options.parents) < 2 and "ancestor" not in mergers.merger_options(options.method):
         raise UserError(f"{len(options.parents)} model is given; two or more are wanted")
-    if options.seed is not None and "seed" not in mergers.merger_options(options.method):
-        options.image_seed, options.seed = options.seed, None
-    else:
-        options.image_seed = options.seed or 0
+    options.image_seed = 0 if options.seed is None else options.seed
+    if type(options.image_seed) is not int or options.image_seed < 0:
+        raise UserError(f"--seed {options.seed}: a whole number from 0 is wanted")
+    if "seed" not in mergers.merger_options(options.method):
+        options.seed = None
     return out
 
 
-def _check_distinct(names: Sequence[str], models: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+def _fingerprints(names: Sequence[str], models: _Models) -> dict[str, str]:
+    """With the model's name of each, if no two are the same."""
     seen: dict[str, str] = {}
     for name, (variables, _) in zip(names, models, strict=True):
         fingerprint = weights.model_fingerprint(variables)
@@ -188,11 +187,10 @@ def _check_distinct(names: Sequence[str], models: Sequence[tuple[Any, dict[str, 
             same = "it" if seen[fingerprint] == name else f"{name}, which is the same model,"
             raise UserError(f"{seen[fingerprint]}: {same} is given twice; give different models")
         seen[fingerprint] = name
+    return seen
 
 
-def _report(
-    architecture: str, names: Sequence[str], models: Sequence[tuple[Any, dict[str, Any]]]
-) -> None:
+def _report(architecture: str, names: Sequence[str], models: _Models) -> None:
     """What will be merged: `load_parent` has seen that all shapes are the architecture's."""
     backbone = flatten(without_head(models[0][0]))
     numbers = sum(int(np.size(leaf)) for leaf in backbone.values())
@@ -201,6 +199,18 @@ def _report(
         head = variables["params"].get("head")
         shape = "no head" if head is None else "head {} -> {}".format(*np.shape(head["kernel"]))
         say(f"  {name}: {shape}")
+
+
+def _parents(fingerprints: dict[str, str], models: _Models) -> dict[str, Any]:
+    """What the merged model's card says of each."""
+    return {
+        name: {
+            "source": name,
+            "fingerprint": fingerprint,
+            "data_fingerprint": card.get("data_fingerprint"),
+        }
+        for (fingerprint, name), (_, card) in zip(fingerprints.items(), models, strict=True)
+    }
 
 
 def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, Any]) -> np.ndarray:
@@ -240,33 +250,5 @@ def _of_one_normalisation(
 
 def _agreed(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The fields in which all cards that have them are the same."""
-    agreed = {}
-    for field in _FROM_ALL:
-        values = [card[field] for card in cards if field in card]
-        if values and all(value == values[0] for value in values):
-            agreed[field] = values[0]
-    return agreed
-
-
-def _card(
-    options: argparse.Namespace,
-    agreed: dict[str, Any],
-    names: Sequence[str],
-    models: Sequence[tuple[Any, dict[str, Any]]],
-    given: dict[str, Any],
-) -> dict[str, Any]:
-    if options.heads == "drop" or "head" not in models[0][0]["params"]:
-        agreed = {name: value for name, value in agreed.items() if name != "classes"}
-    return {
-        **agreed,
-        "recipe": f"merge {options.method}",
-        "options": {**given, "recalibrate": options.recalibrate},
-        "parents": {
-            name: {
-                "source": name,
-                "fingerprint": weights.model_fingerprint(variables),
-                "data_fingerprint": card.get("data_fingerprint"),
-            }
-            for name, (variables, card) in zip(names, models, strict=True)
-        },
-    }
+    values = {field: [card[field] for card in cards if field in card] for field in _FROM_ALL}
+    return {field: of[0] for field, of in values.items() if of and of.count(of[0]) == len(of)}

@@ -51,16 +51,12 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line and runs what it says."""
-    if entry.asks_for_help(arguments):
-        print(_help())
+    if set(entry.HELP) & set(arguments):
+        ours = (_CONFIG, _WORKDIR, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+        lines = [f"  --{holder.name:16}{flags.FLAGS[holder.name].help}" for holder in ours]
+        print(_HELP.replace("OPTIONS", "\n".join(lines)).rstrip())
     else:
         app.run(_run, ["medmerge_jax", *arguments], flags_parser=_parse_flags)
-
-
-def _help() -> str:
-    ours = (_CONFIG, _WORKDIR, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
-    lines = [f"  --{holder.name:16}{flags.FLAGS[holder.name].help}" for holder in ours]
-    return _HELP.replace("OPTIONS", "\n".join(lines)).rstrip()
 
 
 def _run(argv: list[str]) -> None:

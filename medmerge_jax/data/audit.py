@@ -16,6 +16,8 @@ from medmerge_jax.weights.card import last_component
 
 AUDIT_FILE = "data_audit.json"
 _EXAMPLES = 5
+EXAMPLES = ", for instance "
+"""Before the examples in a data set's notes."""
 _WITH_EXAMPLES = ("groups", "duplicates", "parents")
 
 
@@ -34,27 +36,29 @@ def audit_data_set(
     Returns:
       For JSON: "name"; "images" and "counts" (of each class) by split; "groups", None if unknown,
       with their number, that of those in two splits, and their images; "duplicates" for each two
-      splits; "parents" with the val and test images among those a parent was trained on; and
-      "warnings", a sentence for each thing that makes results too good.
+      splits; "parents" with the val and test images among those a parent was trained on; "notes",
+      what was inferred and left out when the data was read; and "warnings", a sentence for each
+      thing that makes results too good.
     """
-    found: dict[str, Any] = {
+    audit: dict[str, Any] = {
         "name": dataset.name,
         "images": {name: len(dataset.splits[name]) for name in SPLITS},
         "counts": {name: dataset.counts()[name] for name in SPLITS},
         "groups": _groups(dataset),
         "duplicates": [] if hashes is None else _duplicates(dataset, hashes),
         "parents": {},
+        "notes": list(dataset.notes),
     }
-    for name, known in (parents or {}).items():
-        found["parents"][name] = None
-        if hashes is not None and known is not None:
-            found["parents"][name] = {"training_images": len(known.training())}
+    for name, of_parent in (parents or {}).items():
+        audit["parents"][name] = None
+        if hashes is not None and of_parent is not None:
+            theirs = of_parent.training()
+            audit["parents"][name] = {"training_images": len(theirs)}
             for split in ("val", "test"):
-                ours, theirs = hashes.of(split), known.training()
-                overlap = find_overlap(ours, theirs)
-                found["parents"][name][split] = overlap.summary(ours, theirs)
-    found["warnings"] = list(_warnings(found))
-    return found
+                ours = hashes.of(split)
+                audit["parents"][name][split] = find_overlap(ours, theirs).summary(ours, theirs)
+    audit["warnings"] = list(_warnings(audit))
+    return audit
 
 
 def _groups(dataset: DataSet) -> dict[str, Any] | None:
@@ -83,30 +87,30 @@ def _groups(dataset: DataSet) -> dict[str, Any] | None:
 
 
 def _duplicates(dataset: DataSet, hashes: ImageHashes) -> list[dict[str, Any]]:
-    found = []
+    pairs = []
     for earlier, later in itertools.combinations(SPLITS, 2):
-        ours, known = hashes.of(later), hashes.of(earlier)
-        overlap = find_overlap(ours, known, names=False)
+        ours, theirs = hashes.of(later), hashes.of(earlier)
+        overlap = find_overlap(ours, theirs, names=False)
         rows = np.flatnonzero(overlap.any)
         labels = dataset.splits[later].labels[rows]
         others = dataset.splits[earlier].labels[overlap.match[rows]]
         same = (labels == others) | (np.isnan(labels) & np.isnan(others))
-        summary = overlap.summary(ours, known)
+        summary = overlap.summary(ours, theirs)
         del summary["by_id"]
         different = ~same.reshape(len(rows), int(np.prod(labels.shape[1:]))).all(axis=1)
-        found.append({"of": later, "in": earlier, **summary, "other_label": int(different.sum())})
-    return found
+        pairs.append({"of": later, "in": earlier, **summary, "other_label": int(different.sum())})
+    return pairs
 
 
-def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
-    name, groups, images = found["name"], found["groups"], found["images"]
+def _warnings(audit: Mapping[str, Any]) -> Iterator[str]:
+    name, groups, images = audit["name"], audit["groups"], audit["images"]
     if groups and groups["in_several_splits"]:
         yield (
             f"{name}: {groups['in_several_splits']} of {groups['groups']} groups (patients, "
             "lesions) are in more than one split, with "
             f"{groups['images']['test']} of {images['test']} test images: results will be too good"
         )
-    for pair in found["duplicates"]:
+    for pair in audit["duplicates"]:
         if pair["images"]:
             labels = f", {pair['other_label']} with another label" if pair["other_label"] else ""
             example = "".join(f", such as {' = '.join(both)}" for both in pair["examples"][:1])
@@ -114,7 +118,7 @@ def _warnings(found: Mapping[str, Any]) -> Iterator[str]:
                 f"{name}: {pair['images']} of {images[pair['of']]} {pair['of']} images are in "
                 f"{pair['in']} too ({pair['exact']} with the same pixels{labels}){example}"
             )
-    for parent, parts in found["parents"].items():
+    for parent, parts in audit["parents"].items():
         for split in ("val", "test") if parts else ():
             part = parts[split]
             if part["images"]:
@@ -151,6 +155,8 @@ def shareable_audit(audit: Mapping[str, Any], dataset: DataSet) -> dict[str, Any
 
     shared: dict[str, Any] = {**audit, **{k: cleaned(audit[k]) for k in _WITH_EXAMPLES}}
     shared["warnings"] = list(_warnings(shared))
+    # The examples of notes come last, and may be names of patients.
+    shared["notes"] = [note.partition(EXAMPLES)[0] for note in audit.get("notes", ())]
     return {**shared, "summary": short_text(shared)} if "summary" in audit else shared
 
 
@@ -162,9 +168,8 @@ def overlapping(
     for split in ("val", "test"):
         ours = hashes.of(split)
         rows[split] = np.zeros(len(ours), bool)
-        for known in parents.values():
-            if known is not None:
-                rows[split] |= find_overlap(ours, known.training()).any
+        for of_parent in filter(None, parents.values()):
+            rows[split] |= find_overlap(ours, of_parent.training()).any
     return rows
 
 
@@ -193,27 +198,27 @@ def without(dataset: DataSet, rows: Mapping[str, np.ndarray]) -> DataSet:
     return dataclasses.replace(dataset, splits=splits)
 
 
-def short_text(found: Mapping[str, Any]) -> list[str]:
+def short_text(audit: Mapping[str, Any]) -> list[str]:
     """A few lines for the terminal, warnings first."""
-    images = found["images"]
+    images = audit["images"]
     sizes = ", ".join(f"{count} {name}" for name, count in images.items())
     notes = []
-    groups = found["groups"]
+    groups = audit["groups"]
     if groups and not groups["in_several_splits"]:
         notes.append(f"none of {groups['groups']} groups is in two splits")
-    if found["duplicates"] and not any(pair["images"] for pair in found["duplicates"]):
+    if audit["duplicates"] and not any(pair["images"] for pair in audit["duplicates"]):
         notes.append("no image is in two splits")
-    for parent, parts in found["parents"].items():
+    for parent, parts in audit["parents"].items():
         if parts is None:
             notes.append(f"the training images of parent {parent} are not known")
         elif not any(parts[split]["images"] for split in ("val", "test")):
             notes.append(f"parent {parent} was trained on no val or test image")
-    excluded = found.get("excluded", {})
+    excluded = audit.get("excluded", {})
     if any(excluded.values()):
         counts = " and ".join(f"{count} {name}" for name, count in excluded.items())
         notes.append(f"{counts} images that a parent was trained on are left out")
-    line = f"data {found['name']}: {sizes} images"
+    line = f"data {audit['name']}: {sizes} images"
     return [
-        *(f"warning: {text}" for text in found["warnings"]),
+        *(f"warning: {text}" for text in audit["warnings"]),
         "; ".join([line, *notes]),
     ]

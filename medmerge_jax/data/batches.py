@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import mesh as mesh_lib
-from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage.rows import FileRows, file_rows
 
 Batch = dict[str, jax.Array]
@@ -21,7 +21,12 @@ LOADERS = ("auto", "resident", "stream")
 
 _CPU_BUDGET = 2 * 2**30
 _DEVICE_SHARE = 0.25
+_THREADS = 8
+"""That read, at most."""
+_READ_AHEAD = 8
+"""Batches in the host's memory."""
 _TRANSFERS_AHEAD = 2
+"""Batches on their way to the device."""
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
@@ -155,28 +160,7 @@ class StreamedBatches(Batches):
     """Batches read by threads of grain while the device works.
 
     Each process reads the rows that its devices get. The inputs are usually mapped from the disk.
-
-    The arguments are those of `Batches` and
-
-    Args:
-      threads: That read.
-      prefetch: Batches read ahead; two more are on their way to the device.
     """
-
-    def __init__(
-        self,
-        inputs: np.ndarray | jax.Array,
-        labels: np.ndarray,
-        batch_size: int,
-        mesh: Mesh | None = None,
-        accumulate: int = 1,
-        *,
-        threads: int | None = None,
-        prefetch: int = 8,
-    ):
-        super().__init__(inputs, labels, batch_size, mesh, accumulate)
-        self._threads = threads or min(8, usable_cores())
-        self._prefetch = prefetch
 
     def _hold(self, inputs: np.ndarray | jax.Array) -> None:
         self._inputs = file_rows(inputs)
@@ -193,9 +177,8 @@ class StreamedBatches(Batches):
                 "indices": indices,
             }
 
-        options = grain.ReadOptions(
-            num_threads=self._threads, prefetch_buffer_size=max(self._prefetch, self._threads)
-        )
+        threads = min(_THREADS, usable_cores())
+        options = grain.ReadOptions(threads, prefetch_buffer_size=max(_READ_AHEAD, threads))
         steps = iter(grain.MapDataset.range(len(rows)).map(read).to_iter_dataset(options))
         ahead = collections.deque(
             self._put(batch) for batch in itertools.islice(steps, _TRANSFERS_AHEAD)
@@ -205,8 +188,6 @@ class StreamedBatches(Batches):
             ahead.extend(self._put(batch) for batch in itertools.islice(steps, 1))
 
     def _put(self, batch: dict[str, np.ndarray]) -> Batch:
-        if self._mesh is None:
-            return jax.device_put(batch)
         size = mesh_lib.padded_size(len(batch["labels"]), self._mesh)
         inputs = mesh_lib.split_rows(batch.pop("inputs"), size, self._mesh)
         return {"inputs": inputs, **mesh_lib.replicate(batch, self._mesh)}
@@ -240,7 +221,7 @@ def make_batches(
     budget = _default_budget() if budget_bytes is None else budget_bytes
     if loader == "resident" or (loader == "auto" and inputs.nbytes <= budget):
         return ResidentBatches(inputs, labels, batch_size, mesh, accumulate)
-    return StreamedBatches(file_rows(inputs), labels, batch_size, mesh=mesh, accumulate=accumulate)
+    return StreamedBatches(inputs, labels, batch_size, mesh, accumulate)
 
 
 def _default_budget() -> int:

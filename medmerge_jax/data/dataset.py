@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import numpy as np
 
 from medmerge_jax.data.splits import SPLITS, check_fractions, stratified_group_split
 from medmerge_jax.errors import UserError
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +57,7 @@ class DataSet:
       multilabel: Whether an image has any number of the classes, instead of exactly one.
       splits: "train", "val" and "test".
       ordinal: Whether the order of the classes means something; None: as their names say.
+      notes: What was inferred and left out when it was read, a sentence each.
     """
 
     name: str
@@ -67,6 +65,7 @@ class DataSet:
     multilabel: bool
     splits: dict[str, Split]
     ordinal: bool | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def ordered(self) -> bool:
@@ -95,10 +94,14 @@ class DataSet:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images of each class (positive ones, with several labels per image) in each split."""
-        return {
-            name: dict(zip(self.classes, self._class_counts(split), strict=True))
-            for name, split in self.splits.items()
-        }
+        counts = {}
+        for name, split in self.splits.items():
+            if self.multilabel:
+                numbers = np.nansum(split.labels, axis=0).astype(int)
+            else:
+                numbers = np.bincount(split.labels, minlength=self.num_classes)
+            counts[name] = dict(zip(self.classes, numbers.tolist(), strict=True))
+        return counts
 
     def check(self) -> None:
         """Refuses what cannot be trained on; what makes results too good is for `audit`.
@@ -122,25 +125,20 @@ class DataSet:
         self._check_ids()
         self._check_training_classes()
 
-    def _class_counts(self, split: Split) -> list[int]:
-        if self.multilabel:
-            return [int(count) for count in np.nansum(split.labels, axis=0)]
-        return [int(count) for count in np.bincount(split.labels, minlength=self.num_classes)]
-
     def _check_labels(self, name: str) -> None:
         split = self.splits[name]
         labels = split.labels
         if self.multilabel:
             wrong = np.any((labels != 0) & (labels != 1) & ~np.isnan(labels), axis=1)
-            wanted = "0, 1 or unknown for each class"
+            allowed = "0, 1 or unknown for each class"
         else:
             wrong = (labels < 0) | (labels >= self.num_classes)
-            wanted = f"an index into the {self.num_classes} classes {list(self.classes)}"
+            allowed = f"an index into the {self.num_classes} classes {list(self.classes)}"
         if wrong.any():
             row = int(np.argmax(wrong))
             raise UserError(
                 f"data set {self.name}, split {name!r}, image {split.ids[row]}: the label is "
-                f"{labels[row]}; {wanted} is wanted"
+                f"{labels[row]}; {allowed} is wanted"
             )
 
     def _check_ids(self) -> None:
@@ -170,45 +168,38 @@ class DataSet:
 def build(
     name: str,
     classes: Sequence[str],
-    ids: Sequence[str],
-    paths: Sequence[Path],
-    labels: np.ndarray,
-    groups: Sequence[str] | None,
+    images: Split,
     assignment: np.ndarray | None,
     fractions: Sequence[float],
     seed: int,
     *,
     split_by_group: bool = True,
-    pixels: np.ndarray | None = None,
+    notes: Sequence[str] = (),
 ) -> DataSet:
     """Puts a data set together, making the splits that are missing.
 
     Args:
       name: Of the data set.
       classes: Names.
-      ids: Of all images; likewise paths, labels and groups.
-      paths: Files.
-      labels: int (n,), or float (n, classes) for several labels per image.
-      groups: None if unknown.
+      images: All images; labels of any int or float type.
       assignment: int (n,), index into `SPLITS`; None if the data comes without splits. A
         validation or test split that it leaves empty is taken from the training images.
       fractions: Of train, val, test.
       seed: Of the splits that are made.
       split_by_group: Whether the splits that are made keep groups together.
-      pixels: See `Split`, of all images.
+      notes: See `DataSet`; which splits are made is added.
     """
-    multilabel = labels.ndim == 2
-    labels = labels.astype(np.float32 if multilabel else np.int32)
-    group_array = np.asarray(groups) if groups is not None and split_by_group else None
-    assignment = _complete_assignment(name, labels, group_array, assignment, fractions, seed)
-    images = Split(
-        tuple(ids), tuple(paths), labels, None if groups is None else tuple(groups), pixels
+    multilabel = images.labels.ndim == 2
+    images = dataclasses.replace(
+        images, labels=images.labels.astype(np.float32 if multilabel else np.int32)
     )
+    groups = None if images.groups is None or not split_by_group else np.asarray(images.groups)
+    assignment, made = _complete_assignment(images.labels, groups, assignment, fractions, seed)
     splits = {
         split: images.take(np.flatnonzero(assignment == index))
         for index, split in enumerate(SPLITS)
     }
-    return DataSet(name, tuple(classes), multilabel, splits)
+    return DataSet(name, tuple(classes), multilabel, splits, notes=(*notes, *made))
 
 
 def _rows(pixels: np.ndarray, rows: list[int]) -> np.ndarray:
@@ -219,22 +210,24 @@ def _rows(pixels: np.ndarray, rows: list[int]) -> np.ndarray:
 
 
 def _complete_assignment(
-    name: str,
     labels: np.ndarray,
     groups: np.ndarray | None,
     assignment: np.ndarray | None,
     fractions: Sequence[float],
     seed: int,
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[str]]:
+    """The index into `SPLITS` of each image, and a sentence if splits were made."""
     shares = np.asarray(check_fractions(fractions))
+    how = "stratified" if groups is None else "stratified, no group in two of them"
     if assignment is None:
-        return stratified_group_split(labels, groups, shares, seed)
+        made = ", ".join(f"{n} {share:g}" for n, share in zip(SPLITS, shares, strict=True))
+        note = f"no splits are given; they are made ({how}, seed {seed}): {made}"
+        return stratified_group_split(labels, groups, shares, seed), [note]
     missing = [index for index in (1, 2) if not np.any(assignment == index)]
     missing = [index for index in missing if shares[index] > 0]
     if not missing or not np.any(assignment == 0):
-        return assignment
-    names = [SPLITS[index] for index in missing]
-    _LOG.info("data set %s: no %s split is given, taken from train", name, " and ".join(names))
+        return assignment, []
+    names = " and ".join(SPLITS[index] for index in missing)
     shares[[index for index in (1, 2) if index not in missing]] = 0.0
     train = np.flatnonzero(assignment == 0)
     parts = stratified_group_split(
@@ -242,4 +235,4 @@ def _complete_assignment(
     )
     assignment = assignment.copy()
     assignment[train] = parts
-    return assignment
+    return assignment, [f"no {names} split is given; taken from train ({how}, seed {seed})"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.dataset import DataSet, build
+from medmerge_jax.data.dataset import DataSet, Split, build
 from medmerge_jax.data.splits import SPLIT_NAMES, SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.formats import SUFFIXES
@@ -39,37 +39,23 @@ def image_folder(
     """
     root = Path(root)
     homes = _split_folders(root)
-    if homes is None:
-        folders = [(path, 0) for path in _folders(root)]
-    else:
-        folders = [
-            (path, index) for index, home in sorted(homes.items()) for path in _folders(home)
-        ]
-    names = _class_names(root, [path for path, _ in folders], classes)
-    paths: list[Path] = []
-    labels: list[int] = []
-    assignment: list[int] = []
-    for folder, index in folders:
-        members = sorted(find_images(folder), key=lambda path: path.relative_to(root).as_posix())
-        paths += members
-        labels += [names.index(folder.name)] * len(members)
-        assignment += [index] * len(members)
-    if not paths:
+    parents = sorted((homes or {0: root}).items())
+    folders = [(folder, index) for index, parent in parents for folder in _folders(parent)]
+    names = _class_names(root, [folder for folder, _ in folders], classes)
+    images = [
+        (path.relative_to(root).as_posix(), path, names.index(folder.name), index)
+        for folder, index in folders
+        for path in sorted(find_images(folder), key=lambda path: path.relative_to(root).as_posix())
+    ]
+    if not images:
         raise UserError(
             f"{root}: no images found; {root.name}/train/<class>/*.jpg or .png (likewise val and "
             f"test) or {root.name}/<class>/*.jpg or .png is wanted"
         )
-    return build(
-        root.resolve().name,
-        names,
-        [path.relative_to(root).as_posix() for path in paths],
-        paths,
-        np.array(labels, np.int32),
-        None,
-        None if homes is None else np.array(assignment),
-        fractions,
-        seed,
-    )
+    ids, paths, labels, assignment = zip(*images, strict=True)
+    splits = None if homes is None else np.array(assignment)
+    together = Split(ids, paths, np.array(labels))
+    return build(root.resolve().name, names, together, splits, fractions, seed)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -99,15 +85,11 @@ def sorted_names(names: Sequence[str]) -> list[str]:
     >>> sorted_names(["10", "9", "10"]), sorted_names(["10", "9", "a"])
     (['9', '10'], ['10', '9', 'a'])
     """
-    distinct = set(names)
-    numbers = all(name.isascii() and name.isdigit() for name in distinct)
-    return sorted(distinct, key=_by_value if numbers else None)
-
-
-def _by_value(digits: str) -> tuple[int, str, str]:
-    """The order of numbers of any length; `int` refuses more than 4300 digits."""
-    significant = digits.lstrip("0")
-    return len(significant), significant, digits
+    distinct = sorted(set(names))
+    if all(name.isascii() and name.isdigit() for name in distinct):
+        # Of any length; `int` refuses more than 4300 digits.
+        distinct.sort(key=lambda digits: (len(digits.lstrip("0")), digits.lstrip("0")))
+    return distinct
 
 
 def _split_folders(root: Path) -> dict[int, Path] | None:

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from scipy import fft
 from medmerge_jax.data.dataset import DataSet
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
-from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.npz import read_npz
 
@@ -71,31 +71,35 @@ class ImageHashes:
     exact: np.ndarray
     scale: str
 
+    def __post_init__(self) -> None:
+        if len(self.splits) != len(self):
+            raise ValueError(f"{len(self.splits)} splits of {len(self)} images")
+        for array, columns in ((self.perceptual, 4), (self.exact, 2)):
+            if array.dtype != np.uint64 or array.shape != (len(self), columns):
+                raise ValueError(f"hashes of {len(self)} images are {array.dtype} {array.shape}")
+
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: np.ndarray) -> "ImageHashes":
-        """Some of the images."""
-        chosen = rows.tolist()
+    def _take(self, mask: np.ndarray) -> "ImageHashes":
         return ImageHashes(
-            tuple(self.ids[row] for row in chosen),
-            tuple(self.splits[row] for row in chosen),
-            self.perceptual[rows],
-            self.exact[rows],
+            tuple(itertools.compress(self.ids, mask)),
+            tuple(itertools.compress(self.splits, mask)),
+            self.perceptual[mask],
+            self.exact[mask],
             self.scale,
         )
 
     def of(self, *splits: str) -> "ImageHashes":
         """The images of these splits."""
-        return self.take(np.flatnonzero(np.isin(np.asarray(self.splits, str), splits)))
+        return self._take(np.isin(np.asarray(self.splits, str), splits))
 
     def without(self, rows: Mapping[str, np.ndarray]) -> "ImageHashes":
         """Without some images: bool (n,) for each split that loses images, those it loses."""
-        splits = np.asarray(self.splits, str)
-        leave = np.zeros(len(self), bool)
-        for name, mask in rows.items():
-            leave[splits == name] = mask
-        return self.take(np.flatnonzero(~leave))
+        keep = np.ones(len(self), bool)
+        for name, leave in rows.items():
+            keep[np.asarray(self.splits, str) == name] = ~leave
+        return self._take(keep)
 
     def training(self) -> "ImageHashes":
         """The images that the model or a model before it was trained on."""
@@ -145,8 +149,7 @@ def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
     >>> np.bitwise_count(perceptual_hashes(pictures) ^ perceptual_hashes(brighter)).sum(axis=1) < 9
     array([ True,  True])
     """
-    down = _resampler(pixels.shape[1])
-    across = _resampler(pixels.shape[2])
+    down, across = _resampler(pixels.shape[1]), _resampler(pixels.shape[2])
     values = pixels.astype(np.float32)
     if pixels.ndim == 4:
         flat = values.reshape(*values.shape[:2], -1)
@@ -212,8 +215,9 @@ def nearest(hashes: np.ndarray, others: np.ndarray, limit: int) -> tuple[np.ndar
       Index into `others` int (n,), -1 where none is within the limit, and distance int (n,).
     """
     index, distance = np.full(len(hashes), -1), np.full(len(hashes), limit + 1)
-    for rows, columns in _blocks(len(hashes), len(others)):
-        ours, theirs = hashes[rows], others[columns]
+    corners = (range(0, len(one), step) for one, step in zip((hashes, others), _BLOCK, strict=True))
+    for top, start in itertools.product(*corners):
+        ours, theirs = hashes[top : top + _BLOCK[0]], others[start : start + _BLOCK[1]]
         # Three of four words are enough to leave few pairs, and their sum fits into a byte.
         partial = np.bitwise_count(ours[:, None, 0] ^ theirs[None, :, 0])
         partial += np.bitwise_count(ours[:, None, 1] ^ theirs[None, :, 1])
@@ -225,15 +229,10 @@ def nearest(hashes: np.ndarray, others: np.ndarray, limit: int) -> tuple[np.ndar
         order = np.lexsort((right, bits, left))
         left, right, bits = left[order], right[order], bits[order]
         first = np.flatnonzero(np.diff(left, prepend=-1))
-        left, right, bits = left[first] + rows.start, right[first] + columns.start, bits[first]
+        left, right, bits = left[first] + top, right[first] + start, bits[first]
         better = bits < distance[left]
         index[left[better]], distance[left[better]] = right[better], bits[better]
     return index, distance
-
-
-def _blocks(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    for top, start in itertools.product(range(0, rows, _BLOCK[0]), range(0, columns, _BLOCK[1])):
-        yield slice(top, top + _BLOCK[0]), slice(start, start + _BLOCK[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -339,21 +338,11 @@ def load_hashes(path: Path) -> tuple[ImageHashes, str]:
             arrays["exact"],
             str(arrays["scale"]),
         )
-        _check(arrays, hashes)
+        if not arrays["ids"].dtype.kind == arrays["splits"].dtype.kind == "U":
+            raise ValueError("the names are no texts")
         return hashes, str(arrays["fingerprint"])
     except (UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); it holds the hashes of a parent's images. Delete "
             "it to do without the comparison with them"
         ) from error
-
-
-def _check(arrays: Mapping[str, np.ndarray], hashes: ImageHashes) -> None:
-    for name, columns in (("perceptual", 4), ("exact", 2)):
-        array = arrays[name]
-        if array.dtype != np.uint64 or array.shape != (len(hashes), columns):
-            raise ValueError(f"{name} is {array.dtype} {array.shape}")
-    if not arrays["ids"].dtype.kind == arrays["splits"].dtype.kind == "U":
-        raise ValueError("the names are no texts")
-    if len(hashes.splits) != len(hashes):
-        raise ValueError(f"{len(hashes.splits)} splits of {len(hashes)} images")

@@ -3,9 +3,12 @@
 import csv
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from medmerge_jax.data.splits import SPLIT_NAMES
 from medmerge_jax.errors import UserError
 
 _USUAL_NAMES = {
@@ -16,7 +19,6 @@ _USUAL_NAMES = {
 }
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_A_DELIMITER = {",": "a comma", "\t": "a tab"}
 
 
 class Row(dict[str, str]):
@@ -35,8 +37,8 @@ class Row(dict[str, str]):
         """The error for something in this row, with file and line."""
         return UserError(f"{self.table}, line {self.line}: {what}")
 
-    def number(self, column: str, allowed: Collection[float]) -> float:
-        """The number in a cell.
+    def number(self, column: str, allowed: Collection[float], otherwise: str = "") -> float:
+        """The number in a cell; the error also says what else, `otherwise`, may be there.
 
         Raises:
           UserError: It is none of those allowed, or no number.
@@ -48,11 +50,25 @@ class Row(dict[str, str]):
         if value not in allowed:
             choices = ", ".join(f"{number:g}" for number in allowed)
             raise self.error(
-                f"column {column!r} holds {self[column]!r}; one of {choices} is wanted"
+                f"column {column!r} holds {self[column]!r}; one of {choices}{otherwise} is wanted"
             )
         return value
 
-    def one_hot(self, columns: Sequence[str]) -> int:
+    def split(self, column: str) -> int:
+        """The index into `SPLITS` of the split that a cell names.
+
+        Raises:
+          UserError: It names none.
+        """
+        index = SPLIT_NAMES.get(self[column].lower())
+        if index is None:
+            raise self.error(
+                f"the split in column {column!r} is {self[column]!r}; one of "
+                f"{', '.join(SPLIT_NAMES)} is wanted"
+            )
+        return index
+
+    def one_hot(self, columns: Sequence[str], otherwise: str = "") -> int:
         """The index of the column that is 1, where the others are 0.
 
         Raises:
@@ -61,7 +77,8 @@ class Row(dict[str, str]):
         values = [self.number(column, (0, 1)) for column in columns]
         if sum(values) != 1:
             raise self.error(
-                f"{sum(values):g} of the columns {', '.join(columns)} are 1; exactly one is wanted"
+                f"{sum(values):g} of the columns {', '.join(columns)} are 1; exactly one is "
+                f"wanted{otherwise}"
             )
         return values.index(1)
 
@@ -78,27 +95,21 @@ class Row(dict[str, str]):
             raise self.error(f"column {column!r} holds {name!r}; a name without folders is wanted")
         return name
 
-    def image_file(self, path: Path, suffixes: Sequence[str] = ("",)) -> Path:
-        """`path` with the first of the suffixes for which a file exists.
-
-        Args:
-          path: The image, without its extension if there are suffixes.
-          suffixes: Extensions that it may have.
+    def image_file(self, *candidates: Path) -> Path:
+        """The first of the candidates that exists.
 
         Raises:
           UserError: There is none, or it is empty.
         """
-        for suffix in suffixes:
-            # Not `with_suffix`: a dot may be part of the name.
-            candidate = path.with_name(path.name + suffix)
-            if not exists(candidate):
-                continue
-            if not candidate.stat().st_size:
-                raise self.error(f"the image {candidate} is empty (0 bytes); replace it")
-            return candidate
-        shown = path.with_name(f"{path.name}{suffixes[0]}")
-        others = f" (nor one with {', '.join(suffixes[1:])})" if len(suffixes) > 1 else ""
-        raise self.error(f"there is no image {shown}{others}; add it, or remove the row")
+        path = next(filter(_exists, candidates), None)
+        if path is None:
+            others = "".join(f", nor {other}" for other in candidates[1:])
+            raise self.error(
+                f"there is no image {candidates[0]}{others}; add it, or remove the row"
+            )
+        if not path.stat().st_size:
+            raise self.error(f"the image {path} is empty (0 bytes); replace it")
+        return path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +159,6 @@ class Sheet:
             f"a usual name ({', '.join(_USUAL_NAMES[field])}){self.delimiter_hint()}"
         )
 
-    def values(self, name: str) -> list[str]:
-        """The cells of a column."""
-        return [row[name] for row in self.rows]
-
     def delimiter_hint(self) -> str:
         """What to say of the delimiter where a column is missing; empty if it is as wanted."""
         if len(self.header) == 1:
@@ -173,15 +180,14 @@ def read_sheet(path: Path, delimiter: str = ",") -> Sheet:
       UserError: The file is missing, is no such file, has no rows, or has rows that are not as
         long as the header.
     """
-    rows: list[list[str]] = []
-    lines: list[int] = []
+    lines: list[tuple[list[str], int]] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True, delimiter=delimiter)
             for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    rows.append([cell.strip() for cell in cells])
-                    lines.append(reader.line_num)
+                stripped = [cell.strip() for cell in cells]
+                if any(stripped):
+                    lines.append((stripped, reader.line_num))
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file; the table of labels is wanted") from error
     except OSError as error:
@@ -191,21 +197,20 @@ def read_sheet(path: Path, delimiter: str = ",") -> Sheet:
             f"{path}: is not a UTF-8 text file ({error}); save it as CSV UTF-8"
         ) from error
     except csv.Error as error:
-        line = lines[-1] + 1 if lines else 1
+        line = lines[-1][1] + 1 if lines else 1
         raise UserError(f"{path}: is not a CSV file ({error}, at line {line})") from error
-    if len(rows) < 2:
-        what = "has a header but no rows" if rows else "is empty"
+    if len(lines) < 2:
+        what = "has a header but no rows" if lines else "is empty"
         raise UserError(f"{path}: {what}; a header line and a row per image are wanted")
-    header, *rows = rows
-    for cells, line in zip(rows, lines[1:], strict=True):
+    (header, _), *body = lines
+    for cells, line in body:
         if len(cells) != len(header):
-            raise Row({}, path, line).error(
-                f"has {len(cells)} fields, the header has {len(header)}; a field with "
-                f"{_A_DELIMITER[delimiter]} must be in double quotes"
+            raise UserError(
+                f"{path}, line {line}: has {len(cells)} fields, the header has {len(header)}; a "
+                f"field with {_DELIMITERS[delimiter]} must be in double quotes"
             )
-    named = (dict(zip(header, cells, strict=True)) for cells in rows)
-    lined = zip(named, lines[1:], strict=True)
-    return Sheet(path, header, [Row(cells, path, line) for cells, line in lined], delimiter)
+    rows = [Row(dict(zip(header, cells, strict=True)), path, line) for cells, line in body]
+    return Sheet(path, header, rows, delimiter)
 
 
 def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> list[Row]:
@@ -217,8 +222,7 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> list
       delimiter: Between the cells: a comma or a tab.
 
     Raises:
-      UserError: No such file, another dialect or encoding, a missing column, no rows, or a row of
-        another length than the header.
+      UserError: A column is missing, or see `read_sheet`.
     """
     sheet = read_sheet(path, delimiter)
     missing = [name for name in columns if sheet.header.count(name) != 1]
@@ -230,6 +234,20 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> list
     return sheet.rows
 
 
+def claim(owners: dict[Any, Row], key: Any, row: Row, image: str) -> None:
+    """Makes a row the only one of a key, which the error calls `image`.
+
+    Raises:
+      UserError: The key has a row already; it names both.
+    """
+    first = owners.setdefault(key, row)
+    if first is not row:
+        place = "" if first.table == row.table else f" in {first.table}"
+        raise row.error(
+            f"{image} has a row already{place}, at line {first.line}; leave one of them"
+        )
+
+
 def by_id(rows: Iterable[Row], column: str) -> dict[str, Row]:
     """The rows by the name in a column, in order.
 
@@ -239,11 +257,7 @@ def by_id(rows: Iterable[Row], column: str) -> dict[str, Row]:
     named: dict[str, Row] = {}
     for row in rows:
         name = row.name(column)
-        first = named.setdefault(name, row)
-        if first is not row:
-            raise row.error(
-                f"{column} {name!r} has a row already, at line {first.line}; leave one of them"
-            )
+        claim(named, name, row, f"{column} {name!r}")
     return named
 
 
@@ -253,19 +267,13 @@ def check_disjoint(*tables: dict[str, Row]) -> None:
     Raises:
       UserError: It names both rows.
     """
-    seen: dict[str, Row] = {}
-    for table in tables:
-        for name, row in table.items():
-            first = seen.setdefault(name, row)
-            if first is not row:
-                raise row.error(
-                    f"image {name!r} is in {first.table} too, at line {first.line}; leave one of "
-                    "them"
-                )
+    owners: dict[str, Row] = {}
+    for name, row in itertools.chain.from_iterable(table.items() for table in tables):
+        claim(owners, name, row, f"image {name!r}")
 
 
-def exists(path: Path) -> bool:
-    """Whether a file exists; one whose name is too long or holds a zero byte does not."""
+def _exists(path: Path) -> bool:
+    """A file whose name is too long or holds a zero byte does not exist."""
     try:
         return path.exists()
     except (OSError, ValueError):

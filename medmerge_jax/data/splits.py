@@ -136,8 +136,6 @@ class _Assigner:
 
 def _positives(labels: np.ndarray) -> np.ndarray:
     """Integer (n, classes) of 0 and 1."""
-    if labels.ndim == 2:
-        return (np.nan_to_num(labels) > 0).astype(np.int64)
-    positives = np.zeros((len(labels), int(labels.max()) + 1 if len(labels) else 0), np.int64)
-    positives[np.arange(len(labels)), labels] = 1
-    return positives
+    if labels.ndim == 1:
+        labels = labels[:, None] == np.arange(labels.max(initial=-1) + 1)
+    return (np.nan_to_num(labels) > 0).astype(np.int64)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +132,7 @@ def draw(
     (2, 32, 32, 3)
     """
     look = APPEARANCES[appearance]
-    draw_scene: Callable[..., np.ndarray] = {"fundus": _fundus, "lesion": _lesion}[kind]
-    scene = draw_scene(labels, 2 * size, look.view, rng)
+    scene = {"fundus": _fundus, "lesion": _lesion}[kind](labels, 2 * size, look.view, rng)
     scene = scene.reshape(len(labels), size, 2, size, 2, 3).mean(axis=(2, 4), dtype=np.float32)
     return _photograph(scene, look, rng)
 
@@ -159,9 +158,7 @@ def _check_same(root: Path, marker: dict[str, object]) -> None:
     except (OSError, ValueError):
         existing = None
     if existing != marker:
-        what = "something else"
-        if existing is not None:
-            what = f"synthetic images of other settings, {existing}"
+        what = f"synthetic images of other settings, {existing}" if existing else "something else"
         raise UserError(
             f"{root}: holds {what}; {marker} is wanted. Remove it or name another folder"
         )
@@ -229,6 +226,25 @@ class _Canvas:
         """Multiplies all channels."""
         self.pixels *= factor[..., None]
 
+    def stamp(self, mask: np.ndarray, active: np.ndarray, ellipses: tuple[np.ndarray, ...]) -> None:
+        """Adds an ellipse to each of the active masks, touching only the window around it.
+
+        `ellipses` are the centres' x and y, the width and the height, (active,) each.
+        """
+        x, y, width, height = ellipses
+        half = int(np.ceil(max(width.max(), height.max()) / self.edge)) + 1
+        offsets = np.arange(-half, half + 1)
+        scale, middle = self.size / 2 * self.view, self.size / 2
+        column = np.floor(x * scale + middle).astype(int)[:, None] + offsets
+        row = np.floor(y * scale + middle).astype(int)[:, None] + offsets
+        dx = ((column + 0.5 - middle) / scale - x[:, None]) / width[:, None]
+        dy = ((row + 0.5 - middle) / scale - y[:, None]) / height[:, None]
+        reach = np.hypot(dx[:, None, :], dy[:, :, None])
+        spot = self.inside((reach - 1) * np.minimum(width, height)[:, None, None])
+        rows = np.clip(row, 0, self.size - 1)[:, :, None]
+        columns = np.clip(column, 0, self.size - 1)[:, None, :]
+        np.maximum.at(mask, (active[:, None, None], rows, columns), spot.astype(np.float32))
+
 
 def _fundus(labels: np.ndarray, size: int, view: float, rng: np.random.Generator) -> np.ndarray:
     """Retinas (n, size, size, 3)."""
@@ -268,34 +284,8 @@ def _retinal_lesions(canvas: _Canvas, labels: np.ndarray) -> None:
             spot = canvas.rng.uniform(smallest, largest, canvas.n)[active]
             x, y = reach * np.cos(angle[0]), reach * np.sin(angle[0])
             stretch = 1 + flat * np.stack([np.cos(angle[1]), np.sin(angle[1])])
-            _stamp(canvas, mask, active, x, y, spot * stretch[0], spot * stretch[1])
+            canvas.stamp(mask, active, (x, y, *(spot * stretch)))
         canvas.lay(0.9 * mask, canvas.colour(rgb, 0.03))
-
-
-def _stamp(
-    canvas: _Canvas,
-    mask: np.ndarray,
-    active: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    width: np.ndarray,
-    height: np.ndarray,
-) -> None:
-    """Adds one ellipse to each of the active masks, touching only the window around it."""
-    half = int(np.ceil(max(width.max(), height.max()) / canvas.edge)) + 1
-    offsets = np.arange(-half, half + 1)
-    scale = canvas.size / 2 * canvas.view
-    column = np.floor(x * scale + canvas.size / 2).astype(int)[:, None] + offsets
-    row = np.floor(y * scale + canvas.size / 2).astype(int)[:, None] + offsets
-    dx = (column + 0.5 - canvas.size / 2) / scale - x[:, None]
-    dy = (row + 0.5 - canvas.size / 2) / scale - y[:, None]
-    reach = np.hypot(dx[:, None, :] / width[:, None, None], dy[:, :, None] / height[:, None, None])
-    radius = np.minimum(width, height)[:, None, None]
-    spot = canvas.inside((reach - 1) * radius)
-    rows = np.clip(row, 0, canvas.size - 1)[:, :, None]
-    columns = np.clip(column, 0, canvas.size - 1)[:, None, :]
-    where = (active[:, None, None], rows, columns)
-    np.maximum.at(mask, np.broadcast_arrays(*where)[0:3], spot.astype(np.float32))
 
 
 def _vessels(
@@ -382,7 +372,7 @@ def _skin_dots(canvas: _Canvas, labels: np.ndarray, mask: np.ndarray) -> None:
             active = np.flatnonzero(number > index)
             x, y = canvas.rng.uniform(-0.5, 0.5, (2, canvas.n))[:, active]
             radius = canvas.rng.uniform(smallest, largest, canvas.n)[active]
-            _stamp(canvas, dots, active, x, y, radius, radius)
+            canvas.stamp(dots, active, (x, y, radius, radius))
         canvas.lay(0.7 * dots * mask, canvas.colour(rgb, 0.04))
 
 

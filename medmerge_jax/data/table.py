@@ -3,19 +3,22 @@
 import collections
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from medmerge_jax.data.dataset import DataSet, build
+from medmerge_jax.data.dataset import DataSet, Split, build
 from medmerge_jax.data.folder import find_images, sorted_names
-from medmerge_jax.data.sheets import Row, Sheet, read_sheet
-from medmerge_jax.data.splits import SPLIT_NAMES
+from medmerge_jax.data.sheets import Row, Sheet, claim, read_sheet
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.formats import SUFFIXES
 
 _LOG = logging.getLogger(__name__)
+
+_WHOLE_NUMBER = re.compile(r"([0-9]+)(?:\.0*)?")
+"""Also as "2.0", as programs write a column with gaps."""
 
 _LISTED = 5
 """Rows that an error lists."""
@@ -82,30 +85,26 @@ def image_table(
         names, labels = _label_matrix(sheet, label_names, classes, multilabel)
     else:
         names, labels = _label_vector(sheet, label_names[0], classes)
-    ids = sheet.values(image_name)
-    return build(
-        sheet.path.stem,
-        names,
-        ids,
-        _find(sheet, image_name, Path(images)),
-        labels,
-        None if group_name is None else _groups(sheet, group_name),
-        None if split_name is None else _assignment(sheet, split_name),
-        fractions,
-        seed,
-    )
+    rows = sheet.rows
+    splits = None if split_name is None else np.array([row.split(split_name) for row in rows])
+    if group_name is None:
+        groups = None
+    else:  # An image whose group is unknown is a group of its own.
+        groups = tuple(row[group_name] or f"(no group, line {row.line})" for row in rows)
+    ids = tuple(row[image_name] for row in rows)
+    files = Split(ids, _find(sheet, image_name, Path(images)), labels, groups)
+    return build(sheet.path.stem, names, files, splits, fractions, seed)
 
 
 def _label_vector(
     sheet: Sheet, column: str, classes: Sequence[str]
 ) -> tuple[list[str], np.ndarray]:
-    values = sheet.values(column)
-    for row in sheet.rows:
-        if not row[column]:
-            raise row.error(f"the label in column {column!r} is empty")
-    whole = [_whole_number(value) for value in values]
-    if all(number is not None for number in whole):  # "2.0", as programs write a column with gaps
-        values = [number for number in whole if number is not None]
+    values = [row[column] for row in sheet.rows]
+    if "" in values:
+        raise sheet.rows[values.index("")].error(f"the label in column {column!r} is empty")
+    whole = [_WHOLE_NUMBER.fullmatch(value) for value in values]
+    if all(whole):
+        values = [number[1] for number in whole if number]
     names = list(classes) or sorted_names(values)
     index = {name: position for position, name in enumerate(names)}
     for row, value in zip(sheet.rows, values, strict=True):
@@ -117,11 +116,6 @@ def _label_vector(
     return names, np.array([index[value] for value in values], np.int32)
 
 
-def _whole_number(value: str) -> str | None:
-    digits, _, zeros = value.partition(".")
-    return digits if digits.isascii() and digits.isdigit() and not zeros.strip("0") else None
-
-
 def _label_matrix(
     sheet: Sheet, columns: list[str], classes: Sequence[str], multilabel: bool
 ) -> tuple[list[str], np.ndarray]:
@@ -131,50 +125,21 @@ def _label_matrix(
             f"{sheet.path}: data.classes {names} and data.label_columns {columns} are not the "
             "same names; with a column per class they must be"
         )
-    columns_of_labels = [[_binary(row, name, multilabel) for row in sheet.rows] for name in names]
-    labels = np.array(columns_of_labels, np.float32).T
-    if multilabel:
-        return names, labels
-    sums = labels.sum(axis=1)
-    if np.any(sums != 1):
-        number = int(np.argmax(sums != 1))
-        raise sheet.rows[number].error(
-            f"{int(sums[number])} of the columns {names} are 1; exactly one is wanted, or set "
-            "data.multilabel"
-        )
-    return names, labels.argmax(axis=1).astype(np.int32)
+    if not multilabel:
+        hint = ", or set data.multilabel"
+        return names, np.array([row.one_hot(names, hint) for row in sheet.rows], np.int32)
+    empty = ", or nothing where it is unknown,"
+    labels = [
+        [
+            np.nan if row[name].lower() in ("", "nan") else row.number(name, (0, 1), empty)
+            for name in names
+        ]
+        for row in sheet.rows
+    ]
+    return names, np.array(labels, np.float32)
 
 
-def _binary(row: Row, column: str, multilabel: bool) -> float:
-    value = row[column]
-    if multilabel and value.lower() in ("", "nan"):
-        return np.nan
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if number not in (0.0, 1.0):
-        empty = ", or nothing where it is unknown," if multilabel else ""
-        raise row.error(f"column {column!r} holds {value!r}; 0 or 1{empty} is wanted")
-    return number
-
-
-def _assignment(sheet: Sheet, column: str) -> np.ndarray:
-    for row in sheet.rows:
-        if row[column].lower() not in SPLIT_NAMES:
-            raise row.error(
-                f"the split in column {column!r} is {row[column]!r}; one of "
-                f"{', '.join(SPLIT_NAMES)} is wanted"
-            )
-    return np.array([SPLIT_NAMES[value.lower()] for value in sheet.values(column)])
-
-
-def _groups(sheet: Sheet, column: str) -> list[str]:
-    # An image whose group is unknown is a group of its own.
-    return [row[column] or f"(no group, line {row.line})" for row in sheet.rows]
-
-
-def _find(sheet: Sheet, column: str, root: Path) -> list[Path]:
+def _find(sheet: Sheet, column: str, root: Path) -> tuple[Path, ...]:
     """The file of each row."""
     index = _Index(root)
     owners: dict[Path, Row] = {}
@@ -188,16 +153,12 @@ def _find(sheet: Sheet, column: str, root: Path) -> list[Path]:
         if not files:
             missing.append(row)
             continue
-        owner = owners.setdefault(root / files[0], row)
-        if owner is not row:
-            raise row.error(
-                f"the image {value!r} has a row already, at line {owner.line}; leave one of them"
-            )
+        claim(owners, root / files[0], row, f"the image {value!r}")
     if missing:
         raise _missing_error(sheet, column, missing, root, index)
-    if len(index) > len(owners):
-        _LOG.info("%s: ignored %d images without a row", root, len(index) - len(owners))
-    return list(owners)
+    if index.number > len(owners):
+        _LOG.info("%s: ignored %d images without a row", root, index.number - len(owners))
+    return tuple(owners)
 
 
 def _missing_error(
@@ -210,7 +171,7 @@ def _missing_error(
     hint = f"; there is {same_stem[0]}, of another type" if same_stem else ""
     return UserError(
         f"{sheet.path}: {len(missing)} of {len(sheet.rows)} rows have no image file below {root} "
-        f"(column {column!r}): {shown}{more}{hint}; {len(index)} images ({', '.join(SUFFIXES)}) "
+        f"(column {column!r}): {shown}{more}{hint}; {index.number} images ({', '.join(SUFFIXES)}) "
         "are there; correct data.root or data.image_column, or remove the rows"
     )
 
@@ -223,16 +184,12 @@ class _Index:
             what = "is a file" if root.exists() else "does not exist"
             raise UserError(f"{root}: {what}; the folder of the images is wanted")
         files = sorted(path.relative_to(root).as_posix() for path in find_images(root))
-        self._root_name = root.resolve().name
-        self._number = len(files)
+        self._root_name, self.number = root.resolve().name, len(files)
         self._by_name: dict[str, list[str]] = collections.defaultdict(list)
         for file in files:
             name = PurePosixPath(file).name
             for key in {file, _stem(file)} | {name, _stem(name)}:
                 self._by_name[key].append(file)
-
-    def __len__(self) -> int:
-        return self._number
 
     def find(self, value: str) -> list[str]:
         """Relative paths of the files that `value` may mean.
@@ -254,7 +211,5 @@ class _Index:
 
 def _stem(name: str) -> str:
     """`name` without the extension of an image; other dots are part of the name."""
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name

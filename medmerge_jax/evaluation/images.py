@@ -48,8 +48,11 @@ def predict(
         raise UserError(
             f"{model.file or model.architecture}: the model has no head to predict with"
         )
-    if isinstance(images, str | os.PathLike):
-        raise UserError(f"{os.fspath(images)!r}: a list of images is wanted, not one")
+    one = repr(os.fspath(images)) if isinstance(images, str | os.PathLike) else ""
+    if isinstance(images, np.ndarray) and (images.ndim == 2 or images.shape[2:] == (3,)):
+        one = f"an array of shape {images.shape}"
+    if one:
+        raise UserError(f"{one}: a list of images is wanted, not one")
     preprocessing, count = model.preprocessing, len(images)
     # Of one shape, so that one program serves all batches; few images are few at once.
     size = min(_BATCH, 1 << max(count - 1, 0).bit_length())

@@ -107,19 +107,22 @@ def over_labels(score: Callable[[np.ndarray, np.ndarray], float]) -> Score:
 
     def mean(predictions: Predictions) -> float:
         columns = zip(predictions.logits.T, predictions.labels.T, strict=True)
-        known = [(logits, labels, ~np.isnan(labels)) for logits, labels in columns]
-        return _mean([score(logits[k], labels[k] == 1) for logits, labels, k in known])
+        scores = []
+        for logits, labels in columns:
+            has_label = ~np.isnan(labels)
+            scores.append(score(logits[has_label], labels[has_label] == 1))
+        return _mean(scores)
 
     return mean
 
 
 def _multilabel_loss(predictions: Predictions) -> float:
     logits, labels = predictions.logits, predictions.labels.astype(np.float64)
-    known = ~np.isnan(labels)
-    targets = np.where(known, labels, 0.0)
+    has_label = ~np.isnan(labels)
+    targets = np.where(has_label, labels, 0.0)
     positive = targets * predictions.weights * log_expit(logits)
     losses = -(positive + (1.0 - targets) * log_expit(-logits))
-    return _mean(losses[known])
+    return _mean(losses[has_label])
 
 
 @metric(multilabel=_multilabel_loss, higher_is_better=False, compared=False)

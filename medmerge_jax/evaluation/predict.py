@@ -67,10 +67,10 @@ def explain_memory(where: str, batch_size: int) -> Iterator[None]:
         full = "out of memory" in text or "resource exhausted" in text
         if not full and not isinstance(error, MemoryError):
             raise
-        found = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         smaller = f"batch_size = {batch_size // 2}" if batch_size > 1 else "a smaller image_size"
         raise OutOfMemoryError(
-            f"{where}: out of memory with batch_size = {batch_size} ({found}). Try {smaller}, or "
+            f"{where}: out of memory with batch_size = {batch_size} ({reason}). Try {smaller}, or "
             "twice the accumulate, which takes the same batch in parts (batch norms then see the "
             "parts), in a new --workdir. Checkpoints of finished epochs are kept in this one."
         ) from error

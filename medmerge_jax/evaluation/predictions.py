@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from medmerge_jax.storage.atomic import write_atomically
-from medmerge_jax.storage.npz import read_npz
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,19 +76,3 @@ class Predictions:
             "classes": np.asarray(self.classes, str),
         }
         write_atomically(path, lambda file: np.savez(file, **arrays))
-
-    @classmethod
-    def load(cls, path: Path) -> "Predictions":
-        """What `save` has written; the classes are unknown in files of former versions.
-
-        Raises:
-          UserError: The file cannot be read.
-        """
-        arrays = read_npz(path)
-        return cls(
-            arrays["logits"],
-            arrays["labels"],
-            multilabel=arrays["labels"].ndim == 2,
-            ids=tuple(arrays["ids"].tolist()),
-            classes=tuple(arrays["classes"].tolist()) if "classes" in arrays else (),
-        )

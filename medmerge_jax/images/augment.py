@@ -10,7 +10,6 @@ from the image that was decoded to the network's size already, not from the orig
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +35,8 @@ class Policy:
         colour jitter that are not 0 are applied in a random order.
       contrast: As `brightness`.
       saturation: As `brightness`.
-      hue: The shift is uniform in ± this, at most 0.5.
       operations: How many of RandAugment's operations follow; each may be drawn repeatedly.
       magnitude: Of these, 0 to 30.
-      interpolation: Of those that move pixels: "nearest" or "bilinear".
     """
 
     crop_scale: tuple[float, float]
@@ -47,10 +44,8 @@ class Policy:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
-    hue: float = 0.0
     operations: int = 0
     magnitude: int = 0
-    interpolation: str = "bilinear"
 
 
 POLICIES = {
@@ -123,15 +118,15 @@ def augment_image(policy: Policy, image: jax.Array, key: jax.Array) -> jax.Array
     crop = draw_crop(crop_key, height, width, policy.crop_scale)
     image = ops.resized_crop(image, *crop, (height, width))
     if policy.flip:
-        flipped = draw_flip(flip_key, policy.flip)
-        image = lax.cond(flipped, ops.horizontal_flip, lambda image: image, image)
-    if _jitter_steps(policy):
-        image = _jitter(policy, image, jitter_key)
+        image = jnp.where(draw_flip(flip_key, policy.flip), image[:, ::-1], image)
+    adjustments = [adjust for adjust, _ in _jitter_steps(policy)]
+    if adjustments:
+        order, factors = draw_jitter(policy, jitter_key)
+        for step in order:
+            image = lax.switch(step, adjustments, image, factors[step])
     for number in range(policy.operations):
         operation, sign = draw_operation(jax.random.fold_in(operations_key, number))
-        image = rand_augment_operation(
-            image, operation, sign, policy.magnitude, policy.interpolation
-        )
+        image = rand_augment_operation(image, operation, sign, policy.magnitude)
     return image
 
 
@@ -165,19 +160,13 @@ def draw_crop(
     crop_height, crop_width = heights[first], widths[first]
     top = jax.random.randint(top_key, (), 0, height - crop_height + 1)
     left = jax.random.randint(left_key, (), 0, width - crop_width + 1)
-    drawn = top, left, crop_height, crop_width
-    top, left, crop_height, crop_width = (
-        jnp.where(jnp.any(fits), *pair) for pair in zip(drawn, _centre(height, width), strict=True)
-    )
+    # The largest central rectangle of an allowed aspect ratio.
+    rows = min(height, round(width / _ASPECT_RATIOS[0]))
+    columns = min(width, round(height * _ASPECT_RATIOS[1]))
+    centre = jnp.array([(height - rows) // 2, (width - columns) // 2, rows, columns])
+    drawn = jnp.stack([top, left, crop_height, crop_width])
+    top, left, crop_height, crop_width = jnp.where(jnp.any(fits), drawn, centre)
     return top, left, crop_height, crop_width
-
-
-def _centre(height: int, width: int) -> tuple[int, int, int, int]:
-    """The largest central rectangle of an allowed aspect ratio."""
-    low, high = _ASPECT_RATIOS
-    crop_height = min(height, round(width / low))
-    crop_width = min(width, round(height * high))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def draw_flip(key: jax.Array, probability: float) -> jax.Array:
@@ -190,40 +179,22 @@ def draw_jitter(policy: Policy, key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       The order, a permutation int32 (k,) of the k operations of the policy that are not 0, in
-      the order of its fields; and the factor (of hue the shift) of each operation, float32 (k,).
+      the order of its fields; and the factor of each operation, float32 (k,).
     """
     order_key, factor_key = jax.random.split(key)
-    steps = _jitter_steps(policy)
-    lowest = np.array([step.lowest for step in steps], np.float32)
-    highest = np.array([step.highest for step in steps], np.float32)
-    factors = jax.random.uniform(factor_key, (len(steps),), jnp.float32, lowest, highest)
-    return jax.random.permutation(order_key, len(steps)), factors
+    spreads = np.array([spread for _, spread in _jitter_steps(policy)], np.float32)
+    lowest, highest = np.maximum(1 - spreads, 0), 1 + spreads
+    factors = jax.random.uniform(factor_key, spreads.shape, jnp.float32, lowest, highest)
+    return jax.random.permutation(order_key, len(spreads)), factors
 
 
-class _JitterStep(NamedTuple):
-    adjust: Callable[[jax.Array, jax.Array], jax.Array]
-    lowest: float
-    highest: float
-
-
-def _jitter_steps(policy: Policy) -> list[_JitterStep]:
-    factors = (
+def _jitter_steps(policy: Policy) -> list[tuple[Callable[..., jax.Array], float]]:
+    steps = (
         (ops.adjust_brightness, policy.brightness),
         (ops.adjust_contrast, policy.contrast),
         (ops.adjust_saturation, policy.saturation),
     )
-    steps = [_JitterStep(f, max(1 - spread, 0), 1 + spread) for f, spread in factors if spread]
-    if policy.hue:
-        steps.append(_JitterStep(ops.adjust_hue, -policy.hue, policy.hue))
-    return steps
-
-
-def _jitter(policy: Policy, image: jax.Array, key: jax.Array) -> jax.Array:
-    branches = [step.adjust for step in _jitter_steps(policy)]
-    order, factors = draw_jitter(policy, key)
-    for number in order:
-        image = lax.switch(number, branches, image, factors[number])
-    return image
+    return [(adjust, spread) for adjust, spread in steps if spread]
 
 
 def draw_operation(key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -234,7 +205,7 @@ def draw_operation(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def rand_augment_operation(
-    image: jax.Array, operation: jax.Array, sign: jax.Array, magnitude: int, interpolation: str
+    image: jax.Array, operation: jax.Array, sign: jax.Array, magnitude: int
 ) -> jax.Array:
     """Applies one of `RAND_AUGMENT` as torchvision's RandAugment does.
 
@@ -243,7 +214,6 @@ def rand_augment_operation(
       operation: Index into `RAND_AUGMENT`.
       sign: 1.0 or −1.0; without effect on the operations that have no direction.
       magnitude: 0 to 30.
-      interpolation: "nearest" or "bilinear".
     """
     height, width, _ = image.shape
     level = magnitude / (_MAGNITUDE_BINS - 1)
@@ -251,10 +221,10 @@ def rand_augment_operation(
     right, down = (sign * int(150 / 331 * size * level) for size in (width, height))
     factor = 1 + sign * 0.9 * level
     moves = {
-        "shear_x": ops.shear_matrix(shear, 0.0),
-        "shear_y": ops.shear_matrix(0.0, shear),
-        "translate_x": ops.translation_matrix(right, 0.0),
-        "translate_y": ops.translation_matrix(0.0, down),
+        "shear_x": jnp.array([1.0, shear, 0.0, 0.0, 1.0, 0.0], jnp.float32),
+        "shear_y": jnp.array([1.0, 0.0, 0.0, shear, 1.0, 0.0], jnp.float32),
+        "translate_x": jnp.array([1.0, 0.0, -right, 0.0, 1.0, 0.0], jnp.float32),
+        "translate_y": jnp.array([1.0, 0.0, 0.0, 0.0, 1.0, -down], jnp.float32),
         "rotate": ops.rotation_matrix(turn, height, width),
     }
     # All operations that move pixels share a branch, since `vmap` computes every branch.
@@ -263,7 +233,7 @@ def rand_augment_operation(
     matrix = matrices[jnp.clip(operation - first_move, 0, len(moves) - 1)]
     branches: dict[str, Callable[[jax.Array], jax.Array]] = {
         "identity": lambda image: image,
-        "move": lambda image: ops.affine(image, matrix, interpolation),
+        "move": lambda image: ops.affine(image, matrix),
         "brightness": lambda image: ops.adjust_brightness(image, factor),
         "color": lambda image: ops.adjust_saturation(image, factor),
         "contrast": lambda image: ops.adjust_contrast(image, factor),

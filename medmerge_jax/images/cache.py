@@ -13,6 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -21,7 +22,7 @@ import PIL
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image, resize_pixels
-from medmerge_jax.runtime.cores import usable_cores
+from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage import atomic, locks
 
 _FORMAT = 2
@@ -97,7 +98,7 @@ def cached_pixels(
     """
     if not len(split):
         raise UserError("a split without images has no pixels; give the split images")
-    name = _key(split, size, resize)
+    name, progress = _key(split, size, resize), progress or (lambda done, total: None)
     array_path, card_path = cache_dir / f"{name}.npy", cache_dir / f"{name}.json"
     shape = (len(split), size, size, 3)
     cached = _open(array_path, card_path, shape)
@@ -117,11 +118,16 @@ def cached_pixels(
                         atomic.write_json(card_path, card)
                     cached = _open(array_path, card_path, shape)
         except OSError as error:
-            raise UserError(_explain(error, cache_dir, shape)) from error
+            what = f"the cache of decoded images cannot be written ({error.strerror})"
+            if error.errno in atomic.DISK_FULL:
+                what = f"the disk is full; the decoded images take {math.prod(shape) / 1e6:.0f} MB"
+            raise UserError(
+                f"{cache_dir}: {what}. Make room there, or set MEDMERGE_JAX_CACHE to a folder on "
+                "another disk that can be written"
+            ) from error
     if cached is None:
         raise UserError(f"{array_path}: changed while it was opened; run the command again")
-    if progress is not None:
-        progress(len(split), len(split))
+    progress(len(split), len(split))
     return cached
 
 
@@ -215,8 +221,12 @@ def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
     It stays if this process is interrupted too.
     """
     folder = path.parent / f".{path.stem}.part"
-    if locked:
-        _remove_leftovers(path, folder)
+    if locked:  # What else killed processes left of this array goes.
+        for leftover in set(path.parent.glob(f".{path.stem}.*")) - {folder}:
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
     else:  # Another process may be writing the same part.
         folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
     array, journal = folder / "pixels.npy", folder / "journal"
@@ -224,7 +234,10 @@ def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
         folder.mkdir(exist_ok=True)
         with array.open("a+b") as array_file, journal.open("a+b") as journal_file:
             part = _Part(array_file, journal_file, shape)
-            _check_room(folder, (shape[0] - part.rows) * math.prod(shape[1:]))
+            # Hours of decoding should not end at a full disk. Some file systems report 0 of 0.
+            disk = shutil.disk_usage(folder)
+            if disk.total and disk.free < (shape[0] - part.rows) * math.prod(shape[1:]):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             yield part
             array_file.flush()
             os.fsync(array_file.fileno())
@@ -236,42 +249,17 @@ def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_room(folder: Path, size: int) -> None:
-    """Hours of decoding should not end at a full disk."""
-    total, _, free = shutil.disk_usage(folder)
-    if total and free < size:  # Some file systems report 0 of 0.
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def _fill(
     part: _Part,
     split: Images,
     size: int,
     resize: str,
     workers: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> None:
-    """Appends the images that are missing, in order, from the threads' results."""
-    problems: list[str] = []
-    done = part.rows
-    if progress is not None:
-        progress(done, len(split))
-    for pixels, chunk_problems in _decode(split, done, size, resize, workers):
-        problems.extend(chunk_problems)
-        if not problems:
-            part.append(pixels)
-        done += len(pixels)
-        if progress is not None and done < len(split):
-            progress(done, len(split))
-    _raise_unreadable(problems, len(split))
+    """Appends the images that are missing, in order, decoded a bounded number ahead.
 
-
-def _decode(
-    split: Images, start: int, size: int, resize: str, workers: int
-) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Chunks in order, a bounded number ahead.
-
-    Threads, because Pillow releases the interpreter's lock while it decodes and resizes;
+    By threads, because Pillow releases the interpreter's lock while it decodes and resizes;
     processes would have to be spawned, never forked, from a process that may have started JAX.
     """
 
@@ -289,17 +277,24 @@ def _decode(
                 problems.append(str(error))
         return pixels, problems
 
+    total, done = len(split), part.rows
+    chunks = (range(total)[first : first + _CHUNK] for first in range(done, total, _CHUNK))
+    problems: list[str] = []
+    pending: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
-        pending: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
-        for first in range(start, len(split), _CHUNK):
-            pending.append(pool.submit(decode_rows, range(len(split))[first : first + _CHUNK]))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        while done < total:
+            progress(done, total)
+            room = 4 * workers + 1 - len(pending)
+            pending.extend(pool.submit(decode_rows, rows) for rows in islice(chunks, room))
+            pixels, chunk_problems = pending.popleft().result()
+            problems += chunk_problems
+            if not problems:
+                part.append(pixels)
+            done += len(pixels)
     finally:
         pool.shutdown(cancel_futures=True)
+    _raise_unreadable(problems, total)
 
 
 def _raise_unreadable(problems: list[str], total: int) -> None:
@@ -307,25 +302,3 @@ def _raise_unreadable(problems: list[str], total: int) -> None:
         listed = "\n".join(f"  {problem}" for problem in problems[:_LISTED])
         more = f"\n  ... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise UserError(f"{len(problems)} of {total} images cannot be read:\n{listed}{more}")
-
-
-def _explain(error: OSError, cache_dir: Path, shape: tuple[int, ...]) -> str:
-    if error.errno in atomic.DISK_FULL:
-        megabytes = int(np.prod(shape, dtype=np.int64)) / 1e6
-        return (
-            f"{cache_dir}: the disk is full; the decoded images take {megabytes:.0f} MB. Make "
-            "room, or set MEDMERGE_JAX_CACHE to a folder on another disk"
-        )
-    return (
-        f"{cache_dir}: the cache of decoded images cannot be written ({error.strerror}); set "
-        "MEDMERGE_JAX_CACHE to a folder that can"
-    )
-
-
-def _remove_leftovers(path: Path, kept: Path) -> None:
-    """What killed processes left of this cache, except the part `kept`."""
-    for leftover in set(path.parent.glob(f".{path.stem}.*")) - {kept}:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)

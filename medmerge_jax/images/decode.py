@@ -1,14 +1,12 @@
 """From an image file to an array of one shape and meaning, whatever the file holds."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.images.formats import FORMATS, what_it_is
+from medmerge_jax.images.formats import FORMATS, reading, refuse_bombs
 
 RESIZES = ("squash", "crop")
 
@@ -34,19 +32,6 @@ _SHRUNK = 2
 
 _LONGEST = 1000
 """The longer side of an image that is cropped is at most this many times the shorter."""
-
-# Pillow's decoders raise any of these on damaged files.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
 
 
 def read_image(path: Path, size: int, resize: str = "squash") -> np.ndarray:
@@ -118,35 +103,18 @@ def _read(path: Path, size: int | None) -> tuple[Image.Image, _Box]:
 
         image = read_dicom(path).convert("RGB")
         return image, (0, 0, *image.size)
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            _refuse_bombs(image)
+    with reading(path, "an image that can be read", UnidentifiedImageError):
+        try:
+            opened = Image.open(path, formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise UserError(f"too many pixels to be a photograph ({error})") from error
+        with opened as image:
+            refuse_bombs(image.height, image.width)
             drafted = None
-            if size is not None:
-                # Formats other than JPEG ignore this.
+            if size is not None:  # Formats other than JPEG ignore this.
                 drafted = image.draft(None, (_SHRUNK * size, _SHRUNK * size))
             image.load()
             return _upright(image, *(drafted[1][2:] if drafted else image.size))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: too many pixels to be a photograph ({error})") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path}: {what_it_is(path, 'an image that can be read')}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
-    except _DAMAGE as error:
-        raise UserError(f"{path}: cannot be decoded ({error}); replace the file") from error
-
-
-def _refuse_bombs(image: Image.Image) -> None:
-    """Before any pixel is decoded; Pillow itself refuses twice as many, and else warns."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise UserError(
-            f"has {image.width} × {image.height} pixels, too many pixels to be a photograph (at "
-            f"most {limit} are read); save it smaller"
-        )
 
 
 def is_upright(image: Image.Image) -> bool:
@@ -221,6 +189,5 @@ def _resize(image: Image.Image, box: _Box, size: int, resize: str) -> Image.Imag
     resized = (longer, size) if width > height else (size, longer)
     if image.size != resized:
         image = image.resize(resized, Image.Resampling.BILINEAR, box)
-    left = round((image.width - size) / 2)
-    top = round((image.height - size) / 2)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))

@@ -4,7 +4,7 @@ import contextlib
 import io
 import itertools
 import struct
-import types
+from collections.abc import MutableSequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.images.formats import what_it_is
+from medmerge_jax.images.formats import reading, refuse_bombs
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -46,29 +46,6 @@ def read_dicom(path: Path) -> Image.Image:
         pixels, of several frames, too large, damaged, or compressed in a way that needs a
         decoder that is not installed.
     """
-    pydicom = _pydicom()
-    try:
-        # From a file pydicom would allocate whatever length an element claims to have; from
-        # bytes in memory it gets no more than they are.
-        file = io.BytesIO(path.read_bytes())
-        _refuse_deflated(file)
-        dataset = pydicom.dcmread(file)
-        pixels = _pixels(dataset)
-        return _colour(dataset, pixels) if pixels.ndim == 3 else _grey(dataset, pixels)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder; a DICOM file is wanted") from error
-    except pydicom.errors.InvalidDicomError as error:
-        raise UserError(f"{path}: {what_it_is(path, 'a DICOM file')}") from error
-    except Exception as error:  # pydicom raises anything on malformed elements.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be decoded ({reason}); replace the file") from error
-
-
-def _pydicom() -> types.ModuleType:
     try:
         import pydicom
         import pydicom.errors
@@ -78,7 +55,14 @@ def _pydicom() -> types.ModuleType:
             "reading DICOM files needs pydicom, which is not installed; install the extra: "
             "pip install 'medmerge-jax[dicom]'"
         ) from error
-    return pydicom
+    with reading(path, "a DICOM file", pydicom.errors.InvalidDicomError):
+        # From a file pydicom would allocate whatever length an element claims to have; from
+        # bytes in memory it gets no more than they are.
+        file = io.BytesIO(path.read_bytes())
+        _refuse_deflated(file)
+        dataset = pydicom.dcmread(file)
+        pixels = _pixels(dataset)
+        return _colour(dataset, pixels) if pixels.ndim == 3 else _grey(dataset, pixels)
 
 
 def _refuse_deflated(file: BinaryIO) -> None:
@@ -108,7 +92,7 @@ def _pixels(dataset: "Dataset") -> np.ndarray:
         raise UserError(
             f"has {dataset.NumberOfFrames} frames; save the one that is wanted as a file by itself"
         )
-    _check_size(dataset)
+    refuse_bombs(dataset.Rows, dataset.Columns)
     if dataset.BitsAllocated > 16:
         raise UserError(f"has {dataset.BitsAllocated} bits per pixel; 1 to 16 are wanted")
     kind = dataset.PhotometricInterpretation
@@ -136,16 +120,6 @@ def _pixels(dataset: "Dataset") -> np.ndarray:
     if pixels.shape != expected:
         raise UserError(f"its pixels have the shape {pixels.shape}, the header says {expected}")
     return _palette_colours(dataset, pixels) if kind == _PALETTE else pixels
-
-
-def _check_size(dataset: "Dataset") -> None:
-    """Before anything is decoded: a few bytes of header can ask for any amount of memory."""
-    number, limit = dataset.Rows * dataset.Columns, Image.MAX_IMAGE_PIXELS
-    if limit is not None and number > limit:
-        raise UserError(
-            f"has {dataset.Rows} × {dataset.Columns} pixels, too many for one image (at most "
-            f"{limit} are read); save it smaller"
-        )
 
 
 def _check_compressed_size(dataset: "Dataset") -> None:
@@ -305,8 +279,6 @@ def _look_up(dataset: "Dataset", item: "Dataset", values: np.ndarray) -> tuple[n
 
 def _first(value: Any) -> float | None:
     """A number, the first of several, or None where the element is absent or empty."""
-    from pydicom.multival import MultiValue
-
-    if isinstance(value, MultiValue | list):
+    if isinstance(value, MutableSequence):
         value = value[0] if len(value) else None
     return None if value is None or value == "" else float(value)

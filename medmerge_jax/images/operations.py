@@ -3,8 +3,8 @@
 Every function maps one uint8 image (h, w, 3) to another, with parameters that may be traced, so
 that `jax.jit` and `jax.vmap` work on it. Resizing and blending are done in whole numbers, so that
 neither the device nor the batch changes a bit of them, and most results are Pillow's to the bit.
-Shears, rotations and hue are computed in float32 and may differ from Pillow's float64 by one in a
-channel; in rare pixels hue and look-ups without interpolation take the neighbouring hue or pixel.
+Shears and rotations are computed in float32 and may differ from Pillow's float64 by one in a
+channel.
 """
 
 import jax
@@ -70,19 +70,13 @@ def _rounded(sums: jax.Array) -> jax.Array:
     return jnp.floor(sums / 2**_WEIGHT_BITS + 0.5)
 
 
-def horizontal_flip(image: jax.Array) -> jax.Array:
-    """Left to right."""
-    return image[:, ::-1]
-
-
-def affine(image: jax.Array, matrix: jax.Array, interpolation: str = "nearest") -> jax.Array:
-    """Looks every pixel up where an affine map sends it; black where that is outside.
+def affine(image: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Looks every pixel up, bilinear, where an affine map sends it; black where that is outside.
 
     Args:
       image: uint8 (h, w, 3).
       matrix: float32 (6,): (a, b, c, d, e, f). The result at (x, y), the centre of a pixel, is
         the image at (a x + b y + c, d x + e y + f).
-      interpolation: "nearest" or "bilinear".
     """
     height, width, _ = image.shape
     a, b, c, d, e, f = matrix
@@ -91,25 +85,22 @@ def affine(image: jax.Array, matrix: jax.Array, interpolation: str = "nearest") 
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     packed = _pack(image).reshape(-1)
 
-    def look_up(column: jax.Array, row: jax.Array) -> jax.Array:
-        row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
-        return packed.at[row * width + column].get(mode="promise_in_bounds")
+    left, above = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
+    dx, dy = (x - 0.5 - left)[..., None], (y - 0.5 - above)[..., None]
 
-    if interpolation == "nearest":
-        result = _unpack(look_up(jnp.floor(x).astype(jnp.int32), jnp.floor(y).astype(jnp.int32)))
-    else:
-        left, above = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
-        dx, dy = (x - 0.5 - left)[..., None], (y - 0.5 - above)[..., None]
-        column, row = left.astype(jnp.int32), above.astype(jnp.int32)
-        corners = [
-            _unpack(look_up(column + right, row + below)).astype(jnp.float32)
-            for below in (0, 1)
-            for right in (0, 1)
-        ]
-        upper = corners[0] + (corners[1] - corners[0]) * dx
-        lower = corners[2] + (corners[3] - corners[2]) * dx
-        result = (upper + (lower - upper) * dy).astype(jnp.uint8)
-    return jnp.where(inside[..., None], result, 0).astype(jnp.uint8)
+    def look_up(right: int, below: int) -> jax.Array:
+        column = jnp.clip(left.astype(jnp.int32) + right, 0, width - 1)
+        row = jnp.clip(above.astype(jnp.int32) + below, 0, height - 1)
+        index = row * width + column
+        return _unpack(packed.at[index].get(mode="promise_in_bounds")).astype(jnp.float32)
+
+    def mix(below: int) -> jax.Array:
+        start = look_up(0, below)
+        return start + (look_up(1, below) - start) * dx
+
+    upper = mix(0)
+    result = upper + (mix(1) - upper) * dy
+    return jnp.where(inside[..., None], result.astype(jnp.uint8), 0)
 
 
 def _pack(image: jax.Array) -> jax.Array:
@@ -120,16 +111,6 @@ def _pack(image: jax.Array) -> jax.Array:
 
 def _unpack(packed: jax.Array) -> jax.Array:
     return jnp.stack([packed & 255, packed >> 8 & 255, packed >> 16], axis=-1)
-
-
-def shear_matrix(x: Scalar, y: Scalar) -> jax.Array:
-    """For `affine`: pixels move by x of their row, or y of their column, from the upper left."""
-    return jnp.array([1.0, x, 0.0, y, 1.0, 0.0], jnp.float32)
-
-
-def translation_matrix(right: Scalar, down: Scalar) -> jax.Array:
-    """For `affine`: pixels move right and down."""
-    return jnp.array([1.0, 0.0, -right, 0.0, 1.0, -down], jnp.float32)
 
 
 def rotation_matrix(degrees: Scalar, height: int, width: int) -> jax.Array:
@@ -170,13 +151,6 @@ def adjust_sharpness(image: jax.Array, factor: Scalar) -> jax.Array:
     nine = three_rows[:, :-2] + three_rows[:, 1:-1] + three_rows[:, 2:]
     smooth = (2 * (nine + 4 * pixels[1:-1, 1:-1]) + 13) // 26  # In thirteenths, rounded.
     return _blend(pixels.at[1:-1, 1:-1].set(smooth), image, factor)
-
-
-def adjust_hue(image: jax.Array, shift: Scalar) -> jax.Array:
-    """Turns the hue by `shift`, −0.5 to 0.5 of a circle, in Pillow's HSV of 8 bits a channel."""
-    hue, saturation, value = _to_hsv(image)
-    turned = (hue + jnp.trunc(jnp.asarray(shift) * 255).astype(jnp.int32)) % 256
-    return _from_hsv(turned, saturation, value)
 
 
 def posterize(image: jax.Array, bits: int) -> jax.Array:
@@ -232,42 +206,3 @@ def _grey(image: jax.Array) -> jax.Array:
     """int32 (h, w): luma of ITU-R 601-2 in sixteen bits, as Pillow's mode L."""
     red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
     return (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
-
-
-def _to_hsv(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """int32 (h, w) each, 0 to 255."""
-    pixels = image.astype(jnp.float32)
-    high, low = jnp.max(pixels, axis=-1), jnp.min(pixels, axis=-1)
-    spread = jnp.maximum(high - low, 1.0)
-    red, green, blue = jnp.moveaxis((high[..., None] - pixels) / spread[..., None], -1, 0)
-    sixths = jnp.where(
-        red == 0, blue - green, jnp.where(green == 0, 2 + red - blue, 4 + green - red)
-    )
-    hue = jnp.where(high > low, sixths / 6, 0.0)
-    hue = jnp.where(hue < 0, hue + 1, hue)
-    saturation = (high - low) / jnp.maximum(high, 1.0)
-    return _times_255(hue), _times_255(saturation), high.astype(jnp.int32)
-
-
-def _times_255(fraction: jax.Array) -> jax.Array:
-    """⌊255 x⌋ of the very float32 x: a product rounded up to an integer would be one too many."""
-    candidate = jnp.round(fraction * 255)
-    too_many = fraction * 256 - candidate < fraction  # 255 x < candidate, without rounding
-    return (candidate - too_many).astype(jnp.int32)
-
-
-def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Array:
-    sixths = hue * 6 / 255
-    sector = jnp.floor(sixths)
-    fraction, purity = sixths - sector, saturation / 255
-
-    def darkened(by: jax.Array) -> jax.Array:
-        return jnp.floor(value * (1 - by) + 0.5).astype(jnp.int32)
-
-    p, q, t = darkened(purity), darkened(purity * fraction), darkened(purity * (1 - fraction))
-    sector = sector.astype(jnp.int32) % 6
-    channels = ((value, q, p, p, t, value), (t, value, value, q, p, p), (p, p, t, value, value, q))
-    return jnp.stack(
-        [jnp.select([sector == number for number in range(6)], choices) for choices in channels],
-        axis=-1,
-    ).astype(jnp.uint8)

@@ -1,123 +1,51 @@
 """Merging as pure functions on trees of parameters; needs only jax, numpy and scipy."""
 
-from medmerge_jax.merging.alignment import (
-    activation_matching,
-    align_to_mean,
-    compose_permutations,
-    identity_permutations,
-    invert_permutations,
-    matched_averaging,
-    permute_variables,
-    random_permutations,
-    weight_matching,
-)
-from medmerge_jax.merging.averages import (
-    diagonal_fisher,
-    fisher_average,
-    slerp,
-    task_arithmetic,
-    uniform_average,
-    weighted_average,
-)
-from medmerge_jax.merging.coefficients import (
-    CONSTRAINTS,
-    GRANULARITIES,
-    effective_coefficients,
-    init_coefficients,
-    is_conv_kernel,
-    is_head,
-)
-from medmerge_jax.merging.correlation import (
-    Moments,
-    correlation,
-    covariance,
-    init_moments,
-    update_moments,
-)
-from medmerge_jax.merging.kernels import (
-    merge_kernels,
-    merge_variables,
-    zeros_parent,
-)
-from medmerge_jax.merging.recalibration import (
-    recalibrate,
-    repair,
-    repair_scales,
-)
-from medmerge_jax.merging.soups import (
-    greedy_soup,
-    hierarchical_soup,
-    learned_soup,
-    uniform_soup,
-)
-from medmerge_jax.merging.spaces import (
-    Space,
-    Walk,
-    dense_spaces,
-    find_spaces,
-    residual_spaces,
-)
-from medmerge_jax.merging.trees import (
-    flatten,
-    nest_like,
-    network_order,
-    unflatten,
-)
-from medmerge_jax.merging.zipit import (
-    match_features,
-    partial_stops,
-    partial_zipit,
-    zipit,
-)
-
-__all__ = [
-    "CONSTRAINTS",
-    "GRANULARITIES",
-    "Moments",
-    "Space",
-    "Walk",
-    "activation_matching",
-    "align_to_mean",
-    "compose_permutations",
-    "correlation",
-    "covariance",
-    "dense_spaces",
-    "diagonal_fisher",
-    "effective_coefficients",
-    "find_spaces",
-    "fisher_average",
-    "flatten",
-    "greedy_soup",
-    "hierarchical_soup",
-    "identity_permutations",
-    "init_coefficients",
-    "init_moments",
-    "invert_permutations",
-    "is_conv_kernel",
-    "is_head",
-    "learned_soup",
-    "match_features",
-    "matched_averaging",
-    "merge_kernels",
-    "merge_variables",
-    "nest_like",
-    "network_order",
-    "partial_stops",
-    "partial_zipit",
-    "permute_variables",
-    "random_permutations",
-    "recalibrate",
-    "repair",
-    "repair_scales",
-    "residual_spaces",
-    "slerp",
-    "task_arithmetic",
-    "unflatten",
-    "uniform_average",
-    "uniform_soup",
-    "update_moments",
-    "weight_matching",
-    "weighted_average",
-    "zeros_parent",
-    "zipit",
-]
+from medmerge_jax.merging.alignment import activation_matching as activation_matching
+from medmerge_jax.merging.alignment import align_to_mean as align_to_mean
+from medmerge_jax.merging.alignment import compose_permutations as compose_permutations
+from medmerge_jax.merging.alignment import identity_permutations as identity_permutations
+from medmerge_jax.merging.alignment import invert_permutations as invert_permutations
+from medmerge_jax.merging.alignment import matched_averaging as matched_averaging
+from medmerge_jax.merging.alignment import permute_variables as permute_variables
+from medmerge_jax.merging.alignment import random_permutations as random_permutations
+from medmerge_jax.merging.alignment import weight_matching as weight_matching
+from medmerge_jax.merging.averages import diagonal_fisher as diagonal_fisher
+from medmerge_jax.merging.averages import fisher_average as fisher_average
+from medmerge_jax.merging.averages import slerp as slerp
+from medmerge_jax.merging.averages import task_arithmetic as task_arithmetic
+from medmerge_jax.merging.averages import uniform_average as uniform_average
+from medmerge_jax.merging.averages import weighted_average as weighted_average
+from medmerge_jax.merging.coefficients import CONSTRAINTS as CONSTRAINTS
+from medmerge_jax.merging.coefficients import GRANULARITIES as GRANULARITIES
+from medmerge_jax.merging.coefficients import effective_coefficients as effective_coefficients
+from medmerge_jax.merging.coefficients import init_coefficients as init_coefficients
+from medmerge_jax.merging.coefficients import is_conv_kernel as is_conv_kernel
+from medmerge_jax.merging.coefficients import is_head as is_head
+from medmerge_jax.merging.correlation import Moments as Moments
+from medmerge_jax.merging.correlation import correlation as correlation
+from medmerge_jax.merging.correlation import covariance as covariance
+from medmerge_jax.merging.correlation import init_moments as init_moments
+from medmerge_jax.merging.correlation import update_moments as update_moments
+from medmerge_jax.merging.kernels import merge_kernels as merge_kernels
+from medmerge_jax.merging.kernels import merge_variables as merge_variables
+from medmerge_jax.merging.kernels import zeros_parent as zeros_parent
+from medmerge_jax.merging.recalibration import recalibrate as recalibrate
+from medmerge_jax.merging.recalibration import repair as repair
+from medmerge_jax.merging.recalibration import repair_scales as repair_scales
+from medmerge_jax.merging.soups import greedy_soup as greedy_soup
+from medmerge_jax.merging.soups import hierarchical_soup as hierarchical_soup
+from medmerge_jax.merging.soups import learned_soup as learned_soup
+from medmerge_jax.merging.soups import uniform_soup as uniform_soup
+from medmerge_jax.merging.spaces import Space as Space
+from medmerge_jax.merging.spaces import Walk as Walk
+from medmerge_jax.merging.spaces import dense_spaces as dense_spaces
+from medmerge_jax.merging.spaces import find_spaces as find_spaces
+from medmerge_jax.merging.spaces import residual_spaces as residual_spaces
+from medmerge_jax.merging.trees import flatten as flatten
+from medmerge_jax.merging.trees import nest_like as nest_like
+from medmerge_jax.merging.trees import network_order as network_order
+from medmerge_jax.merging.trees import unflatten as unflatten
+from medmerge_jax.merging.zipit import match_features as match_features
+from medmerge_jax.merging.zipit import partial_stops as partial_stops
+from medmerge_jax.merging.zipit import partial_zipit as partial_zipit
+from medmerge_jax.merging.zipit import zipit as zipit

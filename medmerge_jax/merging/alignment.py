@@ -16,31 +16,34 @@ the given model that becomes unit i.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medmerge_jax.merging.averages import uniform_average, weighted_average
+from medmerge_jax.merging.averages import weighted_average
 from medmerge_jax.merging.spaces import Place, Space, Tree, find_spaces
 from medmerge_jax.merging.trees import (
-    SEPARATOR,
-    check_finite,
-    check_parents,
+    array_module,
+    as_jax,
+    check_choice,
+    check_variables,
     flatten,
+    flatten_parents,
     nest_like,
 )
 
 Permutations = dict[str, np.ndarray]
+# Parameters by their path in the variables, as NumPy arrays in what they are computed in.
+_Model = dict[str, np.ndarray]
+# Positions of units on an axis, and their new order.
+_Move = tuple[np.ndarray, Any]
 
 STARTS = ("forward", "identity")
 
-_PARAMS = f"params{SEPARATOR}"
-
-# No search has come near these; they end one that would go round in circles.
-_MAX_SWEEPS = 100
+# No search has come near this number; it ends one that would go round in circles.
 _MAX_ROUNDS = 100
 
 
@@ -50,12 +53,7 @@ def identity_permutations(spaces: Sequence[Space]) -> Permutations:
 
 
 def random_permutations(spaces: Sequence[Space], seed: int) -> Permutations:
-    """A uniformly random order for every space.
-
-    Args:
-      spaces: As from `find_spaces`.
-      seed: The same seed and spaces give the same orders.
-    """
+    """A uniformly random order for every space; the same seed and spaces give the same orders."""
     rng = np.random.default_rng(seed)
     return {space.name: rng.permutation(space.size) for space in spaces}
 
@@ -68,12 +66,7 @@ def invert_permutations(permutations: Mapping[str, np.ndarray]) -> Permutations:
 def compose_permutations(
     first: Mapping[str, np.ndarray], then: Mapping[str, np.ndarray]
 ) -> Permutations:
-    """The permutations that do what `first` and after it `then` do.
-
-    Args:
-      first: Permutations of a model.
-      then: Permutations, of the same spaces, of the model that `first` makes.
-    """
+    """The permutations that do what `first` does to a model, and `then` to what comes out."""
     return {name: order[then[name]] for name, order in first.items()}
 
 
@@ -102,16 +95,15 @@ def permute_variables(
     spaces = find_spaces(variables) if spaces is None else spaces
     _check_permutations(permutations, spaces)
     flat = flatten(variables)
-    moves: dict[tuple[str, int], list[tuple[np.ndarray, Any]]] = {}
+    moves: dict[tuple[str, int], list[_Move]] = {}
     for space in spaces:
         for place in space.places if space.name in permutations else ():
             if place.path not in flat:
                 raise ValueError(f"{place.path} is absent, but has units of {space.name}")
             move = (place.positions, permutations[space.name])
             moves.setdefault((place.path, place.axis), []).append(move)
-    for (path, axis), reordered in moves.items():
-        source = _source(np.shape(flat[path])[axis], reordered)
-        flat[path] = _take(flat[path], source, axis)
+    for (path, axis), at_axis in moves.items():
+        flat[path] = _reordered(flat[path], axis, at_axis)
     return nest_like(flat, variables)
 
 
@@ -123,7 +115,7 @@ def weight_matching(
     spaces: Sequence[Space] | None = None,
     start: str = "forward",
     tolerance: float = 1e-12,
-    max_sweeps: int = _MAX_SWEEPS,
+    max_sweeps: int = _MAX_ROUNDS,
 ) -> Permutations:
     """Permutations of a model that bring its weights nearest to those of a reference.
 
@@ -159,8 +151,7 @@ def weight_matching(
       ValueError: Paths or shapes of the parameters differ, one is not a floating-point array or
         holds NaN, the architecture is not known, or `start` is neither of the two.
     """
-    if start not in STARTS:
-        raise ValueError(f"start is {start!r}; one of {', '.join(STARTS)} is wanted")
+    check_choice("start", start, STARTS)
     parents = _parameters([reference, variables])
     spaces = find_spaces(reference) if spaces is None else spaces
     matching = _Matching(spaces, *parents)
@@ -233,25 +224,22 @@ def align_to_mean(
     models = _parameters(parents)
     spaces = find_spaces(parents[0]) if spaces is None else spaces
     rng = np.random.default_rng(seed)
-    found = [identity_permutations(spaces) for _ in models]
-    for i in range(1, len(models)):
-        matching = _Matching(spaces, _mean(models[:i]), models[i])
-        matching.forward_sweep()
-        matching.ascend(rng, tolerance, _MAX_SWEEPS)
-        found[i], models[i] = matching.permutations, matching.model
-    # Two models that are matched to each other are matched to the mean of the others already.
-    for _ in range(_MAX_ROUNDS if len(models) > 2 else 0):
-        changed = False
-        for i in rng.permutation(len(models)):
-            others = [model for j, model in enumerate(models) if j != i]
-            matching = _Matching(spaces, _mean(others), models[i])
-            if matching.ascend(rng, tolerance, _MAX_SWEEPS):
-                found[i] = compose_permutations(found[i], matching.permutations)
-                models[i], changed = matching.model, True
-        if not changed:
-            break
-    back = invert_permutations(found[0])
-    return [compose_permutations(permutations, back) for permutations in found]
+    orders = [identity_permutations(spaces) for _ in models]
+    swept = {0}
+
+    def improve(i: int, others: Sequence[int]) -> bool:
+        matching = _Matching(spaces, _mean([models[j] for j in others]), models[i])
+        if i not in swept:
+            matching.forward_sweep()
+            swept.add(i)
+        changed = matching.ascend(rng, tolerance, _MAX_ROUNDS)
+        orders[i] = compose_permutations(orders[i], matching.permutations)
+        models[i] = matching.model
+        return changed
+
+    _in_turn(len(models), improve, rng.permutation)
+    back = invert_permutations(orders[0])
+    return [compose_permutations(permutations, back) for permutations in orders]
 
 
 def matched_averaging(
@@ -284,40 +272,28 @@ def matched_averaging(
     Raises:
       ValueError: As for `weight_matching`, for all collections; or the weights do not fit.
     """
-    n = len(parents)
-    if weights is not None:
-        # Refuses weights that do not fit before the long part begins.
-        weighted_average([{}] * n, weights)
-    shares = [1.0] * n if weights is None else [float(weight) for weight in weights]
+    weighted_average([{}] * len(parents), weights)  # before the long part, to refuse what is wrong
+    shares = [1.0] * len(parents) if weights is None else [float(weight) for weight in weights]
     models = [_copied(model) for model in _parameters(parents)]
     spaces = find_spaces(parents[0]) if spaces is None else spaces
-    found: list[Permutations] = [{} for _ in models]
+    orders: list[Permutations] = [{} for _ in models]
     matched: set[str] = set()
     for space, places in zip(spaces, _matched_places(spaces), strict=True):
         producers = [p for p, others in places if p.role != "in" and others <= matched]
-        orders = _match_jointly(producers, models, shares)
-        for permutations, model, order in zip(found, models, orders, strict=True):
+        of_space = _match_jointly(producers, models, shares)
+        for permutations, model, order in zip(orders, models, of_space, strict=True):
             permutations[space.name] = order
             _reorder(model, [place for place, _ in places], order)
         matched.add(space.name)
     aligned = [
         permute_variables(parent, permutations, spaces)
-        for parent, permutations in zip(parents, found, strict=True)
+        for parent, permutations in zip(parents, orders, strict=True)
     ]
-    return uniform_average(aligned) if weights is None else weighted_average(aligned, weights)
-
-
-# Parameters by their path in the variables, as NumPy arrays in what they are computed in.
-_Model = dict[str, np.ndarray]
+    return weighted_average(aligned, weights)
 
 
 class _Matching:
-    """A model in the course of being matched to a reference.
-
-    Attributes:
-      model: The model's parameters in the orders found so far.
-      permutations: These orders.
-    """
+    """A model in the course of being matched to a reference, in the orders found so far."""
 
     def __init__(self, spaces: Sequence[Space], reference: _Model, model: _Model) -> None:
         self.model = _copied(model)
@@ -391,16 +367,25 @@ def _match_jointly(
         orders[i] = orders[i][order]
         return True
 
-    n = len(models)
+    _in_turn(len(models), improve, range)
+    back = np.argsort(orders[0])
+    return [order[back] for order in orders]
+
+
+def _in_turn(
+    n: int, improve: Callable[[int, Sequence[int]], bool], order: Callable[[int], Iterable[int]]
+) -> None:
+    """Matches each of n models to those before it, and then to all others until none changes.
+
+    `improve(i, others)` matches one and says whether it has changed; `order(n)` is that of a round.
+    """
     for i in range(1, n):
         improve(i, range(i))
     # Two models that are matched to each other are matched to the mean of the others already.
     for _ in range(_MAX_ROUNDS if n > 2 else 0):
-        gained = [improve(i, [j for j in range(n) if j != i]) for i in range(n)]
-        if not any(gained):
+        changed = [improve(i, [j for j in range(n) if j != i]) for i in order(n)]
+        if not any(changed):
             break
-    back = np.argsort(orders[0])
-    return [order[back] for order in orders]
 
 
 def _better_order(
@@ -412,12 +397,8 @@ def _better_order(
 ) -> np.ndarray | None:
     """The order of the model's units that agrees best with the reference's, if better than now.
 
-    Args:
-      places: Of the units, those that count.
-      reference: Whose units are agreed with.
-      model: Whose units are reordered.
-      tolerance: What an order has to add to the inner product of the two.
-      products: Those known already; the others are added.
+    That is if it adds more than `tolerance` to their inner product at the given places. What
+    `products` lacks of those of single places is added to it.
     """
     if not places:
         return None
@@ -460,17 +441,17 @@ def _product(place: Place, reference: np.ndarray, model: np.ndarray) -> np.ndarr
 def _gain(places: Sequence[Place], reference: _Model, model: _Model, order: np.ndarray) -> float:
     """What an order adds to the inner product of the reference and the model.
 
-    In float64 and from differences, unlike `_products`: exchanging two equal units must have a
+    In float64 and from differences, unlike `_product`: exchanging two equal units must have a
     gain of exactly zero, or the ascent would do so without end.
     """
     moved = np.flatnonzero(order != np.arange(len(order)))
     total = 0.0
     for place in places:
         path, axis = place.path, place.axis
-        there, here = place.positions[moved], place.positions[order[moved]]
-        a = np.take(reference[path], there, axis).astype(np.float64)
-        b = np.take(model[path], here, axis).astype(np.float64)
-        b -= np.take(model[path], there, axis)
+        now, then = place.positions[moved], place.positions[order[moved]]
+        a = np.take(reference[path], now, axis).astype(np.float64)
+        b = np.take(model[path], then, axis).astype(np.float64)
+        b -= np.take(model[path], now, axis)
         total += float(np.vdot(a, b))
     return total
 
@@ -499,32 +480,25 @@ def _matched_places(spaces: Sequence[Space]) -> list[list[tuple[Place, frozenset
             axes.setdefault(place.path, {}).setdefault(place.axis, set()).add(space.name)
 
     def others(place: Place) -> frozenset[str]:
-        found = axes[place.path]
-        return frozenset().union(*(found[axis] for axis in found if axis != place.axis))
+        by_axis = axes[place.path].items()
+        return frozenset().union(*(names for axis, names in by_axis if axis != place.axis))
 
     return [
-        [(place, others(place)) for place in space.places if place.path.startswith(_PARAMS)]
+        [(place, others(place)) for place in space.places if place.path.startswith("params/")]
         for space in spaces
     ]
 
 
 def _parameters(parents: Sequence[Tree]) -> list[_Model]:
     """The parents' parameters, checked."""
-    flats = []
-    for index, parent in enumerate(parents):
-        if not isinstance(parent, Mapping) or "params" not in parent:
-            raise ValueError(f'parent {index} is not a mapping with a collection "params"')
-        flats.append({f"{_PARAMS}{path}": x for path, x in flatten(parent["params"]).items()})
-    check_parents(flats)
+    check_variables(parents)
+    flats = flatten_parents([{"params": parent["params"]} for parent in parents])
     # Not by JAX's promotion, which warns of float64 arrays from NumPy.
     dtypes = {
         path: np.float64 if any(flat[path].dtype == np.float64 for flat in flats) else np.float32
         for path in flats[0]
     }
-    models = [{path: np.asarray(flat[path], dtypes[path]) for path in dtypes} for flat in flats]
-    for index, model in enumerate(models):
-        check_finite(model, f"parent {index}")
-    return models
+    return [{path: np.asarray(flat[path], dtypes[path]) for path in dtypes} for flat in flats]
 
 
 def _copied(model: _Model) -> _Model:
@@ -558,21 +532,16 @@ def _check_permutations(permutations: Mapping[str, Any], spaces: Sequence[Space]
             )
 
 
-def _source(size: int, moves: Sequence[tuple[np.ndarray, Any]]) -> Any:
-    """Where each of an axis' places is taken from, if at these positions units are reordered."""
-    traced = any(isinstance(order, jax.core.Tracer) for _, order in moves)
-    source: Any = jnp.arange(size) if traced else np.arange(size)
-    for positions, order in moves:
-        if traced:
+def _reordered(leaf: Any, axis: int, moves: Sequence[_Move]) -> Any:
+    """The leaf with units of one of its axes in another order; NumPy's stays NumPy's."""
+    source: Any = np.arange(np.shape(leaf)[axis])
+    if array_module(order for _, order in moves) is jnp:
+        source = jnp.asarray(source)
+        for positions, order in moves:
             source = source.at[positions].set(jnp.asarray(positions)[order])
-        else:
+    else:
+        for positions, order in moves:
             source[positions] = positions[np.asarray(order)]
-    return source
-
-
-def _take(leaf: Any, source: Any, axis: int) -> Any:
-    if isinstance(leaf, jax.core.Tracer) or isinstance(source, jax.core.Tracer):
-        return jnp.take(jnp.asarray(leaf), jnp.asarray(source), axis)
-    # By NumPy: JAX would compile for every shape.
-    taken = np.take(np.asarray(leaf), source, axis)
-    return jnp.asarray(taken) if isinstance(leaf, jax.Array) else taken
+    module = array_module([leaf, source])
+    taken = module.take(module.asarray(leaf), source, axis)
+    return as_jax(taken) if isinstance(leaf, jax.Array) else taken

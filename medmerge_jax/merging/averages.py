@@ -1,8 +1,9 @@
 """Averages of parents: uniform, weighted, spherical, task arithmetic, Fisher-weighted.
 
 All take trees of one architecture, `{"params": ..., "batch_stats": ...}` or any part of it, and
-return such a tree: every leaf is merged, the head too where parents have one of the same shape.
-Heads of different sizes are to be left out before. The running statistics that come out are what
+return such a tree, computed in float32 (float64 for such parents) and in the parents' dtype: every
+leaf is merged, the head too where parents have one of the same shape. Heads of different sizes are
+to be left out before. The running statistics that come out are what
 the average makes of them and do not fit the merged kernels: see `recalibration`.
 
 All but `diagonal_fisher` work under `jax.jit`, which then cannot tell whether parents hold NaN.
@@ -18,23 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.merging.trees import (
-    SEPARATOR,
     array_module,
     as_jax,
     check_finite,
-    check_parents,
+    check_one_each,
     check_weights,
     describe_shape,
     flatten,
+    flatten_parents,
     mean,
     nest_like,
+    parent_names,
     promote,
 )
 
 Tree = Mapping[Any, Any]
 Array = jax.Array
 
-STATISTICS = "batch_stats" + SEPARATOR
+STATISTICS = "batch_stats/"
 # Beyond this cosine an angle computed in float32 is too coarse to divide by its sine.
 _PARALLEL = 0.9995
 # Numbers in the gradients that `diagonal_fisher` holds at once, where it may choose: 0.5 GB.
@@ -47,33 +49,29 @@ def uniform_average(parents: Sequence[Tree]) -> dict[Any, Any]:
     Args:
       parents: Trees of the same paths and shapes.
 
-    Returns:
-      A tree like the first, computed in float32 (float64 for such parents), in the parents' dtype.
-
     Raises:
       ValueError: No parent; paths or shapes that differ; a leaf that is no floating-point array, or
         that holds NaN or infinity.
     """
-    flats = _flatten_parents(parents)
+    flats = flatten_parents(parents)
     merged = {path: mean([flat[path] for flat in flats]) for path in flats[0]}
     return nest_like(merged, parents[0])
 
 
-def weighted_average(parents: Sequence[Tree], weights: Sequence[Any]) -> dict[Any, Any]:
+def weighted_average(parents: Sequence[Tree], weights: Sequence[Any] | None) -> dict[Any, Any]:
     """Σᵢ wᵢ θᵢ of n ≥ 1 parents.
 
     Args:
       parents: As for `uniform_average`.
       weights: One number per parent; they sum to 1 (within 1e-6). A negative one extrapolates, and
-        may make running variances negative.
-
-    Returns:
-      As `uniform_average`.
+        may make running variances negative. None: `uniform_average`.
 
     Raises:
       ValueError: As for `uniform_average`; or not one weight for each, or their sum is not 1.
     """
-    flats = _flatten_parents(parents)
+    if weights is None:
+        return uniform_average(parents)
+    flats = flatten_parents(parents)
     check_weights(weights, len(flats))
     merged = {path: _weigh([flat[path] for flat in flats], weights) for path in flats[0]}
     return nest_like(merged, parents[0])
@@ -94,19 +92,16 @@ def slerp(parents: Sequence[Tree], t: Any = 0.5) -> dict[Any, Any]:
       parents: Two, as for `uniform_average`.
       t: 0 gives the first parent, 1 the second.
 
-    Returns:
-      As `uniform_average`.
-
     Raises:
       ValueError: As for `uniform_average`; or there are not two parents.
     """
     if len(parents) != 2:
         raise ValueError(f"{len(parents)} parents; slerp is between two")
-    flats = _flatten_parents(parents)
+    flats = flatten_parents(parents)
     merged = {}
     for path in flats[0]:
         pair = [flat[path] for flat in flats]
-        merged[path] = _weigh(pair, (1 - t, t)) if _is_statistic(path) else _slerp(pair, t)
+        merged[path] = _weigh(pair, (1 - t, t)) if path.startswith(STATISTICS) else _slerp(pair, t)
     return nest_like(merged, parents[0])
 
 
@@ -123,25 +118,21 @@ def task_arithmetic(ancestor: Tree, parents: Sequence[Tree], scale: Any) -> dict
       parents: n ≥ 1, as for `uniform_average`.
       scale: One number for all parents, or a sequence with one for each. A negative one forgets.
 
-    Returns:
-      As `uniform_average`.
-
     Raises:
       ValueError: As for `uniform_average`; or the scales are too many or too few.
     """
     if not parents:
         raise ValueError("0 parents; one or more are wanted")
-    names = [f"parent {index}" for index in range(len(parents))]
-    flats = _flatten_parents([*parents, ancestor], [*names, "the ancestor"])
+    flats = flatten_parents([*parents, ancestor], [*parent_names(parents), "the ancestor"])
     scales = [scale] * len(parents) if np.ndim(scale) == 0 else list(scale)
-    _check_one_each("scales", scales, len(parents))
+    check_one_each("scales", scales, len(parents))
     merged = {}
     for path in flats[0]:
         (*leaves, start), dtype = promote([flat[path] for flat in flats])
         module, total = array_module([start, *leaves, *scales]), start
         for leaf, factor in zip(leaves, scales, strict=True):
             total = total + module.asarray(factor, start.dtype) * (leaf - start)
-        if _is_statistic(path) and path.endswith(f"{SEPARATOR}var"):
+        if path.startswith(STATISTICS) and path.endswith("/var"):
             total = module.maximum(total, functools.reduce(module.minimum, leaves, start))
         merged[path] = as_jax(total.astype(dtype))
     return nest_like(merged, ancestor)
@@ -162,10 +153,8 @@ def diagonal_fisher(
     something else. No labels are needed.
 
     Examples are taken one after another, and the classes of one at once: the backward pass is
-    mapped over them, the forward pass shared. On two CPU cores that was the fastest way: with
-    ResNet-20 and 10 classes 90 examples a second, against 27 class by class and 21 to 36 with a map
-    over examples, which makes grouped convolutions of all. With images of 224 pixels it takes 0.7
-    of the time of class by class with ResNet-18 and DenseNet-121, but 1.3 of it with ResNet-50.
+    mapped over them, the forward pass shared. On two CPU cores a map over examples, which makes
+    grouped convolutions of all, took three times as long.
 
     Args:
       log_probs: `log_probs(params, inputs)` maps n examples to (n, num_classes) log probabilities;
@@ -185,9 +174,7 @@ def diagonal_fisher(
       ValueError: No example; `log_probs` returns another shape or no log probabilities; a parameter
         is no floating-point array or not finite.
     """
-    flat = flatten(params)
-    check_parents([flat], names=["the model"])
-    check_finite(flat, "the model")
+    (flat,) = flatten_parents([params], ["the model"])
     partial = jax.tree_util.Partial
     function = log_probs if isinstance(log_probs, partial) else partial(log_probs)
     totals = {path: np.zeros(np.shape(leaf), np.float64) for path, leaf in flat.items()}
@@ -238,19 +225,15 @@ def fisher_average(
       floor: The least F, positive, so that numbers that no parent depends on are averaged.
       normalise: Whether to divide by the norms.
 
-    Returns:
-      As `uniform_average`.
-
     Raises:
       ValueError: As for `uniform_average`; fishers of other paths or shapes, negative, or zero
         everywhere with `normalise`; coefficients or a floor not as above.
     """
-    flats = _flatten_parents(parents)
+    flats = flatten_parents(parents)
     flat_fishers = [flatten(fisher) for fisher in fishers]
-    _check_one_each("fishers", flat_fishers, len(flats))
+    check_one_each("fishers", flat_fishers, len(flats))
     _check_fishers(flat_fishers, flats[0])
-    if coefficients is None:
-        coefficients = [1.0] * len(flats)
+    coefficients = [1.0] * len(flats) if coefficients is None else coefficients
     _check_coefficients(coefficients, len(flats))
     if not floor > 0:
         raise ValueError(f"the floor is {floor}; a positive number is wanted")
@@ -260,19 +243,19 @@ def fisher_average(
         factors = [factor / norm for factor, norm in zip(factors, norms, strict=True)]
     total = functools.reduce(lambda a, b: a + b, coefficients)
     shares = [coefficient / total for coefficient in coefficients]
-    module = array_module([*factors, *flat_fishers[0].values()])
+    module = array_module([*factors, *(leaf for flat in flat_fishers for leaf in flat.values())])
     merged = {}
     for path in flats[0]:
         leaves = [flat[path] for flat in flats]
-        if path not in flat_fishers[0]:
-            merged[path] = _weigh(leaves, shares)
-            continue
-        weights = [
-            factor * module.maximum(module.asarray(fisher[path], jnp.float32), floor)
-            for factor, fisher in zip(factors, flat_fishers, strict=True)
-        ]
-        total_weight = functools.reduce(module.add, weights)
-        merged[path] = _weigh(leaves, [weight / total_weight for weight in weights])
+        weights = shares
+        if path in flat_fishers[0]:
+            weights = [
+                factor * module.maximum(module.asarray(fisher[path], jnp.float32), floor)
+                for factor, fisher in zip(factors, flat_fishers, strict=True)
+            ]
+            total_weight = functools.reduce(module.add, weights)
+            weights = [weight / total_weight for weight in weights]
+        merged[path] = _weigh(leaves, weights)
     return nest_like(merged, parents[0])
 
 
@@ -280,23 +263,19 @@ def fisher_average(
 def _add_squares(
     sums: dict[str, Array], log_probs: Any, params: Tree, example: Any, start: Any, chunk: int
 ) -> tuple[dict[str, Array], Array]:
-    """Adds p_c (∂ log p_c)² of the classes from `start`, `chunk` many, of one example.
-
-    Returns:
-      The sums, and what `log_probs` returns.
-    """
-    found, pullback = jax.vjp(lambda params: log_probs(params, example), params)
-    outputs = found.ravel()
+    """Adds p_c (∂ log p_c)² of `chunk` classes of one example; also gives all log p."""
+    log_p, pullback = jax.vjp(lambda params: log_probs(params, example), params)
+    outputs = log_p.ravel()
     classes = start + jnp.arange(chunk)
     # A class beyond the last has a row of zeros here, so that its gradient is zero.
     rows = jax.nn.one_hot(classes, outputs.size, dtype=outputs.dtype)
-    (gradients,) = jax.vmap(lambda row: pullback(row.reshape(found.shape)))(rows)
+    (gradients,) = jax.vmap(lambda row: pullback(row.reshape(log_p.shape)))(rows)
     probabilities = jnp.exp(outputs.astype(jnp.float32))[jnp.minimum(classes, outputs.size - 1)]
     added = {}
     for path, gradient in flatten(gradients).items():
         squares = jnp.square(gradient.astype(jnp.float32))
         added[path] = sums[path] + jnp.tensordot(probabilities, squares, 1)
-    return added, found
+    return added, log_p
 
 
 def _num_classes(log_probs: Any, params: Tree, example: Any) -> int:
@@ -317,13 +296,13 @@ def _check_log_probs(outputs: Array) -> None:
             )
 
 
-def _classes_at_once(wanted: int | None, num_classes: int, flat: Mapping[str, Any]) -> int:
-    if wanted is None:
-        wanted = _FISHER_NUMBERS // sum(np.size(leaf) for leaf in flat.values())
-    elif wanted < 1:
-        raise ValueError(f"classes_at_once is {wanted}; one or more are wanted")
+def _classes_at_once(most: int | None, num_classes: int, flat: Mapping[str, Any]) -> int:
+    if most is None:
+        most = max(_FISHER_NUMBERS // sum(np.size(leaf) for leaf in flat.values()), 1)
+    if most < 1:
+        raise ValueError(f"classes_at_once is {most}; one or more are wanted")
     # As even as they can be: 5 and 5 of 10, not 9 and 1 padded to 9.
-    num_chunks = -(-num_classes // min(max(wanted, 1), num_classes))
+    num_chunks = -(-num_classes // min(most, num_classes))
     return -(-num_classes // num_chunks)
 
 
@@ -367,44 +346,23 @@ def _norm(fisher: Mapping[str, Any], index: int) -> Any:
     return norm
 
 
-def _is_statistic(path: str) -> bool:
-    return path.startswith(STATISTICS)
-
-
-def _flatten_parents(
-    parents: Sequence[Tree], names: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    flats = [flatten(parent) for parent in parents]
-    check_parents(flats, names=names)
-    names = names or [f"parent {index}" for index in range(len(flats))]
-    for flat, name in zip(flats, names, strict=True):
-        check_finite(flat, name)
-    return flats
-
-
-def _check_one_each(what: str, items: Sequence[Any], num_parents: int) -> None:
-    if len(items) != num_parents:
-        raise ValueError(f"{len(items)} {what} for {num_parents} parents; one each is wanted")
-
-
 def _check_fishers(fishers: Sequence[Mapping[str, Any]], parent: Mapping[str, Any]) -> None:
+    paths = dict.fromkeys(path for fisher in fishers for path in fisher)
     for index, fisher in enumerate(fishers):
-        for path in {**fishers[0], **fisher}:
-            wanted, found = describe_shape(parent, path), describe_shape(fisher, path)
-            if wanted != found:
-                raise ValueError(
-                    f"{path}: {found} in the Fisher information of parent {index}, {wanted} in "
-                    "the parents"
-                )
-        check_finite(fisher, f"the Fisher information of parent {index}")
+        name = f"the Fisher information of parent {index}"
+        for path in paths:
+            of_parent, of_fisher = describe_shape(parent, path), describe_shape(fisher, path)
+            if of_parent != of_fisher:
+                raise ValueError(f"{path}: {of_fisher} in {name}, {of_parent} in the parents")
+        check_finite(fisher, name)
         for path, leaf in fisher.items():
             if not isinstance(leaf, jax.core.Tracer) and not (np.asarray(leaf) >= 0).all():
-                raise ValueError(f"{path}: negative in the Fisher information of parent {index}")
+                raise ValueError(f"{path}: negative in {name}")
 
 
 def _check_coefficients(coefficients: Sequence[Any], num_parents: int) -> None:
-    _check_one_each("coefficients", coefficients, num_parents)
-    if any(isinstance(coefficient, jax.core.Tracer) for coefficient in coefficients):
+    check_one_each("coefficients", coefficients, num_parents)
+    if array_module(coefficients) is jnp:
         return
     values = [float(coefficient) for coefficient in coefficients]
     if not (all(value >= 0 for value in values) and 0 < sum(values) < math.inf):

@@ -1,6 +1,6 @@
 """The coefficients that blend parents: where they start, and which weights they stand for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.merging.trees import (
-    SEPARATOR,
     at_least_float32,
+    check_choice,
     describe_shape,
     flatten,
     nest_like,
@@ -36,7 +36,7 @@ def is_conv_kernel(path: str, leaf: Any) -> bool:
     >>> is_conv_kernel("layer1/0/conv2/kernel", np.zeros((3, 3, 8, 16)))
     True
     """
-    return path.rpartition(SEPARATOR)[2] == "kernel" and getattr(leaf, "ndim", 0) >= 3
+    return path.rpartition("/")[2] == "kernel" and getattr(leaf, "ndim", 0) >= 3
 
 
 def is_head(path: str) -> bool:
@@ -45,7 +45,7 @@ def is_head(path: str) -> bool:
     >>> is_head("head/kernel"), is_head("layer1/0/conv2/kernel")
     (True, False)
     """
-    return path.partition(SEPARATOR)[0] == "head"
+    return path.partition("/")[0] == "head"
 
 
 def init_coefficients(
@@ -138,8 +138,7 @@ def effective_coefficients(
 
 def constrain(raw: Any, num_parents: int, constraint: str) -> jax.Array:
     """One leaf of `effective_coefficients`."""
-    weights = jnp.asarray(raw)
-    weights = weights.astype(at_least_float32(weights.dtype))
+    weights = at_least_float32(jnp.asarray(raw))
     if constraint == "none":
         return weights
     if constraint == "clip":
@@ -173,24 +172,19 @@ def _refuse_torch_layout(shapes: Mapping[str, tuple[int, ...]]) -> None:
     A shape tells where only one end of it can be a window, two or more equal axes of 16 at most.
     Shapes that can be read both ways, such as (3, 3, 3, 3), tell nothing.
     """
-    torch: list[str] = []
-    flax: list[str] = []
-    for path, shape in shapes.items():
-        rank = len(shape) - 2
-        first, last = (rank > 1 and _is_window(axes) for axes in (shape[:rank], shape[2:]))
-        (torch if last and not first else flax if first and not last else []).append(path)
-    if torch and not flax:
-        path, shape = torch[0], shapes[torch[0]]
-        rank = len(shape) - 2
+    ends = {path: (_is_window(shape[:-2]), _is_window(shape[2:])) for path, shape in shapes.items()}
+    torch = [path for path, windows in ends.items() if windows == (False, True)]
+    if torch and (True, False) not in ends.values():
+        shape = shapes[torch[0]]
         raise ValueError(
-            f"{path}: a kernel of shape {shape} lies in PyTorch's layout (c_out, c_in, *window); "
-            f"Flax's (*window, c_in, c_out) is wanted: kernel.transpose"
-            f"{(*range(2, 2 + rank), 1, 0)}"
+            f"{torch[0]}: a kernel of shape {shape} lies in PyTorch's layout (c_out, c_in, "
+            "*window); Flax's (*window, c_in, c_out) is wanted: kernel.transpose"
+            f"{(*range(2, len(shape)), 1, 0)}"
         )
 
 
 def _is_window(axes: tuple[int, ...]) -> bool:
-    return len(set(axes)) == 1 and axes[0] <= _WIDEST_WINDOW
+    return len(axes) > 1 and len(set(axes)) == 1 and axes[0] <= _WIDEST_WINDOW
 
 
 def _parents_axis(num_parents: int) -> tuple[int, ...]:
@@ -208,12 +202,6 @@ def check_num_parents(num_parents: int) -> None:
         raise ValueError(f"{num_parents} parents; two or more are wanted")
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises a ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; one of {', '.join(choices)} is wanted")
-
-
 def check_coefficients(
     coefficients: Mapping[str, Any], kernels: Mapping[str, Any], num_parents: int
 ) -> None:
@@ -226,9 +214,9 @@ def check_coefficients(
                 "is absent in the parents"
             )
         shape = np.shape(kernels[path])
-        wanted = [leading + _granular_shape(shape, granularity) for granularity in GRANULARITIES]
-        if path not in coefficients or np.shape(coefficients[path]) not in wanted:
+        shapes = [leading + _granular_shape(shape, granularity) for granularity in GRANULARITIES]
+        if path not in coefficients or np.shape(coefficients[path]) not in shapes:
             raise ValueError(
                 f"coefficients of {path}: {describe_shape(coefficients, path)}, but a kernel "
-                f"{shape} of {num_parents} parents takes one of {', '.join(map(str, wanted))}"
+                f"{shape} of {num_parents} parents takes one of {', '.join(map(str, shapes))}"
             )

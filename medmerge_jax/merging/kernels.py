@@ -15,7 +15,7 @@ All functions are pure, work on nested mappings of arrays, and can be transforme
 `jax.grad` and `jax.vmap`: what they check is static (paths, shapes, dtypes).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,6 @@ from medmerge_jax.merging.coefficients import (
     IsHead,
     IsKernel,
     Tree,
-    check_choice,
     check_coefficients,
     check_num_parents,
     constrain,
@@ -35,10 +34,11 @@ from medmerge_jax.merging.coefficients import (
     without_head_leaves,
 )
 from medmerge_jax.merging.trees import (
-    SEPARATOR,
     array_module,
     as_jax,
+    check_choice,
     check_parents,
+    check_variables,
     flatten,
     like_mapping,
     mean,
@@ -143,9 +143,7 @@ def merge_variables(
     >>> merge_variables(parents, {"conv": {"kernel": 0.5}})["batch_stats"]["bn"]["mean"]
     Array([1., 1.], dtype=float32)
     """
-    for index, parent in enumerate(parents):
-        if not isinstance(parent, Mapping) or "params" not in parent:
-            raise ValueError(f'parent {index} is not a mapping with a collection "params"')
+    check_variables(parents)
     merged: dict[Any, Any] = {
         "params": merge_kernels(
             [parent["params"] for parent in parents],
@@ -159,7 +157,7 @@ def merge_variables(
     for name in names:
         collections = [parent.get(name, {}) for parent in parents]
         statistics = [without_head_leaves(collection, is_head) for collection in collections]
-        check_parents(statistics, f"{name}{SEPARATOR}")
+        check_parents(statistics, f"{name}/")
         means = {path: mean([flat[path] for flat in statistics]) for path in statistics[0]}
         merged[name] = nest_like(means, collections[0])
     return like_mapping(merged, parents[0])

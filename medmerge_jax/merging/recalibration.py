@@ -16,6 +16,7 @@ two differ
   `repair_scales` makes up for it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.merging.trees import (
-    SEPARATOR,
     array_module,
     as_jax,
     at_least_float32,
@@ -33,6 +33,7 @@ from medmerge_jax.merging.trees import (
     check_weights,
     flatten,
     nest_like,
+    parent_names,
     promote,
 )
 
@@ -118,16 +119,24 @@ def repair(
         another number of units, or statistics that are not finite.
     """
     weights = _each_weight(weights, len(parents))
-    goals = _goals([measure(parent) for parent in parents], weights)
+    measured = [measure(parent) for parent in parents]
     flat = flatten(params)
-    for layer, (goal_mean, goal_std) in goals.items():
+    for layer in measured[0]:
+        moments = [
+            _moments(statistics, layer, name)
+            for statistics, name in zip(measured, parent_names(parents), strict=True)
+        ]
+        goal_mean, goal_std = (
+            np.asarray(sum(w * moment for w, moment in zip(weights, of_parents, strict=True)))
+            for of_parents in zip(*moments, strict=True)
+        )
         kernel, bias = _kernel_and_bias(flat, layer, len(goal_mean))
         mean, std = _moments(measure(nest_like(flat, params)), layer, "the merged network")
         alive = std > _DEAD * goal_std
         gain = np.where(alive, goal_std, 1) / np.where(alive, std, 1)
-        flat[f"{layer}{SEPARATOR}kernel"] = _times(kernel, gain)
+        flat[f"{layer}/kernel"] = _times(kernel, gain)
         shifted = (np.asarray(bias, np.float64) - mean) * gain + goal_mean
-        flat[f"{layer}{SEPARATOR}bias"] = jnp.asarray(shifted, bias.dtype)
+        flat[f"{layer}/bias"] = jnp.asarray(shifted, bias.dtype)
     return nest_like(flat, params)
 
 
@@ -157,31 +166,13 @@ def repair_scales(
     flat = flatten(variables)
     scales = {path: leaf for path, leaf in flat.items() if _is_scale(path, flat)}
     ours = [{p: x for p, x in flatten(parent).items() if p in scales} for parent in parents]
-    names = ["the merged model", *(f"parent {index}" for index in range(len(parents)))]
-    check_parents([scales, *ours], names=names)
+    check_parents([scales, *ours], names=["the merged model", *parent_names(parents)])
     for path in scales:
         (merged, *leaves), dtype = promote([scales[path], *[parent[path] for parent in ours]])
         module = array_module([merged, *leaves])
         length = sum(w * module.abs(leaf) for w, leaf in zip(weights, leaves, strict=True))
         flat[path] = as_jax(module.where(merged < 0, -length, length).astype(dtype))
     return nest_like(flat, variables)
-
-
-def _goals(
-    measured: Sequence[Statistics], weights: Sequence[float]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Weighted means over parents of each layer's means and standard deviations."""
-    goals = {}
-    for layer in measured[0]:
-        moments = [
-            _moments(statistics, layer, f"parent {index}")
-            for index, statistics in enumerate(measured)
-        ]
-        mean, std = (
-            sum(w * moment[i] for w, moment in zip(weights, moments, strict=True)) for i in (0, 1)
-        )
-        goals[layer] = (np.asarray(mean), np.asarray(std))
-    return goals
 
 
 def _moments(statistics: Statistics, layer: str, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +186,7 @@ def _moments(statistics: Statistics, layer: str, name: str) -> tuple[np.ndarray,
 
 
 def _kernel_and_bias(flat: Mapping[str, Any], layer: str, size: int) -> tuple[Any, Any]:
-    kernel, bias = (flat.get(f"{layer}{SEPARATOR}{name}") for name in ("kernel", "bias"))
+    kernel, bias = (flat.get(f"{layer}/{name}") for name in ("kernel", "bias"))
     if kernel is None or bias is None:
         missing = "kernel" if kernel is None else "bias"
         raise ValueError(
@@ -212,15 +203,14 @@ def _kernel_and_bias(flat: Mapping[str, Any], layer: str, size: int) -> tuple[An
 
 def _times(kernel: Any, gain: np.ndarray) -> jax.Array:
     array = jnp.asarray(kernel)
-    computed = array.astype(at_least_float32(array.dtype))
+    computed = at_least_float32(array)
     factor = jnp.asarray(gain, computed.dtype).reshape((1,) * (array.ndim - 1) + (-1,))
     return (computed * factor).astype(array.dtype)
 
 
 def _is_scale(path: str, flat: Mapping[str, Any]) -> bool:
-    module, _, name = path.removeprefix("params" + SEPARATOR).rpartition(SEPARATOR)
-    statistic = SEPARATOR.join(["batch_stats", *([module] if module else []), "mean"])
-    return path.startswith("params" + SEPARATOR) and name == "scale" and statistic in flat
+    match = re.fullmatch("params/(.*/|)scale", path)
+    return match is not None and f"batch_stats/{match[1]}mean" in flat
 
 
 def _each_weight(weights: Sequence[float] | None, num_parents: int) -> list[float]:

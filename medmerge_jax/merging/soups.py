@@ -15,7 +15,7 @@ higher the better.
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ import numpy as np
 
 from medmerge_jax.merging.trees import (
     at_least_float32,
+    check_choice,
     check_finite,
     check_parents,
     flatten,
@@ -32,9 +33,6 @@ from medmerge_jax.merging.trees import (
 Tree = Mapping[Any, Any]
 Score = Callable[[dict[Any, Any]], Any]
 Finish = Callable[[dict[Any, Any]], dict[Any, Any]]
-
-LEVELS = ("GoU", "GoG")
-GRANULARITIES = ("tensor", "model")
 
 
 class GreedySoup(NamedTuple):
@@ -95,7 +93,7 @@ def uniform_soup(ingredients: Sequence[Tree]) -> dict[Any, Any]:
       ValueError: No ingredient; paths or shapes that differ; a leaf that is no floating-point array
         or holds NaN or infinity.
     """
-    return _mean_of(ingredients, range(len(ingredients)))
+    return _mean_of(ingredients.__getitem__, range(len(ingredients)))
 
 
 def greedy_soup(
@@ -118,31 +116,10 @@ def greedy_soup(
       finish: Applied to every average before it is scored and to the one returned, for example
         `recalibrate`. What is averaged are ingredients as they are.
 
-    Returns:
-      Variables, indices and score.
-
     Raises:
       ValueError: As for `uniform_soup`; scores that are too many, too few or NaN.
     """
-    finish = finish or (lambda variables: variables)
-    if scores is None:
-        scores = [
-            float(score(finish(_mean_of(ingredients, [index]))))
-            for index in range(len(ingredients))
-        ]
-    _check_scores(scores, len(ingredients))
-    first, *others = sorted(range(len(ingredients)), key=lambda index: -scores[index])
-    chosen, best = [first], float(scores[first])
-    soup = _Sum()
-    soup.add(ingredients[first], f"ingredient {first}")
-    for index in others:
-        flat = soup.flatten_like(ingredients[index], f"ingredient {index}")
-        found = float(score(finish(soup.mean(flat))))
-        if found > best:
-            soup.add_flat(flat)
-            chosen, best = [*chosen, index], found
-        del flat  # not to be held while the next is read
-    return GreedySoup(finish(soup.mean()), tuple(chosen), best)
+    return _greedy(ingredients.__getitem__, len(ingredients), score, scores, finish)
 
 
 def learned_soup(
@@ -161,8 +138,7 @@ def learned_soup(
 
     The gradient for α needs no more than one ingredient in memory: with G the gradient for the
     soup, that for the number behind αᵢ is αᵢ ⟨G, θᵢ - Σⱼ αⱼ θⱼ⟩. So every ingredient is read twice
-    for each step; where all fit into memory, hand over a list of them. Adam is written out here,
-    as this package's merging needs nothing but JAX, NumPy and SciPy.
+    for each step; where all fit into memory, hand over a list of them.
 
     Args:
       ingredients: At least one.
@@ -172,34 +148,40 @@ def learned_soup(
       learning_rate: Of Adam.
       granularity: "tensor", one α for each array; "model", one for all arrays together.
 
-    Returns:
-      The soup, its coefficients, β and the losses.
-
     Raises:
       ValueError: As for `uniform_soup`; or a loss that is not finite, or a granularity not above.
     """
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"granularity is {granularity!r}; one of {', '.join(GRANULARITIES)}")
+    check_choice("granularity", granularity, ("tensor", "model"))
     checked = _Sum()
     for index in range(len(ingredients)):
-        checked.flatten_like(ingredients[index], f"ingredient {index}")
-    keys = {path: path if granularity == "tensor" else "" for path in checked.paths()}
+        checked.flatten(ingredients[index], f"ingredient {index}")
+    keys = {path: path if granularity == "tensor" else "" for path in checked.dtypes}
     raw = {"beta": np.ones(1), **{f"/{key}": np.zeros(len(ingredients)) for key in keys.values()}}
-    adam = _Adam(learning_rate)
+    means: dict[str, Any] = dict.fromkeys(raw, 0.0)
+    squares = means.copy()
     differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     losses: list[float] = []
-    for batch in batches:
+    for step, batch in enumerate(batches):
         shares = {path: _softmax(raw[f"/{key}"]) for path, key in keys.items()}
         soup = _mix(ingredients, shares)
         beta = jnp.asarray(raw["beta"][0], jnp.float32)
         value, (gradient, gradient_beta) = differentiate(soup, beta, batch)
-        losses.append(_check_loss(float(value), len(losses)))
+        losses.append(float(value))
+        if not math.isfinite(losses[-1]):
+            raise ValueError(
+                f"the loss in step {step} is {losses[-1]}; a smaller learning rate may help"
+            )
         slopes = {name: np.zeros_like(numbers) for name, numbers in raw.items()}
         slopes["beta"][0] = float(gradient_beta)
         for index in range(len(ingredients)):
             for path, product in _inner(gradient, ingredients[index], soup).items():
                 slopes[f"/{keys[path]}"][index] += shares[path][index] * float(product)
-        raw = adam.step(raw, slopes)
+        for name, slope in slopes.items():  # Adam (Kingma & Ba 2015) with the usual β₁, β₂, ε
+            means[name] = 0.9 * means[name] + 0.1 * slope
+            squares[name] = 0.999 * squares[name] + 0.001 * slope**2
+            mean = means[name] / (1 - 0.9 ** (step + 1))
+            root = np.sqrt(squares[name] / (1 - 0.999 ** (step + 1)))
+            raw[name] = raw[name] - learning_rate * mean / (root + 1e-8)
     shares = {path: _softmax(raw[f"/{key}"]) for path, key in keys.items()}
     variables = checked.cast(flatten(_mix(ingredients, shares)))
     return LearnedSoup(variables, shares, float(raw["beta"][0]), np.array(losses))
@@ -226,14 +208,10 @@ def hierarchical_soup(
       scores: By group, of the single ingredients, where they are known. "GoU" needs none.
       finish: As for `greedy_soup`; groups' soups are averaged as they are too.
 
-    Returns:
-      Variables, the groups chosen with their members, and the score.
-
     Raises:
       ValueError: As for `greedy_soup`; no group, an empty one, or another level.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level is {level!r}; one of {', '.join(LEVELS)} is wanted")
+    check_choice("level", level, ("GoU", "GoG"))
     if not len(groups):
         raise ValueError("0 groups; one or more are wanted")
     for index, group in enumerate(groups):
@@ -241,23 +219,57 @@ def hierarchical_soup(
             raise ValueError(f"group {index} is empty")
     if scores is not None and len(scores) != len(groups):
         raise ValueError(f"scores of {len(scores)} groups for {len(groups)} groups")
-    members: list[tuple[int, ...]] = []
+    members = [tuple(range(len(group))) for group in groups]
     group_scores: list[float] | None = None
-    if level == "GoU":
-        members = [tuple(range(len(group))) for group in groups]
-    else:
+    if level == "GoG":
         group_scores = []
         for index, group in enumerate(groups):
-            known = None if scores is None else scores[index]
+            singles = None if scores is None else scores[index]
             try:
-                soup = greedy_soup(group, score, known, finish=finish)
+                soup = greedy_soup(group, score, singles, finish=finish)
             except ValueError as error:
                 raise ValueError(f"group {index}: {error}") from error
-            members.append(soup.chosen)
+            members[index] = soup.chosen
             group_scores.append(soup.score)
-    result = greedy_soup(_GroupSoups(groups, members), score, group_scores, finish=finish)
+
+    def uniform(index: int) -> Tree:
+        return _mean_of(groups[index].__getitem__, members[index], f" of group {index}")
+
+    result = _greedy(uniform, len(groups), score, group_scores, finish)
     chosen = {group: members[group] for group in result.chosen}
     return HierarchicalSoup(result.variables, chosen, result.score)
+
+
+def _greedy(
+    read: Callable[[int], Tree],
+    count: int,
+    score: Score,
+    scores: Sequence[float] | None,
+    finish: Finish | None,
+) -> GreedySoup:
+    """`greedy_soup` of `count` ingredients, each read when it is wanted."""
+    finish = finish or (lambda variables: variables)
+    if scores is None:
+        scores = [float(score(finish(_mean_of(read, [index])))) for index in range(count)]
+    if not count:
+        raise ValueError("0 ingredients; one or more are wanted")
+    if len(scores) != count:
+        raise ValueError(f"{len(scores)} scores for {count} ingredients")
+    for index, single in enumerate(scores):
+        if math.isnan(single):
+            raise ValueError(f"the score of ingredient {index} is NaN; a number is wanted")
+    first, *others = sorted(range(count), key=lambda index: -scores[index])
+    chosen, best = [first], float(scores[first])
+    soup = _Sum()
+    soup.add(soup.flatten(read(first), f"ingredient {first}"))
+    for index in others:
+        flat = soup.flatten(read(index), f"ingredient {index}")
+        with_this = float(score(finish(soup.mean(flat))))
+        if with_this > best:
+            soup.add(flat)
+            chosen, best = [*chosen, index], with_this
+        del flat  # not to be held while the next is read
+    return GreedySoup(finish(soup.mean()), tuple(chosen), best)
 
 
 class _Sum:
@@ -265,37 +277,28 @@ class _Sum:
 
     def __init__(self) -> None:
         self._count = 0
-        self._sums: dict[str, np.ndarray] = {}
-        self._like: dict[Any, Any] = {}
+        self._sums: dict[str, Any] = {}
         self._first = ""
-        self._dtypes: dict[str, Any] = {}
+        self._shapes: dict[str, jax.ShapeDtypeStruct] = {}
+        self._like: dict[Any, Any] = {}
+        self.dtypes: dict[str, Any] = {}
 
-    def add(self, tree: Tree, name: str) -> None:
-        self.add_flat(self.flatten_like(tree, name))
-
-    def add_flat(self, flat: Mapping[str, Any]) -> None:
-        for path, leaf in flat.items():
-            if path in self._sums:
-                self._sums[path] += np.asarray(leaf, np.float64)
-            else:
-                self._sums[path] = np.array(leaf, np.float64)
-        self._count += 1
-
-    def flatten_like(self, tree: Tree, name: str) -> dict[str, Any]:
+    def flatten(self, tree: Tree, name: str) -> dict[str, Any]:
         """Leaves by path, after they are checked against the first tree ever seen."""
         flat = flatten(tree)
-        if not self._first:
-            self._first = name
-            shapes = {path: _shape(leaf) for path, leaf in flat.items()}
-            self._like = nest_like(shapes, tree)
-        check_parents([flatten(self._like), flat], names=[self._first, name])
+        check_parents([self._shapes or flat, flat], names=[self._first or name, name])
         check_finite(flat, name)
+        if not self._first:
+            self._first, self._like = name, nest_like(dict.fromkeys(flat), tree)
+            self._shapes = {p: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for p, x in flat.items()}
         for path, leaf in flat.items():
-            self._dtypes[path] = jnp.promote_types(self._dtypes.get(path, leaf.dtype), leaf.dtype)
+            self.dtypes[path] = jnp.promote_types(self.dtypes.get(path, leaf.dtype), leaf.dtype)
         return flat
 
-    def paths(self) -> list[str]:
-        return list(self._dtypes)
+    def add(self, flat: Mapping[str, Any]) -> None:
+        for path, leaf in flat.items():
+            self._sums[path] = self._sums.get(path, 0.0) + np.asarray(leaf, np.float64)
+        self._count += 1
 
     def mean(self, flat: Mapping[str, Any] | None = None) -> dict[Any, Any]:
         """The mean of all in the sum, and of `flat` if given."""
@@ -310,63 +313,17 @@ class _Sum:
 
     def cast(self, flat: Mapping[str, Any]) -> dict[Any, Any]:
         """Nested like the first tree and in its dtypes."""
-        return nest_like(
-            {path: jnp.asarray(leaf, self._dtypes[path]) for path, leaf in flat.items()}, self._like
-        )
+        leaves = {path: jnp.asarray(leaf, self.dtypes[path]) for path, leaf in flat.items()}
+        return nest_like(leaves, self._like)
 
 
 def _mean_of(
-    ingredients: Sequence[Tree], indices: Iterable[int], where: str = ""
+    read: Callable[[int], Tree], indices: Iterable[int], where: str = ""
 ) -> dict[Any, Any]:
     total = _Sum()
     for index in indices:
-        total.add(ingredients[index], f"ingredient {index}{where}")
+        total.add(total.flatten(read(index), f"ingredient {index}{where}"))
     return total.mean()
-
-
-class _GroupSoups(Sequence[dict[Any, Any]]):
-    """Uniform soups of groups' members, averaged when asked for."""
-
-    def __init__(self, groups: Sequence[Sequence[Tree]], members: Sequence[Sequence[int]]) -> None:
-        self._groups = groups
-        self._members = members
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[Any, Any]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[dict[Any, Any]]: ...
-
-    def __getitem__(self, index: int | slice) -> dict[Any, Any] | Sequence[dict[Any, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return _mean_of(self._groups[index], self._members[index], f" of group {index}")
-
-
-class _Adam:
-    """Kingma & Ba 2015, with the usual β₁ = 0.9, β₂ = 0.999 and ε = 1e-8."""
-
-    def __init__(self, learning_rate: float) -> None:
-        self._learning_rate = learning_rate
-        self._steps = 0
-        self._means: dict[str, Any] = {}
-        self._squares: dict[str, Any] = {}
-
-    def step(
-        self, numbers: Mapping[str, np.ndarray], slopes: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        self._steps += 1
-        stepped = {}
-        for name, slope in slopes.items():
-            self._means[name] = 0.9 * self._means.get(name, 0.0) + 0.1 * slope
-            self._squares[name] = 0.999 * self._squares.get(name, 0.0) + 0.001 * slope**2
-            mean = self._means[name] / (1 - 0.9**self._steps)
-            root = np.sqrt(self._squares[name] / (1 - 0.999**self._steps))
-            stepped[name] = numbers[name] - self._learning_rate * mean / (root + 1e-8)
-        return stepped
 
 
 def _mix(ingredients: Sequence[Tree], shares: Mapping[str, np.ndarray]) -> dict[Any, Any]:
@@ -383,49 +340,24 @@ def _mix(ingredients: Sequence[Tree], shares: Mapping[str, np.ndarray]) -> dict[
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _add_share(soup: Any, ingredient: Tree, shares: Mapping[str, Any]) -> dict[Any, Any]:
-    added = {}
-    before = None if soup is None else flatten(soup)
+    sums = {} if soup is None else flatten(soup)
     for path, leaf in flatten(ingredient).items():
-        leaf = jnp.asarray(leaf)
-        leaf = leaf.astype(at_least_float32(leaf.dtype))
+        leaf = at_least_float32(jnp.asarray(leaf))
         share = jnp.asarray(shares[path], leaf.dtype) * leaf
-        added[path] = share if before is None else before[path] + share
-    return nest_like(added, ingredient)
+        sums[path] = sums[path] + share if path in sums else share
+    return nest_like(sums, ingredient)
 
 
 @jax.jit
 def _inner(gradient: Tree, ingredient: Tree, soup: Tree) -> dict[str, jax.Array]:
     """⟨G, θᵢ - soup⟩ by path; of the difference, since the products themselves nearly cancel."""
-    products = {}
-    leaves, ours = flatten(ingredient), flatten(soup)
-    for path, slope in flatten(gradient).items():
-        difference = jnp.asarray(leaves[path]).astype(ours[path].dtype) - ours[path]
-        products[path] = jnp.sum(slope * difference)
-    return products
+    leaves, slopes = flatten(ingredient), flatten(gradient)
+    return {
+        path: jnp.sum(slopes[path] * (jnp.asarray(leaves[path]).astype(mixed.dtype) - mixed))
+        for path, mixed in flatten(soup).items()
+    }
 
 
 def _softmax(numbers: np.ndarray) -> np.ndarray:
     exponentials = np.exp(numbers - numbers.max())
     return exponentials / exponentials.sum()
-
-
-def _shape(leaf: Any) -> Any:
-    """Shape and dtype without the numbers; a leaf that has no dtype is refused by the checks."""
-    dtype = getattr(leaf, "dtype", None)
-    return leaf if dtype is None else jax.ShapeDtypeStruct(np.shape(leaf), dtype)
-
-
-def _check_scores(scores: Sequence[float], num_ingredients: int) -> None:
-    if not num_ingredients:
-        raise ValueError("0 ingredients; one or more are wanted")
-    if len(scores) != num_ingredients:
-        raise ValueError(f"{len(scores)} scores for {num_ingredients} ingredients")
-    for index, score in enumerate(scores):
-        if math.isnan(score):
-            raise ValueError(f"the score of ingredient {index} is NaN; a number is wanted")
-
-
-def _check_loss(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss in step {step} is {loss}; a smaller learning rate may help")
-    return loss

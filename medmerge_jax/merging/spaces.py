@@ -14,12 +14,13 @@ middle of the wide one, and the padded units are a space of their own.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from medmerge_jax.merging.trees import SEPARATOR, flatten, network_order
+from medmerge_jax.merging.trees import flatten, network_order
 
 Tree = Mapping[Any, Any]
 
@@ -93,9 +94,9 @@ def find_spaces(variables: Tree) -> tuple[Space, ...]:
         unknown, or two shapes do not fit each other; names the path.
     """
     paths = flatten(variables.get("params", {})) if isinstance(variables, Mapping) else {}
-    if f"features{SEPARATOR}conv0{SEPARATOR}kernel" in paths:
+    if "features/conv0/kernel" in paths:
         return dense_spaces(variables)
-    if f"layer1{SEPARATOR}0{SEPARATOR}conv1{SEPARATOR}kernel" in paths or not paths:
+    if "layer1/0/conv1/kernel" in paths or not paths:
         return residual_spaces(variables)
     raise ValueError(
         f"hidden units are known for {FAMILIES}; found neither layer1/0/conv1 nor features/conv0 "
@@ -105,16 +106,35 @@ def find_spaces(variables: Tree) -> tuple[Space, ...]:
 
 def residual_spaces(variables: Tree) -> tuple[Space, ...]:
     """The spaces of a ResNet, see `find_spaces`."""
-    walk = Walk(variables)
-    _residual_network(walk)
-    return walk.spaces()
+    network = Walk(variables)
+    stream = network.convolution("conv1", None)
+    network.norm("bn1", stream)
+    network.tap("bn1", stream, relu=True)
+    for stage in network.children("", "layer"):
+        for block in network.children(stage):
+            stream = _residual_block(network, block, stream)
+    network.head(stream)
+    return network.spaces()
 
 
 def dense_spaces(variables: Tree) -> tuple[Space, ...]:
     """The spaces of a DenseNet, see `find_spaces`."""
-    walk = Walk(variables)
-    _dense_network(walk)
-    return walk.spaces()
+    network = Walk(variables)
+    stream = network.convolution("features/conv0", None)
+    network.norm("features/norm0", stream)
+    network.tap("features/norm0", stream, relu=True)
+    blocks = network.children("features", "denseblock")
+    for block in blocks:
+        for layer in network.children(block, "denselayer"):
+            stream = np.concatenate([stream, _dense_layer(network, layer, stream)])
+        if block != blocks[-1]:
+            transition = block.replace("denseblock", "transition")
+            network.norm(f"{transition}/norm", stream)
+            stream = network.convolution(f"{transition}/conv", stream)
+            network.tap(transition, stream, relu=False)
+    network.norm("features/norm5", stream)
+    network.head(stream)
+    return network.spaces()
 
 
 Stream = np.ndarray
@@ -132,7 +152,7 @@ class Walk:
             raise ValueError('variables are not a mapping with a collection "params"')
         self.has_statistics = bool(variables.get("batch_stats"))
         flat = {
-            f"{collection}{SEPARATOR}{path}": leaf
+            f"{collection}/{path}": leaf
             for collection in ("params", "batch_stats")
             for path, leaf in flatten(variables.get(collection, {})).items()
         }
@@ -142,19 +162,14 @@ class Walk:
 
     def children(self, module: str, prefix: str = "") -> list[str]:
         """Paths of the modules named `prefix` and digits in a module, in network order."""
-        above = f"params{SEPARATOR}{module}{SEPARATOR}" if module else f"params{SEPARATOR}"
-        names = {
-            path.removeprefix(above).partition(SEPARATOR)[0]
-            for path in self.shapes
-            if path.startswith(above)
-        }
-        numbered = [n for n in names if n.startswith(prefix) and n.removeprefix(prefix).isdecimal()]
-        inside = f"{module}{SEPARATOR}" if module else ""
-        return [inside + name for name in sorted(numbered, key=network_order)]
+        above = f"{module}/" if module else ""
+        pattern = re.compile(f"params/({re.escape(above + prefix)}[0-9]+)/")
+        matches = map(pattern.match, self.shapes)
+        return sorted({match[1] for match in matches if match}, key=network_order)
 
     def has(self, module: str) -> bool:
         """Whether the network has parameters in a module."""
-        start = f"params{SEPARATOR}{module}{SEPARATOR}"
+        start = f"params/{module}/"
         return any(path.startswith(start) for path in self.shapes)
 
     def new_units(self, module: str, size: int) -> Stream:
@@ -164,7 +179,7 @@ class Walk:
 
     def features(self, module: str) -> int:
         """Output channels of a convolution."""
-        path = f"params{SEPARATOR}{module}{SEPARATOR}kernel"
+        path = f"params/{module}/kernel"
         if len(self._shape(path)) != 4:
             raise ValueError(
                 f"{path}: shape {self.shapes[path]}; (height, width, c_in, c_out) is wanted"
@@ -175,22 +190,20 @@ class Walk:
         self, module: str, inputs: Stream | None, outputs: Stream | None = None
     ) -> Stream:
         """Notes a convolution; its outputs are new units unless they are given."""
-        features = self.features(module)
-        path = f"params{SEPARATOR}{module}{SEPARATOR}kernel"
+        features, path = self.features(module), f"params/{module}/kernel"
         if inputs is not None:
             self._note(path, 2, inputs, "in")
-        if outputs is None:
-            outputs = self.new_units(module, features)
+        outputs = self.new_units(module, features) if outputs is None else outputs
         self._note(path, 3, outputs, "out")
         return outputs
 
     def norm(self, module: str, stream: Stream) -> None:
         """Notes a batch norm on a stream."""
         for name in ("scale", "bias"):
-            self._note(f"params{SEPARATOR}{module}{SEPARATOR}{name}", 0, stream, "scale")
+            self._note(f"params/{module}/{name}", 0, stream, "scale")
         if self.has_statistics:
             for name in ("mean", "var"):
-                self._note(f"batch_stats{SEPARATOR}{module}{SEPARATOR}{name}", 0, stream, "scale")
+                self._note(f"batch_stats/{module}/{name}", 0, stream, "scale")
 
     def tap(self, module: str, stream: Stream, *, relu: bool) -> None:
         """Notes that a module's output is a stream."""
@@ -200,8 +213,8 @@ class Walk:
     def head(self, stream: Stream) -> None:
         """Notes the head's rows, if there is a head."""
         if self.has("head"):
-            self._note(f"params{SEPARATOR}head{SEPARATOR}kernel", 0, stream, "in")
-            self._unknown.pop(f"params{SEPARATOR}head{SEPARATOR}bias", None)
+            self._note("params/head/kernel", 0, stream, "in")
+            self._unknown.pop("params/head/bias", None)
 
     def spaces(self) -> tuple[Space, ...]:
         """What was noted, when all of the network has been."""
@@ -239,82 +252,44 @@ class Walk:
             yield space, positions
 
 
-def _residual_network(network: Walk) -> None:
-    stream = network.convolution("conv1", None)
-    network.norm("bn1", stream)
-    network.tap("bn1", stream, relu=True)
-    for stage in network.children("", "layer"):
-        for block in network.children(stage):
-            stream = _residual_block(network, block, stream)
-    network.head(stream)
-
-
 def _residual_block(network: Walk, block: str, inputs: Stream) -> Stream:
     convolutions = network.children(block, "conv")
     if len(convolutions) < 2:
         # The units of a stream that one convolution maps to itself cannot be matched in one step.
         raise ValueError(
-            f"params{SEPARATOR}{block} has {len(convolutions)} convolutions; 2 or more are wanted"
+            f"params/{block} has {len(convolutions)} convolutions; 2 or more are wanted"
         )
     *inner, last = convolutions
     stream = inputs
     for convolution in inner:
         stream = network.convolution(convolution, stream)
-        norm = _sibling(convolution, "bn")
+        norm = convolution.replace("conv", "bn")
         network.norm(norm, stream)
         network.tap(norm, stream, relu=True)
-    downsample = f"{block}{SEPARATOR}downsample"
+    downsample = f"{block}/downsample"
     if network.has(downsample):
         outputs = network.convolution(last, stream)
-        network.convolution(f"{downsample}{SEPARATOR}0", inputs, outputs)
-        network.norm(f"{downsample}{SEPARATOR}1", outputs)
+        network.convolution(f"{downsample}/0", inputs, outputs)
+        network.norm(f"{downsample}/1", outputs)
     else:
-        outputs = _widened(network, last, inputs)
+        # A shortcut without parameters pads the stream with new units on both sides. Fewer channels
+        # are an error, which is raised where the shapes are compared.
+        outputs, more = inputs, network.features(last) - len(inputs)
+        if more > 0:
+            padding = network.new_units(last, more)
+            outputs = np.concatenate([padding[: more // 2], inputs, padding[more // 2 :]])
         network.convolution(last, stream, outputs)
-    network.norm(_sibling(last, "bn"), outputs)
+    network.norm(last.replace("conv", "bn"), outputs)
     network.tap(block, outputs, relu=False)
     return outputs
 
 
-def _widened(network: Walk, convolution: str, inputs: Stream) -> Stream:
-    """The stream after a shortcut without parameters: padded with new units on both sides."""
-    more = network.features(convolution) - len(inputs)
-    if more <= 0:  # Fewer is an error, which is raised where the shapes are compared.
-        return inputs
-    padding = network.new_units(convolution, more)
-    return np.concatenate([padding[: more // 2], inputs, padding[more // 2 :]])
-
-
-def _sibling(module: str, prefix: str) -> str:
-    """The norm after a convolution: layer1/0/bn2 of layer1/0/conv2."""
-    above, _, name = module.rpartition(SEPARATOR)
-    return f"{above}{SEPARATOR}{prefix}{name.removeprefix('conv')}"
-
-
-def _dense_network(network: Walk) -> None:
-    root = "features"
-    stream = network.convolution(f"{root}{SEPARATOR}conv0", None)
-    network.norm(f"{root}{SEPARATOR}norm0", stream)
-    network.tap(f"{root}{SEPARATOR}norm0", stream, relu=True)
-    blocks = network.children(root, "denseblock")
-    for block in blocks:
-        for layer in network.children(block, "denselayer"):
-            stream = np.concatenate([stream, _dense_layer(network, layer, stream)])
-        if block != blocks[-1]:
-            transition = block.replace("denseblock", "transition")
-            network.norm(f"{transition}{SEPARATOR}norm", stream)
-            stream = network.convolution(f"{transition}{SEPARATOR}conv", stream)
-            network.tap(transition, stream, relu=False)
-    network.norm(f"{root}{SEPARATOR}norm5", stream)
-    network.head(stream)
-
-
 def _dense_layer(network: Walk, layer: str, inputs: Stream) -> Stream:
-    network.norm(f"{layer}{SEPARATOR}norm1", inputs)
-    inner = network.convolution(f"{layer}{SEPARATOR}conv1", inputs)
-    network.norm(f"{layer}{SEPARATOR}norm2", inner)
-    network.tap(f"{layer}{SEPARATOR}norm2", inner, relu=True)
-    outputs = network.convolution(f"{layer}{SEPARATOR}conv2", inner)
+    network.norm(f"{layer}/norm1", inputs)
+    inner = network.convolution(f"{layer}/conv1", inputs)
+    network.norm(f"{layer}/norm2", inner)
+    network.tap(f"{layer}/norm2", inner, relu=True)
+    outputs = network.convolution(f"{layer}/conv2", inner)
     # No ReLU: each of the layers that read these channels has a batch norm of its own first.
-    network.tap(f"{layer}{SEPARATOR}conv2", outputs, relu=False)
+    network.tap(f"{layer}/conv2", outputs, relu=False)
     return outputs

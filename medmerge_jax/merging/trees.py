@@ -3,7 +3,10 @@
 And what all merges of such trees share: the checks that they fit, and in what they are computed.
 """
 
+import functools
+import itertools
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,8 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-SEPARATOR = "/"
 
 
 def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
@@ -45,13 +46,7 @@ def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by path; undoes `flatten` on trees of strings without "/".
-
-    Args:
-      flat: Leaves by path, as `flatten` makes them.
-
-    Returns:
-      Nested dicts in the order of `flat`.
+    """Nested dicts from leaves by path, in their order; undoes `flatten` if no key has a "/".
 
     Raises:
       ValueError: A path is not a string or has an empty part, or is also the beginning of another.
@@ -60,15 +55,17 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     {'bn': {'scale': 1, 'bias': 2}}
     """
     tree: dict[str, Any] = {}
-    nodes: dict[str, dict[str, Any]] = {"": tree}
     for path, leaf in flat.items():
-        if not isinstance(path, str) or not all(path.split(SEPARATOR)):
-            raise ValueError(f"{path!r} is not a path of names joined by {SEPARATOR!r}")
-        parent = _node(nodes, path.rpartition(SEPARATOR)[0])
-        name = path.rpartition(SEPARATOR)[2]
-        if name in parent:
-            raise ValueError(f"{path!r} is a leaf and also the beginning of another path")
-        parent[name] = leaf
+        if not isinstance(path, str) or not all(path.split("/")):
+            raise ValueError(f"{path!r} is not a path of names joined by '/'")
+        *above, name = path.split("/")
+        for beginning in itertools.accumulate(above, "{}/{}".format):
+            if beginning in flat:
+                raise ValueError(f"{beginning!r} is a leaf and also the beginning of another path")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[name] = leaf
     return tree
 
 
@@ -82,7 +79,7 @@ def nest_like(flat: Mapping[str, Any], like: Mapping[Any, Any]) -> dict[Any, Any
     >>> nest_like({"a/0": 1.5}, {"a": {0: "x", 1: "y"}})
     {'a': {0: 1.5}}
     """
-    return like_mapping(_nest_like(flat, like, ""), like)
+    return like_mapping(dict(_nested(flat, like, "")), like)
 
 
 def like_mapping(tree: dict[Any, Any], like: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -91,10 +88,7 @@ def like_mapping(tree: dict[Any, Any], like: Mapping[Any, Any]) -> dict[Any, Any
 
 
 def without_head(variables: Mapping[str, Mapping[Any, Any]]) -> dict[str, dict[Any, Any]]:
-    """The backbone: in each collection everything but the sub-tree "head".
-
-    Args:
-      variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
+    """The backbone: in each collection everything but the sub-tree "head", if there is one.
 
     >>> without_head({"params": {"conv1": {"kernel": 1}, "head": {"bias": 2}}})
     {'params': {'conv1': {'kernel': 1}}}
@@ -114,35 +108,54 @@ def network_order(path: str) -> tuple[Any, ...]:
     the shortcut of a residual block: conv1 < conv2 < downsample. Needed because JAX hands dicts
     back sorted by the keys' characters.
 
-    Args:
-      path: "layer1/0/conv2/kernel".
-
-    Returns:
-      A key for `sorted`.
-
     >>> sorted(["layer10", "downsample", "layer2", "conv1"], key=network_order)
     ['conv1', 'layer2', 'layer10', 'downsample']
     """
-    return tuple(_part_key(part) for part in path.split(SEPARATOR))
+    return tuple(_part_key(part) for part in path.split("/"))
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; one of {', '.join(choices)} is wanted")
+
+
+def flatten_parents(
+    parents: Sequence[Mapping[Any, Any]], names: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Leaves by path of each, after `check_parents` and `check_finite`."""
+    flats = [flatten(parent) for parent in parents]
+    check_parents(flats, names=names)
+    for flat, name in zip(flats, names or parent_names(flats), strict=True):
+        check_finite(flat, name)
+    return flats
+
+
+def parent_names(parents: Sequence[Any]) -> list[str]:
+    """What they are called in messages: "parent 0", "parent 1", …."""
+    return [f"parent {index}" for index in range(len(parents))]
+
+
+def check_variables(parents: Sequence[Any]) -> None:
+    """Raises a ValueError unless each is a mapping with a collection "params"."""
+    for name, parent in zip(parent_names(parents), parents, strict=True):
+        if not isinstance(parent, Mapping) or "params" not in parent:
+            raise ValueError(f'{name} is not a mapping with a collection "params"')
 
 
 def check_parents(
     parents: Sequence[Mapping[str, Any]], prefix: str = "", names: Sequence[str] | None = None
 ) -> None:
-    """Raises unless all have the paths and shapes of the first, and only floating-point arrays.
+    """Raises a ValueError unless all have the first's paths and shapes, and floating-point arrays.
 
     Args:
-      parents: Leaves by path of each.
+      parents: Leaves by path of each, at least one.
       prefix: Put before a path in messages, "batch_stats/".
-      names: What they are called in messages, by default "parent 0", "parent 1", ….
-
-    Raises:
-      ValueError: There is none; a path that one lacks or has too many; shapes that differ; a leaf
-        that is no floating-point array.
+      names: What they are called in messages; by default as by `parent_names`.
     """
     if not parents:
         raise ValueError("0 parents; one or more are wanted")
-    names = names or [f"parent {index}" for index in range(len(parents))]
+    names = names or parent_names(parents)
     for name, parent in zip(names, parents, strict=True):
         for path in {**parents[0], **parent}:
             first, shape = describe_shape(parents[0], path), describe_shape(parent, path)
@@ -160,15 +173,7 @@ def check_parents(
 
 
 def check_finite(flat: Mapping[str, Any], name: str) -> None:
-    """Raises if an array holds NaN or infinity; under `jax.jit` nothing can be known.
-
-    Args:
-      flat: Arrays by path.
-      name: What they belong to, for the message: "parent 1".
-
-    Raises:
-      ValueError: Names the first such path, and how many of its numbers are not finite.
-    """
+    """Raises a ValueError if an array of `name` holds NaN or infinity, which `jax.jit` hides."""
     for path, leaf in flat.items():
         if isinstance(leaf, jax.core.Tracer):
             continue
@@ -181,17 +186,19 @@ def check_finite(flat: Mapping[str, Any], name: str) -> None:
             )
 
 
+def check_one_each(what: str, items: Sequence[Any], num_parents: int) -> None:
+    """Raises a ValueError unless there is one item for each parent."""
+    if len(items) != num_parents:
+        raise ValueError(f"{len(items)} {what} for {num_parents} parents; one each is wanted")
+
+
 def check_weights(weights: Sequence[Any], num_parents: int) -> None:
-    """Raises unless there is one for each parent and they sum to 1, within 1e-6.
+    """Raises a ValueError unless there is one for each parent and they sum to 1, within 1e-6.
 
     Under `jax.jit` their sum cannot be known, unless they are constants.
-
-    Raises:
-      ValueError: Says how many there are, or their sum.
     """
-    if len(weights) != num_parents:
-        raise ValueError(f"{len(weights)} weights for {num_parents} parents; one each is wanted")
-    if any(isinstance(weight, jax.core.Tracer) for weight in weights):
+    check_one_each("weights", weights, num_parents)
+    if array_module(weights) is jnp:
         return
     total = math.fsum(float(weight) for weight in weights)
     if not abs(total - 1) <= 1e-6:
@@ -206,21 +213,16 @@ def describe_shape(flat: Mapping[str, Any], path: str) -> str:
 def mean(leaves: Sequence[Any]) -> jax.Array:
     """The mean of arrays of one shape; computed as by `promote`, in the dtype it says."""
     arrays, dtype = promote(leaves)
-    total = arrays[0]
-    for array in arrays[1:]:
-        total = total + array
-    return as_jax((total / len(arrays)).astype(dtype))
+    return as_jax((functools.reduce(operator.add, arrays) / len(arrays)).astype(dtype))
 
 
 def promote(leaves: Sequence[Any]) -> tuple[list[Any], Any]:
     """The leaves in at least float32, of `array_module`, and the dtype to return their merge in."""
     module = array_module(leaves)
     arrays = [module.asarray(leaf) for leaf in leaves]
-    dtype = arrays[0].dtype
-    for array in arrays[1:]:
-        dtype = jnp.promote_types(dtype, array.dtype)
+    dtype = functools.reduce(jnp.promote_types, [array.dtype for array in arrays])
     dtype = jax.dtypes.canonicalize_dtype(dtype)  # float64 of numpy is float32 here by default
-    computed = at_least_float32(dtype)
+    computed = jnp.float64 if dtype == jnp.float64 else jnp.float32
     return [array.astype(computed, copy=False) for array in arrays], dtype
 
 
@@ -238,18 +240,32 @@ def as_jax(array: Any) -> jax.Array:
     return array if isinstance(array, jax.Array) else jax.device_put(array)
 
 
-def at_least_float32(dtype: Any) -> Any:
-    """Not by `jnp.promote_types`, which refuses this under strict promotion."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+def at_least_float32(x: Any) -> Any:
+    """The array as float32, or float64 if it is that: for statistics, averages and logits."""
+    # Not by `jnp.promote_types`, which refuses this under strict promotion.
+    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
+# Not closures: one that calls itself is a cycle, and keeps its arrays until they are collected.
 def _leaves(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, child in tree.items():
         path = prefix + _name(key, prefix)
         if isinstance(child, Mapping):
-            yield from _leaves(child, path + SEPARATOR)
+            yield from _leaves(child, f"{path}/")
         else:
             yield path, child
+
+
+def _nested(
+    flat: Mapping[str, Any], like: Mapping[Any, Any], prefix: str
+) -> Iterator[tuple[Any, Any]]:
+    for key, child in like.items():
+        path = prefix + _name(key, prefix)
+        if not isinstance(child, Mapping):
+            if path in flat:
+                yield key, flat[path]
+        elif inner := dict(_nested(flat, child, f"{path}/")):
+            yield key, inner
 
 
 def _name(key: Any, prefix: str) -> str:
@@ -261,30 +277,6 @@ def _name(key: Any, prefix: str) -> str:
             "a non-empty string or an integer is wanted"
         )
     return key
-
-
-def _node(nodes: dict[str, dict[str, Any]], path: str) -> dict[str, Any]:
-    """The dict at `path`, made with all above it where it is missing."""
-    if path not in nodes:
-        above, _, name = path.rpartition(SEPARATOR)
-        parent = _node(nodes, above)
-        if name in parent:
-            raise ValueError(f"{path!r} is a leaf and also the beginning of another path")
-        nodes[path] = parent[name] = {}
-    return nodes[path]
-
-
-def _nest_like(flat: Mapping[str, Any], like: Mapping[Any, Any], prefix: str) -> dict[Any, Any]:
-    nested: dict[Any, Any] = {}
-    for key, child in like.items():
-        path = prefix + _name(key, prefix)
-        if isinstance(child, Mapping):
-            inner = _nest_like(flat, child, path + SEPARATOR)
-            if inner:
-                nested[key] = inner
-        elif path in flat:
-            nested[key] = flat[path]
-    return nested
 
 
 def _part_key(part: str) -> tuple[Any, ...]:

@@ -23,12 +23,12 @@ import scipy.sparse
 
 from medmerge_jax.merging.spaces import Space, find_spaces
 from medmerge_jax.merging.trees import (
-    SEPARATOR,
     check_finite,
     check_parents,
-    describe_shape,
     flatten,
+    flatten_parents,
     nest_like,
+    parent_names,
 )
 
 Tree = Mapping[Any, Any]
@@ -37,7 +37,7 @@ Tree = Mapping[Any, Any]
 ALPHA = 0.3
 BETA = 0.125
 
-_HEAD = f"params{SEPARATOR}head{SEPARATOR}"
+_HEAD = "params/head/"
 # Two units are the same if their correlation is 1 up to this.
 _SAME = 1e-5
 # Of equally correlated units, those of one number in different models go first.
@@ -117,11 +117,9 @@ def zipit(
         floating-point ones; a space without correlation, or one of a wrong shape; alpha or beta
         outside of [0, 1].
     """
-    flats = [flatten(parent) for parent in parents]
-    check_parents(flats)
-    _check_finite(flats)
+    flats = flatten_parents(parents)
     spaces = find_spaces(parents[0]) if spaces is None else spaces
-    axes = _axes(spaces, _labels(spaces, correlations, len(parents), alpha, beta))
+    axes = _axes(spaces, correlations, len(parents), alpha, beta)
     merged = {path: _merge([flat[path] for flat in flats], axes.get(path, {})) for path in flats[0]}
     return nest_like(merged, parents[0])
 
@@ -158,7 +156,8 @@ def partial_zipit(
     """
     flats = [flatten(parent) for parent in parents]
     check_parents([{p: x for p, x in flat.items() if not p.startswith(_HEAD)} for flat in flats])
-    _check_finite(flats)
+    for flat, name in zip(flats, parent_names(parents), strict=True):
+        check_finite(flat, name)
     spaces = find_spaces(parents[0]) if spaces is None else spaces
     stops = _stops(spaces)
     if stop not in stops:
@@ -166,12 +165,11 @@ def partial_zipit(
             f"the network cannot be cut after {stop!r}; possible are {', '.join(stops)}. Behind "
             "a cut, only convolutions and the head may read the merged units"
         )
-    zipped = spaces[: stops[stop]]
-    axes = _axes(zipped, _labels(zipped, correlations, len(parents), alpha, beta))
+    axes = _axes(spaces[: stops[stop]], correlations, len(parents), alpha, beta)
     shared = {
-        path: _merge([flat[path] for flat in flats], found)
-        for path, found in axes.items()
-        if any(axis.averages for axis in found.values())
+        path: _merge([flat[path] for flat in flats], of_path)
+        for path, of_path in axes.items()
+        if any(axis.averages for axis in of_path.values())
     }
     models = []
     for index, (flat, parent) in enumerate(zip(flats, parents, strict=True)):
@@ -220,43 +218,26 @@ class _Axis:
         return scipy.sparse.csr_array((weight, (target, np.arange(length))), (length, length))
 
 
-def _check_finite(flats: Sequence[Mapping[str, Any]]) -> None:
-    for index, flat in enumerate(flats):
-        check_finite(flat, f"parent {index}")
-
-
-def _labels(
+def _axes(
     spaces: Sequence[Space],
     correlations: Mapping[str, Any],
     num_models: int,
     alpha: float,
     beta: float,
-) -> list[np.ndarray]:
-    """For each space (n, size): the merged unit that each unit becomes a part of."""
-    labels = []
-    for space in spaces:
-        if num_models == 1:
-            labels.append(np.arange(space.size)[None])
-            continue
-        if space.name not in correlations:
-            raise ValueError(
-                f"the correlation of the space {space.name!r} is absent; those of all "
-                f"{len(spaces)} spaces are wanted"
-            )
-        name = f"the correlation of the space {space.name!r}"
-        found = correlations[space.name]
-        labels.append(_match(found, num_models, space.size, alpha, beta, name))
-    return labels
-
-
-def _axes(spaces: Sequence[Space], labels: Sequence[np.ndarray]) -> dict[str, dict[int, _Axis]]:
-    """By path and axis."""
+) -> dict[str, dict[int, _Axis]]:
+    """What happens to the axes of arrays with units of these spaces, by path and axis."""
     axes: dict[str, dict[int, _Axis]] = {}
-    for space, label in zip(spaces, labels, strict=True):
+    for space in spaces:
+        labels, name = np.arange(space.size)[None], f"the correlation of the space {space.name!r}"
+        if num_models > 1:
+            if space.name not in correlations:
+                raise ValueError(f"{name} is absent; those of all {len(spaces)} spaces are wanted")
+            matrix = correlations[space.name]
+            labels = _match(matrix, num_models, space.size, alpha, beta, name)
         for place in space.places:
-            found = axes.setdefault(place.path, {})
-            axis = found.setdefault(place.axis, _Axis(place.role != "in", []))
-            axis.parts.append((place.positions, label))
+            of_path = axes.setdefault(place.path, {})
+            axis = of_path.setdefault(place.axis, _Axis(place.role != "in", []))
+            axis.parts.append((place.positions, labels))
     return axes
 
 
@@ -275,21 +256,22 @@ def _unmerge(path: str, leaf: Any, axes: Mapping[int, _Axis], model: int) -> Any
     """A leaf behind the cut: W_i U_i."""
     if not axes:
         return leaf
-    for axis, found in axes.items():
-        wanted = sum(len(positions) for positions, _ in found.parts)
-        if np.shape(leaf)[axis : axis + 1] != (wanted,):
-            shape = describe_shape({path: leaf}, path)
-            raise ValueError(f"{path}: {shape} in parent {model}, but {wanted} units are before it")
+    for axis, units in axes.items():
+        size = sum(len(positions) for positions, _ in units.parts)
+        if np.shape(leaf)[axis : axis + 1] != (size,):
+            raise ValueError(
+                f"{path}: shape {np.shape(leaf)} in parent {model}, but {size} units are before it"
+            )
     return jnp.asarray(_apply(leaf, axes, model).astype(leaf.dtype))
 
 
 def _apply(leaf: Any, axes: Mapping[int, _Axis], model: int) -> np.ndarray:
     array = np.asarray(leaf).astype(np.float64)
-    for axis, found in axes.items():
-        units = np.moveaxis(array, axis, 0)
-        matrix = found.matrix(model, len(units))
+    for number, axis in axes.items():
+        units = np.moveaxis(array, number, 0)
+        matrix = axis.matrix(model, len(units))
         changed = (matrix @ units.reshape(len(units), -1)).reshape(units.shape)
-        array = np.moveaxis(changed, 0, axis)
+        array = np.moveaxis(changed, 0, number)
     return array
 
 
@@ -298,11 +280,11 @@ def _stops(spaces: Sequence[Space]) -> dict[str, int]:
     stops = {}
     for count in range(1, len(spaces) + 1):
         if _can_cut(spaces, count):
-            later = [space.name + SEPARATOR for space in spaces[count:]]
-            parts = spaces[count - 1].name.split(SEPARATOR)
-            names = [SEPARATOR.join(parts[: i + 1]) for i in range(len(parts))]
+            later = [space.name + "/" for space in spaces[count:]]
+            parts = spaces[count - 1].name.split("/")
+            names = ["/".join(parts[: i + 1]) for i in range(len(parts))]
             # The largest part that ends here: "layer2", whose last space is "layer2/1/conv1".
-            ended = (n for n in names if not any(x.startswith(n + SEPARATOR) for x in later))
+            ended = (n for n in names if not any(x.startswith(n + "/") for x in later))
             stops[next(ended)] = count
     return stops
 
@@ -362,10 +344,8 @@ class _Greedy:
     A merge costs O(N) for N units and not O(N²): `bound` holds for every cluster at least the
     highest similarity to another that it may be merged with, and a row of the matrix is searched
     only when its bound is the highest of all. Similarities of clusters may change in any way, but
-    what is forbidden once remains so, which keeps the bounds of searched rows true.
-
-    Attributes:
-      label: (N,), the cluster of each unit; clusters bear the number of their first unit.
+    what is forbidden once remains so, which keeps the bounds of searched rows true. `label` (N,)
+    is the cluster of each unit; clusters bear the number of their first unit.
     """
 
     def __init__(

@@ -38,12 +38,7 @@ def smallest_image(blocks: int) -> int:
 
 
 class DenseLayer(nn.Module):
-    """Batch norm, 1 x 1 convolution, batch norm, 3 x 3 convolution.
-
-    Attributes:
-      growth: Output channels.
-      dtype: Compute dtype.
-    """
+    """Batch norm, 1 x 1 convolution, batch norm, 3 x 3 convolution to `growth` channels."""
 
     growth: int
     dtype: Any
@@ -61,11 +56,6 @@ class DenseBlock(nn.Module):
     """Layers that each see the concatenation of the input and all earlier layers' outputs.
 
     All normalise the same channels with the same statistics of the batch: they are computed once.
-
-    Attributes:
-      depth: Number of layers.
-      growth: Output channels of each layer.
-      dtype: Compute dtype.
     """
 
     depth: int
@@ -86,11 +76,7 @@ class DenseBlock(nn.Module):
 
 
 class Transition(nn.Module):
-    """Halves the channels by a 1 x 1 convolution and the sides by averaging 2 x 2.
-
-    Attributes:
-      dtype: Compute dtype.
-    """
+    """Halves the channels by a 1 x 1 convolution and the sides by averaging 2 x 2."""
 
     dtype: Any
 
@@ -104,14 +90,7 @@ class Transition(nn.Module):
 
 
 class Features(nn.Module):
-    """Everything before the global average.
-
-    Attributes:
-      depths: Layers in each of the four blocks.
-      growth: Output channels of each layer.
-      init_features: Channels after the first convolution.
-      dtype: Compute dtype.
-    """
+    """Everything before the global average, see `DenseNet`."""
 
     depths: tuple[int, ...]
     growth: int
@@ -154,18 +133,10 @@ class DenseNet(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, use_running_average: bool | None = None
     ) -> Array:
-        """Logits, or pooled features without a head.
-
-        Args:
-          x: (n, h, w, 3), normalised; h and w at least `smallest_image(len(depths))`.
-          train: Training mode; there is nothing in it but what the batch norms do.
-          use_running_average: Of the batch norms; by default not in training mode.
-
-        Returns:
-          float32 (n, num_classes), or (n, features) if `num_classes` is 0.
+        """Logits of images (n, h, w, 3), see `registry.create_model`.
 
         Raises:
-          UserError: The images are too small.
+          UserError: The images are smaller than `smallest_image(len(depths))`.
         """
         smallest = smallest_image(len(self.depths))
         if min(x.shape[1:3]) < smallest:
@@ -173,9 +144,8 @@ class DenseNet(nn.Module):
                 f"images have the shape {x.shape}: this DenseNet takes {smallest} x {smallest} "
                 "pixels or more"
             )
-        features = Features(
-            self.depths, self.growth, self.init_features, self.dtype, name="features"
-        )
+        sizes = (self.depths, self.growth, self.init_features)
+        features = Features(*sizes, self.dtype, name="features")
         x = global_average(features(x, resolve(train, use_running_average)))
         return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
 

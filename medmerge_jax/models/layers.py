@@ -11,16 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from medmerge_jax.merging.trees import at_least_float32
+
 Array = jax.Array
 
 # kaiming_normal_ of PyTorch, nonlinearity="relu".
 KAIMING_FAN_OUT = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 KAIMING_FAN_IN = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-
-
-def at_least_float32(x: Array) -> Array:
-    """`x` as float32, or float64 if it is that: for statistics, averages and logits."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Conv(nn.Module):

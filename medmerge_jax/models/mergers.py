@@ -20,10 +20,14 @@ import numpy as np
 
 from medmerge_jax import merging
 from medmerge_jax.merging.trees import (
+    check_choice,
     check_finite,
+    check_one_each,
     check_parents,
+    check_variables,
     check_weights,
     flatten,
+    parent_names,
     without_head,
 )
 from medmerge_jax.merging.zipit import ALPHA, BETA
@@ -66,7 +70,13 @@ class Task:
 
     def spaces(self) -> tuple[merging.Space, ...]:
         """The hidden units of what is to be merged."""
-        return _spaces(self.architecture, self.to_merge()[0])
+        find = get_spec(self.architecture).spaces
+        if find is None:
+            raise ValueError(
+                f"the hidden units of {self.architecture} are not known, its ModelSpec has no "
+                "`spaces`; take a merger that does not permute units"
+            )
+        return find(self.to_merge()[0])
 
     def batches(self) -> Iterator[np.ndarray]:
         """The images in order, in batches of nearly one size: a last one of few would vary less."""
@@ -161,7 +171,10 @@ def merge(
         what = "recalibration" if recalibrate else f"the merger {method!r}"
         raise ValueError(f"{what} wants images: float (n, h, w, 3), normalised")
     merged = entry.function(task, **options)
-    return recalibrated(task, merged) if recalibrate else merged
+    if not recalibrate:
+        return merged
+    statistics = functools.partial(batch_statistics, create_model(architecture, num_classes=0))
+    return merging.recalibrate(statistics, merged, task.batches())
 
 
 def list_mergers() -> list[str]:
@@ -178,12 +191,8 @@ def merger_options(method: str) -> dict[str, Any]:
 def check_options(method: str, num_parents: int, options: Mapping[str, Any]) -> None:
     """Raises what `merge` would raise on account of these options, whatever the parents are.
 
-    So that a run is refused before its parents are trained, and not when they are merged.
-
-    Args:
-      method: One of `list_mergers()`.
-      num_parents: n ≥ 1, without an ancestor.
-      options: Of the method, without those in `FROM_PARENTS`.
+    So that a run is refused before its parents are trained, and not when they are merged. The
+    number of parents is that without an ancestor, the options those without `FROM_PARENTS`.
 
     Raises:
       ValueError: An option is unknown or missing, is not of the type that the merger's signature
@@ -206,14 +215,14 @@ def _check_option(name: str, value: Any, kind: Any) -> None:
     sequence = any(typing.get_origin(one) is Sequence for one in kinds)
     number = bool({int, float}.intersection(kinds))
     if not (sequence if isinstance(value, Sequence) else number):
-        wanted = "a sequence with one number for each parent" if sequence else "one number"
-        wanted = wanted if sequence or number else kinds[0].__name__
-        raise ValueError(f"the option {name!r} is {value!r}; {wanted} is wanted")
+        what = "a sequence with one number for each parent" if sequence else "one number"
+        what = what if sequence or number else kinds[0].__name__
+        raise ValueError(f"the option {name!r} is {value!r}; {what} is wanted")
     whole = int in kinds and float not in kinds
     for one in value if isinstance(value, Sequence) else [value]:
-        if not _is_number(one) or (whole and not 0 <= int(one) == one):
-            wanted = "a whole number from 0 on" if whole else "finite numbers"
-            raise ValueError(f"the option {name!r} is {value!r}; wanted: {wanted}")
+        if not _is_number(one) or (whole and not (isinstance(one, int) and one >= 0)):
+            what = "a whole number from 0 on, such as 3" if whole else "finite numbers"
+            raise ValueError(f"the option {name!r} is {value!r}; wanted: {what}")
 
 
 def _is_number(value: Any) -> bool:
@@ -226,31 +235,17 @@ def align(
 ) -> Variables:
     """The same network as `variables`, its hidden units in the order that fits the reference best.
 
-    By weight matching, or by activation matching if there are images. Heads do not count and are
-    left out.
-
-    Args:
-      architecture: Of both.
-      reference: `{"params": ..., "batch_stats": ...}`.
-      variables: Likewise.
-      images: float (n, h, w, 3), normalised.
-      seed: Of the search.
+    By weight matching, whose search has the seed, or by activation matching if there are images,
+    float (n, h, w, 3), normalised. Heads do not count and are left out.
     """
     models = [without_head(reference), without_head(variables)]
-    spaces = _spaces(architecture, models[0])
+    images = None if images is None else _checked_images(images)
+    task = Task(architecture, models, keep_heads=False, images=images, batch_size=32)
     if images is None:
-        order = merging.weight_matching(*models, seed=seed, spaces=spaces)
+        order = merging.weight_matching(*models, seed=seed, spaces=task.spaces())
     else:
-        task = Task(architecture, models, False, _checked_images(images), 32)
         order = _match_to_first(task)[1]
-    return merging.permute_variables(models[1], order, spaces)
-
-
-def recalibrated(task: Task, variables: Tree) -> Variables:
-    """With running statistics of the task's images."""
-    model = create_model(task.architecture, num_classes=0)
-    statistics = functools.partial(batch_statistics, model)
-    return merging.recalibrate(statistics, variables, task.batches())
+    return merging.permute_variables(models[1], order, task.spaces())
 
 
 def _check_weights(parents: Sequence[Tree], weights: Any = None, **_: Any) -> None:
@@ -315,17 +310,14 @@ def fisher(
     """
     fishers = []
     multilabel = [False] * len(task.parents) if multilabel is None else multilabel
-    if len(multilabel) != len(task.parents):
-        raise ValueError(f"{len(multilabel)} of multilabel for {len(task.parents)} parents")
+    check_one_each("of multilabel", multilabel, len(task.parents))
     for index, parent in enumerate(task.parents):
         if "head" not in parent["params"]:
             raise ValueError(f"parent {index} has no head, of whose classes the Fisher is wanted")
-        function = _log_probs(
-            task.architecture, len(parent["params"]["head"]["bias"]), bool(multilabel[index])
-        )
+        num_classes = len(parent["params"]["head"]["bias"])
+        function = _log_probs(task.architecture, num_classes, bool(multilabel[index]))
         log_probs = jax.tree_util.Partial(function, parent.get("batch_stats", {}))
-        information = merging.diagonal_fisher(log_probs, parent["params"], task.batches())
-        tree = {"params": information}
+        tree = {"params": merging.diagonal_fisher(log_probs, parent["params"], task.batches())}
         fishers.append(tree if task.keep_heads else without_head(tree))
     return merging.fisher_average(task.to_merge(), fishers, coefficients, floor=floor)
 
@@ -379,16 +371,6 @@ if merge.__doc__:  # one text for `help`, the README and those who read the func
     )
 
 
-def _spaces(architecture: str, variables: Tree) -> tuple[merging.Space, ...]:
-    find = get_spec(architecture).spaces
-    if find is None:
-        raise ValueError(
-            f"the hidden units of {architecture} are not known, its ModelSpec has no `spaces`; "
-            "take a merger that does not permute units"
-        )
-    return find(variables)
-
-
 def _average_of_permuted(
     task: Task,
     permutations: Sequence[Mapping[str, np.ndarray]],
@@ -398,16 +380,15 @@ def _average_of_permuted(
         merging.permute_variables(parent, order, task.spaces())
         for parent, order in zip(task.to_merge(), permutations, strict=True)
     ]
-    if weights is None:
-        return merging.uniform_average(permuted)
     return merging.weighted_average(permuted, weights)
 
 
 def _correlations(task: Task) -> dict[str, np.ndarray]:
     """Of all parents' units with each other, by space."""
-    spaces = _spaces(task.architecture, without_head(task.parents[0]))
     assert task.images is not None
-    moments = collect_moments(task.architecture, task.parents, spaces, task.images, task.batch_size)
+    moments = collect_moments(
+        task.architecture, task.parents, task.spaces(), task.images, task.batch_size
+    )
     return {name: merging.correlation(part) for name, part in moments.items()}
 
 
@@ -440,8 +421,8 @@ def _merger(method: str, options: Mapping[str, Any]) -> Merger:
     defaults = merger_options(method)
     for name in options:
         if name not in defaults:
-            wanted = f"its options are {', '.join(defaults)}" if defaults else "it has none"
-            raise ValueError(f"the merger {method!r} has no option {name!r}; {wanted}")
+            options_are = f"its options are {', '.join(defaults)}" if defaults else "it has none"
+            raise ValueError(f"the merger {method!r} has no option {name!r}; {options_are}")
     for name, default in defaults.items():
         if default is inspect.Parameter.empty and name not in options:
             raise ValueError(f"the merger {method!r} wants the option {name!r}")
@@ -449,29 +430,26 @@ def _merger(method: str, options: Mapping[str, Any]) -> Merger:
 
 
 def _checked_parents(architecture: str, parents: Sequence[Tree], heads: str) -> list[Tree]:
-    if heads not in HEADS:
-        raise ValueError(f"heads is {heads!r}; one of {', '.join(HEADS)} is wanted")
+    check_choice("heads", heads, HEADS)
     if isinstance(parents, Mapping):
         raise ValueError("parents is a mapping; a sequence of variables is wanted")
-    expected = _shapes_of(architecture)
-    for index, parent in enumerate(parents):
-        if not isinstance(parent, Mapping) or "params" not in parent:
-            raise ValueError(f'parent {index} is not a mapping with a collection "params"')
-        backbone = flatten(without_head(parent))
-        check_parents([expected, backbone], names=[architecture, f"parent {index}"])
-        check_finite(backbone, f"parent {index}")
     if not parents:
         raise ValueError("0 parents; one or more are wanted")
-    _check_heads(parents, heads)
+    expected = _shapes_of(architecture)
+    check_variables(parents)
+    for name, parent in zip(parent_names(parents), parents, strict=True):
+        backbone = flatten(without_head(parent))
+        check_parents([expected, backbone], names=[architecture, name])
+        check_finite(flatten(parent), name)
+    if heads == "merge":
+        _check_heads(parents)
     return list(parents)
 
 
-def _check_heads(parents: Sequence[Tree], heads: str) -> None:
+def _check_heads(parents: Sequence[Tree]) -> None:
     flats = [flatten(parent["params"].get("head", {})) for parent in parents]
-    for index, flat in enumerate(flats):
-        check_finite({f"params/head/{p}": leaf for p, leaf in flat.items()}, f"parent {index}")
     classes = [len(flat["bias"]) if "bias" in flat else 0 for flat in flats]
-    if heads == "merge" and len(set(classes)) > 1:
+    if len(set(classes)) > 1:
         heads_text = ", ".join(
             f"parent {index} has {f'{count} classes' if count else 'no head'}"
             for index, count in enumerate(classes)
@@ -480,14 +458,12 @@ def _check_heads(parents: Sequence[Tree], heads: str) -> None:
             f"the heads differ: {heads_text}; to merge the backbones alone, "
             "drop the heads (heads='drop', or --heads drop)"
         )
-    if heads == "merge":
-        check_parents(flats, "params/head/")
+    check_parents(flats, "params/head/")
 
 
 @functools.cache
 def _shapes_of(architecture: str) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = get_spec(architecture).shapes()
-    return {f"{name}/{path}": leaf for name, flat in shapes.items() for path, leaf in flat.items()}
+    return flatten(get_spec(architecture).shapes())
 
 
 def _checked_images(images: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from medmerge_jax.models.layers import at_least_float32
+from medmerge_jax.merging.trees import at_least_float32
 
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -48,10 +48,10 @@ def statistics(x: jax.Array) -> Statistics:
 @statistics.defjvp
 def _statistics_jvp(primals: tuple[Any], tangents: tuple[Any]) -> Any:
     ((x,), (dx,)) = primals, tangents
-    found = statistics(x)
+    of_batch = statistics(x)
     x, dx = at_least_float32(x), at_least_float32(dx)
     axes = tuple(range(x.ndim - 1))
-    return found, Statistics(jnp.mean(dx, axes), 2 * jnp.mean((x - found.mean) * dx, axes))
+    return of_batch, Statistics(jnp.mean(dx, axes), 2 * jnp.mean((x - of_batch.mean) * dx, axes))
 
 
 @jax.custom_jvp

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.kernels import is_conv_kernel, is_head
 from medmerge_jax.merging.spaces import Space
-from medmerge_jax.merging.trees import SEPARATOR, flatten
+from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models.preprocessing import Preprocessing
 from medmerge_jax.registry import Registry
 
@@ -44,7 +44,7 @@ def leaf_role(path: str, leaf: Any) -> str:
         return "head"
     if is_conv_kernel(path, leaf):
         return "kernel"
-    return "norm" if path.rpartition(SEPARATOR)[2] in ("scale", "bias") else "other"
+    return "norm" if path.rpartition("/")[2] in ("scale", "bias") else "other"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,29 +94,21 @@ class ModelSpec:
     other_network: Callable[[Mapping[str, tuple[int, ...]]], str] = lambda _: ""
     rngs: tuple[str, ...] = ()
 
-    def is_kernel(self, path: str, leaf: Any) -> bool:
-        """Whether MedMerge has coefficients for a parameter."""
-        return self.role(path, leaf) == "kernel"
-
-    def is_head(self, path: str) -> bool:
-        """Whether a parameter is the head's."""
-        return is_head(path)
-
     def torch_name(self, collection: str, path: str) -> str:
         """The name in PyTorch's state dict of a leaf.
 
         Raises:
           UserError: The architecture has no such leaf.
         """
-        module, _, leaf = path.rpartition(SEPARATOR)
+        module, _, leaf = path.rpartition("/")
         if (collection, leaf) not in self.leaf_names:
             raise UserError(f"{collection} has {path!r}, which {self.name} has not")
-        module = self.torch_head if module == "head" else module.replace(SEPARATOR, ".")
+        module = self.torch_head if module == "head" else module.replace("/", ".")
         return f"{module}.{self.leaf_names[collection, leaf]}"
 
     def torch_axes(self, path: str, ndim: int) -> tuple[int, ...]:
         """A leaf's axes in PyTorch's order; a kernel (*window, c_in, c_out) is mirrored there."""
-        if path.rpartition(SEPARATOR)[2] != "kernel":
+        if path.rpartition("/")[2] != "kernel":
             return tuple(range(ndim))
         return (ndim - 1, ndim - 2, *range(ndim - 2))
 

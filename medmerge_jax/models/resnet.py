@@ -6,8 +6,8 @@ torchvision's names, so that a parameter's path is its PyTorch name with "/" for
 
 import functools
 import re
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from medmerge_jax.merging.spaces import residual_spaces
 from medmerge_jax.models.layers import (
     KAIMING_FAN_IN,
+    KAIMING_FAN_OUT,
     Conv,
     dense_head,
     global_average,
@@ -28,12 +29,12 @@ from medmerge_jax.models.registry import ModelSpec, register
 Array = jax.Array
 
 
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and the shortcut.
+class Block(nn.Module):
+    """A residual block.
 
     Attributes:
-      width: Channels inside and at the output.
-      stride: Of the first convolution and the shortcut.
+      width: Channels inside.
+      stride: Of its 3 x 3 convolution, the first if there are two, and of the shortcut.
       dtype: Compute dtype.
     """
 
@@ -41,81 +42,62 @@ class BasicBlock(nn.Module):
     stride: int
     dtype: Any
 
-    @nn.compact
-    def __call__(self, x: Array, use_running_average: bool) -> Array:
-        """Maps (n, h, w, c) to (n, h/stride, w/stride, width)."""
-        y = Conv(self.width, 3, self.stride, self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, use_running_average))
-        y = Conv(self.width, 3, 1, self.dtype, name="conv2")(y)
-        y = BatchNorm(self.dtype, name="bn2")(y, use_running_average)
-        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, use_running_average))
 
-
-class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions; the stride is in the 3 x 3 one ("v1.5").
-
-    Attributes:
-      width: Channels inside; four times as many at the output.
-      stride: Of the second convolution and the shortcut.
-      dtype: Compute dtype.
-    """
-
-    width: int
-    stride: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array, use_running_average: bool) -> Array:
-        """Maps (n, h, w, c) to (n, h/stride, w/stride, 4 · width)."""
-        y = Conv(self.width, 1, 1, self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, use_running_average))
-        y = Conv(self.width, 3, self.stride, self.dtype, name="conv2")(y)
-        y = nn.relu(BatchNorm(self.dtype, name="bn2")(y, use_running_average))
-        y = Conv(4 * self.width, 1, 1, self.dtype, name="conv3")(y)
-        y = BatchNorm(self.dtype, name="bn3")(y, use_running_average)
-        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, use_running_average))
-
-
-class CifarBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut without parameters (option A of the paper).
-
-    Attributes:
-      width: Channels inside and at the output.
-      stride: Of the first convolution and the shortcut.
-      dtype: Compute dtype.
-    """
-
-    width: int
-    stride: int
-    dtype: Any
+class BasicBlock(Block):
+    """Two 3 x 3 convolutions and the shortcut."""
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool) -> Array:
         """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, width)."""
-        y = Conv(self.width, 3, self.stride, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.dtype, name="bn1")(y, use_running_average))
-        y = Conv(self.width, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv2")(y)
-        y = BatchNorm(self.dtype, name="bn2")(y, use_running_average)
+        convolutions = ((self.width, 3, self.stride), (self.width, 3, 1))
+        y = branch(x, convolutions, self.dtype, use_running_average)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, use_running_average))
+
+
+class Bottleneck(Block):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions; the stride is in the 3 x 3 one ("v1.5")."""
+
+    @nn.compact
+    def __call__(self, x: Array, use_running_average: bool) -> Array:
+        """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, 4 · width)."""
+        convolutions = ((self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1))
+        y = branch(x, convolutions, self.dtype, use_running_average)
+        return nn.relu(y + shortcut(x, y.shape[-1], self.stride, self.dtype, use_running_average))
+
+
+class CifarBlock(Block):
+    """Two 3 x 3 convolutions and a shortcut without parameters (option A of the paper)."""
+
+    @nn.compact
+    def __call__(self, x: Array, use_running_average: bool) -> Array:
+        """Maps (n, h, w, c) to (n, ⌈h/stride⌉, ⌈w/stride⌉, width)."""
+        convolutions = ((self.width, 3, self.stride), (self.width, 3, 1))
+        y = branch(x, convolutions, self.dtype, use_running_average, KAIMING_FAN_IN)
         extra = (self.width - x.shape[-1]) // 2
         x = x[:, :: self.stride, :: self.stride]
         return nn.relu(y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra, extra))))
 
 
-class Block(Protocol):
-    """What a stage is made of."""
+def branch(
+    x: Array,
+    convolutions: Sequence[tuple[int, int, int]],
+    dtype: Any,
+    use_running_average: bool,
+    kernel_init: Callable[..., Array] = KAIMING_FAN_OUT,
+) -> Array:
+    """Convolutions of (features, size, stride), each with a batch norm, and ReLUs in between.
 
-    def __call__(self, width: int, stride: int, dtype: Any, *, name: str) -> nn.Module:
-        """A residual block."""
+    They are the calling module's submodules `conv1`, `bn1`, `conv2`, ….
+    """
+    for i, (features, size, stride) in enumerate(convolutions, 1):
+        x = x if i == 1 else nn.relu(x)
+        x = Conv(features, size, stride, dtype, kernel_init, name=f"conv{i}")(x)
+        x = BatchNorm(dtype, name=f"bn{i}")(x, use_running_average)
+    return x
 
 
 class Downsample(nn.Module):
-    """The shortcut where the shape changes: 1 x 1 convolution "0" and batch norm "1".
-
-    Attributes:
-      features: Output channels.
-      stride: Of the convolution.
-      dtype: Compute dtype.
-    """
+    """The shortcut where the shape changes: 1 x 1 convolution "0" and batch norm "1"."""
 
     features: int
     stride: int
@@ -136,17 +118,9 @@ def shortcut(x: Array, features: int, stride: int, dtype: Any, use_running_avera
 
 
 class Stage(nn.Module):
-    """Blocks "0", "1", … of one width.
+    """Blocks "0", "1", … of one width, the first with the stride."""
 
-    Attributes:
-      block: Class of the blocks.
-      depth: Number of blocks.
-      width: Of each block.
-      stride: Of the first block.
-      dtype: Compute dtype.
-    """
-
-    block: Block
+    block: type[Block]
     depth: int
     width: int
     stride: int
@@ -171,7 +145,7 @@ class ResNet(nn.Module):
       dtype: Compute dtype.
     """
 
-    block: Block
+    block: type[Block]
     depths: tuple[int, ...]
     num_classes: int
     dtype: Any = jnp.float32
@@ -180,20 +154,9 @@ class ResNet(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, use_running_average: bool | None = None
     ) -> Array:
-        """Logits, or pooled features without a head.
-
-        Args:
-          x: (n, h, w, 3), normalised.
-          train: Training mode; there is nothing in it but what the batch norms do.
-          use_running_average: Of the batch norms; by default not in training mode.
-
-        Returns:
-          float32 (n, num_classes), or (n, features) if `num_classes` is 0.
-        """
+        """Logits of images (n, h, w, 3), see `registry.create_model`."""
         use_running_average = resolve(train, use_running_average)
-        x = Conv(64, 7, 2, self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, use_running_average))
-        x = max_pool(x)
+        x = max_pool(nn.relu(branch(x, [(64, 7, 2)], self.dtype, use_running_average)))
         for i, depth in enumerate(self.depths):
             stride = 1 if i == 0 else 2
             stage = Stage(self.block, depth, 64 * 2**i, stride, self.dtype, name=f"layer{i + 1}")
@@ -219,19 +182,10 @@ class CifarResNet(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, use_running_average: bool | None = None
     ) -> Array:
-        """Logits, or pooled features without a head.
-
-        Args:
-          x: (n, h, w, 3), normalised.
-          train: Training mode; there is nothing in it but what the batch norms do.
-          use_running_average: Of the batch norms; by default not in training mode.
-
-        Returns:
-          float32 (n, num_classes), or (n, 64) if `num_classes` is 0.
-        """
+        """Logits of images (n, h, w, 3), see `registry.create_model`."""
         use_running_average = resolve(train, use_running_average)
-        x = Conv(16, 3, 1, self.dtype, KAIMING_FAN_IN, name="conv1")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="bn1")(x, use_running_average))
+        x = branch(x, [(16, 3, 1)], self.dtype, use_running_average, KAIMING_FAN_IN)
+        x = nn.relu(x)
         for i in range(3):
             stride = 1 if i == 0 else 2
             stage = Stage(

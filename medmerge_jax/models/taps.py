@@ -10,7 +10,7 @@ import numpy as np
 
 from medmerge_jax.merging.correlation import Moments, init_moments, update_moments
 from medmerge_jax.merging.spaces import Space
-from medmerge_jax.merging.trees import SEPARATOR, without_head
+from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models.registry import create_model
 
 Tree = Mapping[str, Any]
@@ -78,19 +78,13 @@ def _outputs(
     """The outputs of some of a model's modules, by their paths."""
 
     def is_wanted(submodule: nn.Module, method: str) -> bool:
-        return method == "__call__" and SEPARATOR.join(submodule.path) in modules
+        return method == "__call__" and "/".join(submodule.path) in modules
 
     _, state = module.apply(
         variables, images, train=False, capture_intermediates=is_wanted, mutable="intermediates"
     )
-    return {path: _at(state["intermediates"], path) for path in modules}
-
-
-def _at(intermediates: Tree, path: str) -> jax.Array:
-    node: Any = intermediates
-    for name in path.split(SEPARATOR):
-        node = node[name]
-    return node["__call__"][0]
+    outputs = flatten(state["intermediates"])
+    return {path: outputs[f"{path}/__call__"][0] for path in modules}
 
 
 # One space and tap at a time: compiled once for all of the same shapes.

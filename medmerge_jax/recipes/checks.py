@@ -98,19 +98,26 @@ def _with_options(config: Config) -> Config:
 
 def _mistakes(config: Config, prefix: str = "") -> Iterator[str]:
     """Of a config and of its sources, a line each."""
-    for field in fields(config):
-        yield from (f"{prefix}{line}" for line in _field_mistakes(field))
-    for name, stage in (("lp", config.lp), ("ft", config.ft)):
-        if late := [epoch for epoch in stage.keep if epoch > stage.epochs]:
-            yield f"{prefix}{name}.keep = {shown(stage.keep)}: {late} come after {name}.epochs"
-    for part in (_data_mistakes(config.data), _parent_mistakes(config), _seed_mistakes(config)):
-        yield from (f"{prefix}{line}" for line in part)
+    yield from (f"{prefix}{line}" for line in _own_mistakes(config))
     if prefix and config.recipe == "compare":
         yield f"{prefix}recipe = 'compare': a source is one run; {nearest('', RECIPES)}"
-    if config.recipe in CHOICES["recipe"]():
-        yield from (f"{prefix}{line}" for line in _merger_mistakes(config))
     for name, source in config.sources.items():
         yield from _mistakes(source, f"{prefix}sources.{name}.")
+
+
+def _own_mistakes(config: Config) -> Iterator[str]:
+    for field in fields(config):
+        yield from _field_mistakes(field)
+    for name, stage in (("lp", config.lp), ("ft", config.ft)):
+        if late := [epoch for epoch in stage.keep if epoch > stage.epochs]:
+            yield f"{name}.keep = {shown(stage.keep)}: {late} come after {name}.epochs"
+    yield from _data_mistakes(config.data)
+    yield from _parent_mistakes(config)
+    seeds = config.compare.seeds
+    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) <= MOST:
+        yield f"compare.seeds = {shown(seeds)}: one or more different seeds are wanted"
+    if config.recipe in CHOICES["recipe"]():
+        yield from _merger_mistakes(config)
 
 
 def _field_mistakes(field: Field) -> Iterator[str]:
@@ -150,12 +157,6 @@ def _parent_mistakes(config: Config) -> Iterator[str]:
             yield "parents: all are zeros; one trained parent is wanted"
     elif config.parents[config.start] == "zeros":
         yield f"start = {config.start!r}: is a parent of zeros; a trained one is wanted"
-
-
-def _seed_mistakes(config: Config) -> Iterator[str]:
-    seeds = config.compare.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) <= MOST:
-        yield f"compare.seeds = {shown(seeds)}: one or more different seeds are wanted"
 
 
 def _merger_mistakes(config: Config) -> Iterator[str]:

@@ -13,6 +13,7 @@ from medmerge_jax.config import Stage as StageConfig
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predict import predict
+from medmerge_jax.images import Pixels
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
@@ -31,46 +32,37 @@ from medmerge_jax.training.stage import Stage, StageResult
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What the runs of a comparison share.
+class Prepared:
+    """What an experiment has before its sources are trained: its images, and other parents."""
 
-    Attributes:
-      dataset: Labels and names.
-      batches: Images, for each split.
-      parents: Variables and provenance, by name, in merging order.
-      class_weights: (classes,) of the loss.
-      fingerprint: Of the data: labels, splits and pixels.
-      hashes: Of the images, and of those that the parents were trained on.
-      audit: See `data.audit.audit`.
-      mesh: The devices, see `runtime.mesh`.
-      features: Filled by linear probes: a parent's features, by (parent, split).
-    """
-
+    config: Config
     dataset: DataSet
-    batches: dict[str, Batches]
-    parents: dict[str, Parent]
-    class_weights: np.ndarray
-    fingerprint: str
-    hashes: ImageHashes
-    audit: dict[str, Any]
+    pixels: dict[str, Pixels]  # of each split
+    fingerprint: str  # of labels, splits and pixels, wherever the files are
+    parents: dict[str, Parent]  # by name
+    hashes: ImageHashes  # of the images, and of those that the parents were trained on
+    audit: dict[str, Any]  # see `data.audit`
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs(Prepared):
+    """What the runs of an experiment share: all parents, in merging order, and batches."""
+
+    batches: dict[str, Batches]  # of each split
+    class_weights: np.ndarray  # (classes,) of the loss
     mesh: jax.sharding.Mesh | None = None
+    # Filled by linear probes: a parent's features, by (parent, split).
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model and how it came about; what every stage starts from and returns.
+    """A model and how it came about; what every stage starts from and returns."""
 
-    Attributes:
-      variables: Of an ordinary model, with a head.
-      coefficients: Effective ones of the merge linear probe that led here, if one did.
-      stages: Summaries of the stages that led here, in order, for results.json.
-      kept: Variables after the epochs that a stage was to keep, by stage and epoch: "ft-3".
-    """
-
-    variables: Tree
-    coefficients: Tree | None = None
-    stages: tuple[dict[str, Any], ...] = ()
+    variables: Tree  # of an ordinary model, with a head
+    coefficients: Tree | None = None  # effective ones of the merge linear probe that led here
+    stages: tuple[dict[str, Any], ...] = ()  # summaries of those that led here, in order
+    # Variables after the epochs that a stage was to keep, by stage and epoch: "ft-3".
     kept: dict[str, Tree] = dataclasses.field(default_factory=dict)
 
     def after(
@@ -171,12 +163,8 @@ class Experiment:
         """Trains the head; on frozen features that are computed once where they do not change.
 
         They do where batch norms train too, where every epoch has other images, and where the
-        model draws random numbers, as for dropout.
-
-        Args:
-          model: Where to start.
-          train_batch_norm: Whether the batch norms train too.
-          shared_as: A name under which later probes of this very backbone find its features.
+        model draws random numbers, as for dropout. Later probes of the very same backbone find its
+        features by the name that they are shared as.
         """
         variables = model.variables
         if train_batch_norm or self._augmentation is not None or self._spec.rngs:

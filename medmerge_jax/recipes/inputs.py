@@ -50,11 +50,14 @@ def load_data(config: Config, workdir: Path) -> DataSet:
     """The data set that `config.data` describes; drawn images are made in the workdir."""
     dataset, data = _read_data(config, workdir), config.data
     ordinal = dataset.ordinal if data.ordinal is None else data.ordinal
+    for note in dataset.notes:
+        say(f"data {data.name}: {note}")
     return dataclasses.replace(dataset, name=data.name, ordinal=ordinal)
 
 
 def _read_data(config: Config, workdir: Path) -> DataSet:
     data, root = config.data, Path(config.data.root).expanduser()
+    splits: dict[str, Any] = {"fractions": data.fractions, "seed": data.split_seed}
     if data.kind == "table":
         return image_table(
             Path(data.table).expanduser(),
@@ -65,26 +68,19 @@ def _read_data(config: Config, workdir: Path) -> DataSet:
             group_column=data.group_column,
             classes=data.classes,
             multilabel=data.multilabel,
-            fractions=data.fractions,
-            seed=data.split_seed,
+            **splits,
         )
     if data.kind == "official":
-        return official_data_set(
-            data.name,
-            root,
-            variant=data.variant,
-            split_by=data.split_by,
-            split_table=Path(data.split_table).expanduser() if data.split_table else "",
-            fractions=data.fractions,
-            seed=data.split_seed,
-        )
+        table = Path(data.split_table).expanduser() if data.split_table else ""
+        splits.update(variant=data.variant, split_by=data.split_by, split_table=table)
+        return official_data_set(data.name, root, **splits)
     if data.kind == "synthetic":
         root = workdir / "data" / data.name
         atomic.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
-        drawn = dataclasses.asdict(data.synthetic)
-        drawn["counts"] = dict(zip(SPLITS, data.synthetic.counts, strict=True))
-        write_synthetic(root, size=config.image_size, **drawn)
-    return image_folder(root, data.classes or None, data.fractions, data.split_seed)
+        counts = dict(zip(SPLITS, data.synthetic.counts, strict=True))
+        drawn = {"seed": data.synthetic.seed, "appearance": data.synthetic.appearance}
+        write_synthetic(root, data.synthetic.kind, counts, size=config.image_size, **drawn)
+    return image_folder(root, data.classes or None, **splits)
 
 
 def missing_data(data: Data) -> list[str]:
@@ -107,16 +103,11 @@ def missing_data(data: Data) -> list[str]:
 def decode(config: Config, dataset: DataSet) -> dict[str, Pixels]:
     """The images of each split, decoded once and kept on the disk."""
     pixels = {}
+    size, resize, cache = config.image_size, config.data.resize, atomic.cache_folder("images")
     for name in SPLITS:
         split = dataset.splits[name]
         with Bar(f"decoding {dataset.name} {name}", len(split), "images") as bar:
-            pixels[name] = cached_pixels(
-                split,
-                config.image_size,
-                config.data.resize,
-                atomic.cache_folder("images"),
-                progress=bar.to,
-            )
+            pixels[name] = cached_pixels(split, size, resize, cache, progress=bar.to)
     return pixels
 
 
@@ -130,12 +121,7 @@ def audit_data(
 
     With `config.data.exclude_overlap`, val and test images of the latter kind are left out of what
     is returned: the data set, its pixels, their hashes with those of the parents' training images.
-
-    Args:
-      config: The experiment.
-      dataset: As loaded.
-      pixels: Of its splits.
-      parents: Hashes of the images that they were trained on, None where those are not known.
+    Of the parents these hashes are given, or None where they are not known.
     """
     hashes = hash_images(dataset, {n: p.array for n, p in pixels.items()}, config.data.resize)
     audit = audit_data_set(dataset, hashes, parents)
@@ -163,12 +149,7 @@ def audit_data(
 def load_parents(
     config: Config, names: list[str], source_directories: dict[str, Path]
 ) -> dict[str, Parent]:
-    """Variables and provenance of each named parent, by name.
-
-    Args:
-      config: The experiment.
-      names: Of `config.parents`; those of zeros come without variables, see `fill_zeros`.
-      source_directories: Where the models of `config.sources` are.
+    """Variables and provenance of each named parent; of zeros without, see `fill_zeros`.
 
     Raises:
       UserError: One for all the parents that cannot be loaded.

@@ -1,22 +1,18 @@
 """The inputs of an experiment: all that can be wrong with them shows before anything is trained."""
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from medmerge_jax.config import Config
 from medmerge_jax.data import DataSet, ImageHashes, load_hashes, make_batches
 from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, titles
-from medmerge_jax.images import Pixels
 from medmerge_jax.models import get_spec
 from medmerge_jax.recipes import inputs
 from medmerge_jax.recipes.checks import needed_parents
-from medmerge_jax.recipes.experiment import Inputs
-from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.recipes.experiment import Inputs, Prepared
 from medmerge_jax.runtime.mesh import data_mesh
 from medmerge_jax.runtime.progress import say
 
@@ -48,25 +44,6 @@ def source_folder(workdir: Path, name: str) -> Path:
     return workdir / "sources" / name
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What an experiment has before its sources are trained: its images, and other parents."""
-
-    config: Config
-    dataset: DataSet
-    pixels: dict[str, Pixels]
-    parents: dict[str, Parent]
-    hashes: ImageHashes
-    audit: dict[str, Any]
-
-    @property
-    def fingerprint(self) -> str:
-        """Of labels, splits and pixels, wherever the files are."""
-        hashes = {name: pixels.sha256 for name, pixels in self.pixels.items()}
-        hashed = json.dumps([self.dataset.fingerprint(), hashes], sort_keys=True)
-        return hashlib.sha256(hashed.encode()).hexdigest()
-
-
 def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prepared:
     """Loads what there is and shows what is wrong with it, before anything is trained."""
     spec = get_spec(config.architecture)
@@ -95,7 +72,10 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
             file = source_folder(workdir, source) / HASHES_FILE
             trained_on[name] = load_hashes(file)[0] if file.exists() else None
     dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
-    return Prepared(config, dataset, pixels, parents, hashes, audit)
+    checksums = {name: of_split.sha256 for name, of_split in pixels.items()}
+    hashed = json.dumps([dataset.fingerprint(), checksums], sort_keys=True)
+    fingerprint = hashlib.sha256(hashed.encode()).hexdigest()
+    return Prepared(config, dataset, pixels, fingerprint, parents, hashes, audit)
 
 
 def _check_order(config: Config, dataset: DataSet) -> None:
@@ -119,8 +99,9 @@ def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
     directories = {name: source_folder(workdir, name) for name in sources_of(config)}
     mesh = data_mesh()
     parents = {**parents, **inputs.load_parents(config, made, directories)}
+    parents = inputs.fill_zeros(dict(sorted(parents.items())))
     return Inputs(
-        dataset=prepared.dataset,
+        **{**vars(prepared), "parents": parents},
         batches={
             name: make_batches(
                 pixels.array,
@@ -132,10 +113,6 @@ def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
             )
             for name, pixels in prepared.pixels.items()
         },
-        parents=inputs.fill_zeros(dict(sorted(parents.items()))),
         class_weights=inputs.loss_weights(config, prepared.dataset),
-        fingerprint=prepared.fingerprint,
-        hashes=prepared.hashes,
-        audit=prepared.audit,
         mesh=mesh,
     )

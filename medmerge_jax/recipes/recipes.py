@@ -9,21 +9,14 @@ from medmerge_jax.registry import Decorator, Registry
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """An entry of `RECIPES`.
+    """An entry of `RECIPES`."""
 
-    Attributes:
-      function: Composes stages of an `Experiment`.
-      one_parent: Whether it starts from the parent `config.start`, instead of from all parents.
-      merges: Whether it calls `config.merge_ft.method`.
-    """
-
-    function: Callable[[Experiment], Trained]
-    one_parent: bool = False
-    merges: bool = False
+    function: Callable[[Experiment], Trained]  # composes stages
+    one_parent: bool = False  # whether it starts from `config.start`, instead of all parents
+    merges: bool = False  # whether it calls `config.merge_ft.method`
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")
-
 
 recipe = Decorator(RECIPES, Recipe)
 """Registers a function under its name; the first line of its docstring says what it does.

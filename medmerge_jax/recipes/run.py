@@ -12,8 +12,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import classification_metrics, confusion_matrix
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.merging.trees import flatten
-from medmerge_jax.recipes.experiment import Experiment, Inputs, Trained
-from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.recipes.experiment import Experiment, Inputs, Prepared, Trained
 from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.versions import package_versions
@@ -45,19 +44,13 @@ def _read_results(directory: RunDirectory) -> dict[str, Any] | None:
     return results
 
 
-def record(
-    config: Config,
-    directory: RunDirectory,
-    data_fingerprint: str,
-    parents: dict[str, Parent],
-) -> None:
+def record(config: Config, directory: RunDirectory, data: Prepared) -> None:
     """Writes config.json, or checks that the directory's run began with the same."""
-    fingerprints = {
-        name: card["fingerprint"] for name, (_, card) in parents.items() if "fingerprint" in card
-    }
+    cards = {name: card for name, (_, card) in data.parents.items()}
+    parents = {name: card["fingerprint"] for name, card in cards.items() if "fingerprint" in card}
     processes.from_first(
         lambda: directory.record_config(
-            to_json(config), data_fingerprint, fingerprints, package_versions()
+            to_json(config), data.fingerprint, parents, package_versions()
         )
     )
 
@@ -72,7 +65,7 @@ def leave_audit(directory: RunDirectory, inputs: Inputs) -> None:
 def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[str, Any]:
     """One recipe, from its stages to results.json, which is written last but the report."""
     directory.start_clock()
-    record(config, directory, inputs.fingerprint, inputs.parents)
+    record(config, directory, inputs)
     leave_audit(directory, inputs)
     experiment = Experiment(config, directory, inputs)
     recipe = RECIPES[config.recipe]
@@ -137,10 +130,8 @@ def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
 
 def shared_parents(inputs: Inputs) -> dict[str, Any]:
     """The parents' cards, as others may see them."""
-    shared: dict[str, Any] = weights.shareable(
-        {name: card for name, (_, card) in inputs.parents.items()}, "parents"
-    )
-    return shared
+    cards = {name: card for name, (_, card) in inputs.parents.items()}
+    return dict(weights.shareable(cards, "parents"))
 
 
 def _model(experiment: Experiment, variables: Tree) -> weights.Model:

@@ -1,4 +1,4 @@
-"""What makes JAX fast on a CPU and has to be asked for before JAX starts."""
+"""The cores there are, and what makes JAX fast on them and is asked for before JAX starts."""
 
 import ctypes
 import importlib.util
@@ -65,3 +65,10 @@ def _xla_knows_the_flag() -> bool:
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as it:
             return it.find(_FUSION_TYPES.encode()) >= 0 and it.find(_CONVOLUTION) >= 0
     return False
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: those of a job, not of its machine, where it is told."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

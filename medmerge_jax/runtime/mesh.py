@@ -82,10 +82,7 @@ def replicate_key(key: jax.Array, mesh: Mesh | None) -> jax.Array:
 def split_rows(tree: Any, size: int, mesh: Mesh | None) -> Any:
     """Arrays of `size` rows over all devices, from the rows `own_rows(size, mesh)` in each process.
 
-    Args:
-      tree: Of arrays on the host.
-      size: A multiple of the number of devices.
-      mesh: Of all devices.
+    They are on the host, and the size is a multiple of the number of devices.
     """
     sharding = None if mesh is None else batch_sharded(mesh)
     if jax.process_count() == 1:

@@ -58,18 +58,12 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     Raises:
       UserError: Some but not all are given, or numbers that cannot be, or nobody answers.
     """
-    _meet(coordinator, num_processes, process_id)
-    _Us.started.set()
-
-
-def _meet(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] | None = None
     if len(missing) == len(given):
-        if not _slurm_has_several():
-            return
-        options["local_device_ids"] = _slurm_devices()
+        if _slurm_has_several():
+            options = {"local_device_ids": _slurm_devices()}
     elif missing:
         raise UserError(f"--{missing[0]} is missing: several processes want {_FLAGS}")
     else:
@@ -79,14 +73,15 @@ def _meet(coordinator: str | None, num_processes: int | None, process_id: int | 
                 f"--coordinator={coordinator} --num_processes={num_processes} "
                 f"--process_id={process_id}: {_FLAGS} with 0 ≤ I < N are wanted"
             )
-        if num_processes == 1:
-            return
-        options = {
-            "coordinator_address": coordinator,
-            "num_processes": num_processes,
-            "process_id": process_id,
-            "cluster_detection_method": "deactivate",
-        }
+        if num_processes > 1:
+            options = {"coordinator_address": coordinator, "num_processes": num_processes}
+            options |= {"process_id": process_id, "cluster_detection_method": "deactivate"}
+    if options is not None:
+        _initialize(options)
+    _Us.started.set()
+
+
+def _initialize(options: dict[str, Any]) -> None:
     import jax
 
     # Its handler of SIGTERM takes the place of ours, see `preemption` and `all_stop`.
@@ -98,7 +93,7 @@ def _meet(coordinator: str | None, num_processes: int | None, process_id: int | 
             shutdown_timeout_seconds=_END_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        where = coordinator or "the first node of the job"
+        where = options.get("coordinator_address", "the first node of the job")
         raise UserError(
             f"the processes did not meet at {where} ({error}); start all of them, and choose a "
             "port that is free and open"

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and the folders of this library."""
 
+import contextlib
 import errno
 import json
 import math
@@ -37,6 +38,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a write, unlike an open, does not say where
         raise
+
+
+def is_at(path: Path, file: int) -> bool:
+    """Whether a path is still that of an open file, whose inode no other gets meanwhile."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(file))
+    return False
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:

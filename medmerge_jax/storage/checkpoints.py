@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint.experimental import v1 as ocp
 
 from medmerge_jax.merging.trees import flatten, unflatten
@@ -41,7 +40,7 @@ class StageCheckpoints:
     def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        # While the folder is open, no other gets its inode: `_is_there` can tell one made anew.
+        # While the folder is open, no other gets its inode: `is_at` can tell one made anew.
         self._held = os.open(directory, os.O_RDONLY)
         self._failed = False
         self._summing: threading.Thread | None = None
@@ -51,7 +50,8 @@ class StageCheckpoints:
         # Orbax reads the metadata of all checkpoints at once and does not start if one is damaged.
         for number in self._numbers():
             problem = self._damage(number, _METADATA)
-            if problem or not _is_metadata(self._path(number) / _METADATA):
+            metadata = _read_object(self._path(number) / _METADATA)
+            if problem or not isinstance(metadata.get("custom_metadata"), dict):
                 self._set_aside(number, problem or f"{_METADATA} cannot be read")
         return ocp.training.Checkpointer(
             self._directory.absolute(),
@@ -87,7 +87,7 @@ class StageCheckpoints:
                     values = dict(self._checkpointer.metadata(newest.step).custom_metadata)
                     return self._checkpointer.load(newest.step, _abstract(like(values))), values
                 except Exception as error:  # what Orbax and TensorStore raise is of many kinds
-                    if self._recorded_checksums(newest.step):
+                    if _read_object(self._path(newest.step, ".json")):
                         raise  # it is whole, so something else is wrong
                     problem = f"{type(error).__name__} while it was read"
             self._checkpointer.close()
@@ -106,12 +106,12 @@ class StageCheckpoints:
     def _set_aside(self, number: int, problem: str) -> None:
         """Renames a damaged checkpoint, so that its number is free and it can be looked at."""
         before = [one for one in self._numbers() if one < number]
-        _meet(f"{self._path(number)} is damaged")
-        if jax.process_index() == 0:
+        processes.wait_for_all()
+        if processes.is_first():
             shutil.rmtree(self._path(number, ".damaged"), ignore_errors=True)
             self._path(number).rename(self._path(number, ".damaged"))
             self._path(number, ".json").unlink(missing_ok=True)
-        _meet(f"{self._path(number)} is set aside")
+        processes.wait_for_all()
         say(
             f"checkpoint {self._path(number)} is damaged ({problem}) and was renamed to "
             f"{number}.damaged; before it there is {f'number {before[-1]}' if before else 'none'}"
@@ -119,19 +119,12 @@ class StageCheckpoints:
 
     def _damage(self, number: int, pattern: str = "**/*") -> str:
         """What differs from the checksums, if there are any."""
-        recorded = self._recorded_checksums(number)
+        recorded = _read_object(self._path(number, ".json"))
         current = _checksums(self._path(number), pattern)
         for name in sorted(recorded if pattern == "**/*" else recorded.keys() & {pattern}):
             if current.get(name) != recorded[name]:
                 return f"{name} {'has changed' if name in current else 'is missing'}"
         return ""
-
-    def _recorded_checksums(self, number: int) -> dict[str, Any]:
-        try:
-            recorded = json.loads(self._path(number, ".json").read_text())
-        except (OSError, ValueError):  # killed before they were written, or damaged themselves
-            return {}
-        return recorded if isinstance(recorded, dict) else {}
 
     def _sum(self, number: int, saving: Any) -> None:
         """Writes the checksums of a checkpoint when it is on the disk."""
@@ -154,12 +147,12 @@ class StageCheckpoints:
             earlier save found it so.
         """
         with self._os_errors():
-            if not self._is_there():  # Orbax would make it anew
+            if not atomic.is_at(self._directory, self._held):  # Orbax would make it anew
                 raise FileNotFoundError(self._directory)
             # Without force, Orbax skips a checkpoint while the one before is being written.
             saving = self._checkpointer.save_async(number, tree, force=True, custom_metadata=values)
         self._join()
-        if jax.process_index() == 0:
+        if processes.is_first():
             self._summing = threading.Thread(target=self._sum, args=(number, saving))
             self._summing.start()
 
@@ -199,19 +192,13 @@ class StageCheckpoints:
         try:
             yield
         except Exception as error:
-            number = self._os_error_number(error) if self._is_there() else errno.ENOENT
+            is_there = atomic.is_at(self._directory, self._held)
+            number = self._os_error_number(error) if is_there else errno.ENOENT
             if not number:
                 raise
             self._failed = True
             self._remove_unfinished()
             raise OSError(number, os.strerror(number), str(self._directory)) from error
-
-    def _is_there(self) -> bool:
-        """Whether the folder is still the one that this began with."""
-        try:
-            return os.path.samestat(self._directory.stat(), os.fstat(self._held))
-        except OSError:
-            return False
 
     def _os_error_number(self, error: Exception) -> int:
         """0 if it is none."""
@@ -241,18 +228,12 @@ def _abstract(tree: Any) -> Any:
     )
 
 
-def _meet(where: str) -> None:
-    """Waits for the other processes."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
-
-
-def _is_metadata(path: Path) -> bool:
-    try:
-        metadata = json.loads(path.read_text())
-        return isinstance(metadata["custom_metadata"], dict)
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+def _read_object(path: Path) -> dict[str, Any]:
+    """Empty if the process was killed before it was written, or if it is damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(path.read_text())
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def _checksums(folder: Path, pattern: str = "**/*") -> dict[str, list[int]]:

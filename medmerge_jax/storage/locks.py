@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import functools
 import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from medmerge_jax.storage import atomic
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What `flock` fails with on a file system that has no locks."""
@@ -35,32 +38,22 @@ def held(path: Path) -> Iterator[Callable[[], bool]]:
       InUseError: Another process has the lock.
       OSError: The file cannot be written.
     """
-    lock: FileLock | SoftFileLock = FileLock(
+    lock: BaseFileLock = FileLock(
         path, thread_local=False, fallback_to_soft=False, on_acquired=_sign
     )
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InUseError(path.read_text().strip() or "another process") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        path.unlink(missing_ok=True)  # nobody can have it
-        path = path.with_name(f"{path.name}.holder")
-        lock = SoftFileLock(path, thread_local=False)
-        try:
+        if not _acquire(lock, timeout=0):
+            path.unlink(missing_ok=True)  # nobody can have it
+            path = path.with_name(f"{path.name}.holder")
+            lock = SoftFileLock(path, thread_local=False)
             lock.acquire(timeout=_SECONDS)
-        except Timeout:
-            raise InUseError(_marked(path)) from None
-    with path.open("rb") as file:  # while it is open, no other file has its inode
-
-        def is_there() -> bool:
-            with contextlib.suppress(OSError):
-                return os.path.samestat(os.fstat(file.fileno()), path.stat())
-            return False
-
+    except Timeout:
+        soft = isinstance(lock, SoftFileLock)
+        holder = _marked(path) if soft else path.read_text().strip() or "another process"
+        raise InUseError(holder) from None
+    with path.open("rb") as file:
         try:
-            yield is_there
+            yield functools.partial(atomic.is_at, path, file.fileno())
         finally:
             lock.release()
 
@@ -70,16 +63,20 @@ def waited_for(path: Path) -> Iterator[bool]:
     """Waits for the lock of a file; False where the file system has no locks."""
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        lock.acquire()
+        yield _acquire(lock)
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, timeout: float = -1) -> bool:
+    """False where the file system has no locks."""
+    try:
+        lock.acquire(timeout=timeout)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+        return False
+    return True
 
 
 def _sign(file: int) -> None:

@@ -28,19 +28,12 @@ _CHUNK = 2**24
 
 
 class Member(NamedTuple):
-    """An array of an archive that is not read yet.
+    """An array of an archive that is not read yet."""
 
-    Attributes:
-      file: At the beginning of its data.
-      shape: As the header says; so much data is there.
-      dtype: Without Python objects.
-      fortran: Whether the data is stored column by column.
-    """
-
-    file: IO[bytes]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran: bool
+    file: IO[bytes]  # at the beginning of its data
+    shape: tuple[int, ...]  # as the header says; so much data is there
+    dtype: np.dtype  # without Python objects
+    fortran: bool  # whether the data is stored column by column
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -55,13 +48,14 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         for name in archive.namelist():
             if not name.endswith(".npy"):
                 raise UserError(f"{path}: its member {name!r:.80} is no array (.npy)")
-            with open_member(path, archive, name.removesuffix(".npy")) as member:
+            name = name.removesuffix(".npy")
+            with open_member(path, archive, name) as member:
                 shape = member.shape[::-1] if member.fortran else member.shape
                 array = np.empty(shape, member.dtype)
                 fill(array, member.file)
             if array.dtype.kind == "U" and array.size:
                 _check_text(array)
-            arrays[name.removesuffix(".npy")] = array.T if member.fortran else array
+            arrays[name] = array.T if member.fortran else array
         return arrays
 
 
@@ -93,13 +87,9 @@ def open_member(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[Mem
     """An array by its name, which is the member's without `.npy`."""
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read_header(file)
+        in_version_1 = np.lib.format.read_magic(file) == (1, 0)
+        headers = np.lib.format.read_array_header_2_0, np.lib.format.read_array_header_1_0
+        shape, fortran, dtype = headers[in_version_1](file)
         if dtype.hasobject:
             raise UserError(f"{path}: {name} holds pickled objects, which are never read")
         data, claimed = info.file_size - file.tell(), math.prod(shape) * dtype.itemsize
@@ -132,8 +122,7 @@ def _check_text(array: np.ndarray) -> None:
 
 def _refuse_bombs(path: Path, archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
-    kinds = {info.compress_type for info in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-    if kinds:
+    if {info.compress_type for info in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise UserError(f"{path}: is compressed in another way than NumPy does; save it again")
     size, unpacked = path.stat().st_size, sum(info.file_size for info in members)
     if unpacked > MOST_TIMES * size + MOST_BESIDES:

@@ -16,11 +16,8 @@ from medmerge_jax.errors import UserError
 class FileRows:
     """The rows of a mapped array, read from its file.
 
-    A file that was deleted can still be read to its end, because it stays open. One that was cut
-    short raises a UserError.
-
-    Args:
-      mapped: As `np.load(path, mmap_mode="r")` gives it.
+    It is mapped as by `np.load(path, mmap_mode="r")`. A file that was deleted can still be read to
+    its end, because it stays open. One that was cut short raises a UserError.
     """
 
     def __init__(self, mapped: np.memmap):
@@ -37,11 +34,9 @@ class FileRows:
         """The rows of these numbers, int (n,), in this order. Threads may read at once."""
         array = np.empty((len(rows), *self.shape[1:]), self.dtype)
         place = memoryview(array.data).cast("B")
-        for index, row in enumerate(rows):
-            start = index * self._row_bytes
-            self._read(
-                place[start : start + self._row_bytes], self._offset + int(row) * self._row_bytes
-            )
+        size = self._row_bytes
+        for start, row in zip(range(0, len(place), size), rows, strict=True):
+            self._read(place[start : start + size], self._offset + int(row) * size)
         return array
 
     def whole(self) -> np.ndarray:

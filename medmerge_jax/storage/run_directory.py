@@ -60,38 +60,33 @@ class RunDirectory:
           UserError: Another process holds it, or the directory cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            processes.from_first(lambda: stack.enter_context(self._held()))
+            processes.from_first(lambda: self._hold(stack))
             yield
 
-    @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                _HELD[self.path] = stack.enter_context(locks.held(self.path / ".lock"))
-            except locks.InUseError as error:
-                raise UserError(
-                    f"workdir {self.path} is in use by {error}; wait for it to end, "
-                    "or choose another --workdir"
-                ) from error
-            except OSError as error:
-                raise UserError(
-                    f"workdir {self.path} cannot be written ({error.strerror}); "
-                    "choose a folder of yours with --workdir"
-                ) from error
-            try:
-                if (self.path / "config.json").exists():  # else it may be any folder of the user's
-                    atomic.remove_leftovers(self.path, _WRITTEN)
-                yield
-            finally:
-                _save_clocks()
-                _CLOCKS.clear()
-                del _HELD[self.path]
-                self.close()
-                self._remove_if_unused()
+    def _hold(self, stack: contextlib.ExitStack) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _HELD[self.path] = stack.enter_context(locks.held(self.path / ".lock"))
+        except locks.InUseError as error:
+            raise UserError(
+                f"workdir {self.path} is in use by {error}; wait for it to end, "
+                "or choose another --workdir"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"workdir {self.path} cannot be written ({error.strerror}); "
+                "choose a folder of yours with --workdir"
+            ) from error
+        stack.callback(self._leave)
+        if (self.path / "config.json").exists():  # else it may be any folder of the user's
+            atomic.remove_leftovers(self.path, _WRITTEN)
 
-    def _remove_if_unused(self) -> None:
+    def _leave(self) -> None:
         """A start that failed before anything was written leaves no folder."""
+        _save_clocks()
+        _CLOCKS.clear()
+        del _HELD[self.path]
+        self.close()
         with contextlib.suppress(OSError, ValueError):  # it is gone, or cannot be written any more
             first, *others = self.path.iterdir()
             if first.name.startswith(".lock") and not others:
@@ -152,11 +147,7 @@ class RunDirectory:
     ) -> None:
         """Writes config.json of a new run; of an old one, checks that it began with the same.
 
-        Args:
-          config: All fields.
-          data_fingerprint: Of labels, splits and pixels.
-          parents: Fingerprints of the parents' weights, as far as they are known.
-          versions: Of packages; recorded, not compared.
+        Parents are fingerprints of weights, as far as they are known; versions are not compared.
 
         Raises:
           UserError: The directory holds a run of another config, of other data, or of parents
@@ -218,20 +209,18 @@ class RunDirectory:
 
     def records(self) -> list[Record]:
         """All lines of metrics.jsonl; a last line cut short by a crash is left out."""
-        lines = [line for line in self._lines() if line.endswith("\n")]
-        return [self._record(number, line) for number, line in enumerate(lines, 1)]
-
-    def _record(self, number: int, line: str) -> Record:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+        records = []
+        for number, line in enumerate([x for x in self._lines() if x.endswith("\n")], 1):
             record = None
-        if not isinstance(record, dict) or type(record.get("epoch")) is not int:
-            raise UserError(
-                f"{self.path / 'metrics.jsonl'}, line {number}: {line[:80]!r} is no record of an "
-                "epoch; delete the line"
-            )
-        return record
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line)
+            if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+                raise UserError(
+                    f"{self.path / 'metrics.jsonl'}, line {number}: {line[:80]!r} is no record of "
+                    "an epoch; delete the line"
+                )
+            records.append(record)
+        return records
 
     def rewind(self, stage: str, epoch: int) -> None:
         """Drops the lines of `stage` after `epoch`, which will be trained again.
@@ -247,15 +236,13 @@ class RunDirectory:
 
     def _lines(self) -> list[str]:
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        return path.read_text(errors="replace").splitlines(keepends=True)
+        text = path.read_text(errors="replace") if path.exists() else ""
+        return text.splitlines(keepends=True)
 
     def log(self, record: Record) -> None:
         """Appends a line to metrics.jsonl, and its numbers to the TensorBoard events.
 
-        Args:
-          record: Has "stage" and "epoch" (from 1); the rest are numbers or None.
+        It has "stage" and "epoch" (from 1); the rest are numbers or None.
         """
         self.check_there()
         if not processes.is_first():

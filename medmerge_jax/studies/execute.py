@@ -7,15 +7,9 @@ from typing import Any
 
 from medmerge_jax.config import AnyConfig, Config, to_json
 from medmerge_jax.errors import UserError
+from medmerge_jax.recipes import prepare
 from medmerge_jax.recipes.checks import check_config
-from medmerge_jax.recipes.prepare import (
-    Prepared,
-    check_paths,
-    load_inputs,
-    prepare,
-    source_folder,
-    sources_of,
-)
+from medmerge_jax.recipes.experiment import Prepared
 from medmerge_jax.recipes.run import finished, record, run_recipe
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
@@ -44,22 +38,22 @@ def run(config: AnyConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         if results is not None:
             say(f"{workdir} is finished; nothing to do")
             return results
-        check_paths(config)
+        prepare.check_paths(config)
         order = _source_order(config)
         prepared: dict[str, Prepared] = {}
-        folders = {name: RunDirectory(source_folder(workdir, name)) for name in order}
+        folders = {name: RunDirectory(prepare.source_folder(workdir, name)) for name in order}
         untrained = [name for name in order if finished(folders[name]) is None]
         with processes.first_alone():
             for name in untrained:
-                prepared[name] = prepare(config.sources[name], workdir, prepared)
-            target = prepare(config, workdir, prepared)
+                prepared[name] = prepare.prepare(config.sources[name], workdir, prepared)
+            target = prepare.prepare(config, workdir, prepared)
         # What could be refused is past: from here on the directory belongs to this config.
-        record(config, directory, target.fingerprint, target.parents)
+        record(config, directory, target)
         for name, source in prepared.items():
             say(f"source {name}: {source.config.recipe} on {source.config.data.name}")
-            inputs = load_inputs(source, workdir)
+            inputs = prepare.load_inputs(source, workdir)
             run_recipe(source.config, folders[name], inputs)
-        inputs = load_inputs(target, workdir)
+        inputs = prepare.load_inputs(target, workdir)
         if config.recipe == "compare":
             return compare(config, directory, inputs)
         return run_recipe(config, directory, inputs)
@@ -67,7 +61,8 @@ def run(config: AnyConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _source_order(config: Config) -> list[str]:
     """The sources, each after those that it starts from; the same in all processes."""
-    graph = {name: sorted(sources_of(config.sources[name])) for name in sorted(config.sources)}
+    sources = sorted(config.sources.items())
+    graph = {name: sorted(prepare.sources_of(source)) for name, source in sources}
     try:
         return list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from medmerge_jax.models.layers import at_least_float32
+from medmerge_jax.merging.trees import at_least_float32
 
 
 def weighted_loss(

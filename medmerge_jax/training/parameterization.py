@@ -35,8 +35,7 @@ class Parameterization:
     Attributes:
       trainable: `{"params": {path: array}}`, for a merge also `"coefficients"`; gets gradients.
       frozen: `{"params": {path: array}}`, for a merge also `"parents"`, a tuple of kernels by path.
-      assemble: `assemble(trainable, frozen)` gives all parameters of the model by path; pure and
-        hashable.
+      assemble: Pure and hashable; gives all parameters of the model by path.
       batch_stats: Running statistics of the batch norms, nested.
       train_batch_norm: Batch statistics are used and running averages updated; otherwise the
         batch norms use their running statistics, which stay as they are.
@@ -60,13 +59,9 @@ def linear_probe(
 ) -> Parameterization:
     """The head is trained on a frozen backbone; optionally the batch norms with it.
 
-    With `train_batch_norm` this is the control of a merge linear probe: the same trainable
-    batch norms and head, but one parent and no coefficients.
-
-    Args:
-      variables: `{"params": ..., "batch_stats": ...}`.
-      train_batch_norm: Whether the norms are trained too, on the statistics of the batch.
-      role: What each parameter is, see `ModelSpec.role`.
+    With `train_batch_norm`, on the statistics of the batch, this is the control of a merge linear
+    probe: the same trainable batch norms and head, but one parent and no coefficients. What each
+    parameter is the role says, see `ModelSpec.role`.
     """
     trainable, frozen = _partition(flatten(variables["params"]), role, train_batch_norm)
     return _probe(trainable, frozen, variables.get("batch_stats", {}), train_batch_norm)

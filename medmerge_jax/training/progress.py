@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.errors import DivergedError
@@ -15,7 +14,7 @@ from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage.checkpoints import StageCheckpoints
 from medmerge_jax.training.parameterization import Tree
 from medmerge_jax.training.stage import Stage
-from medmerge_jax.training.step import TrainState
+from medmerge_jax.training.step import TrainState, copy_tree
 
 
 class Progress:
@@ -24,14 +23,14 @@ class Progress:
     Attributes:
       state: Of the last step.
       values: JSON values that a checkpoint has beside its arrays.
-      steps_per_epoch: Set as soon as there are batches, like `rates`.
-      rates: Learning rate of every step.
+      steps_per_epoch: Set as soon as there are batches, like `rates`, those of every step.
       saved_position: Where the newest checkpoint is, "" if there is none.
     """
 
     def __init__(self, stage: Stage, state: TrainState, checkpoints: StageCheckpoints):
         self.stage, self.state = stage, state
-        self._best = _copy((state.trainable, state.batch_stats)) if stage.select == "best" else ()
+        best = (state.trainable, state.batch_stats) if stage.select == "best" else ()
+        self._best = copy_tree(best)
         self.values: dict[str, Any] = {
             "epoch": 0,
             "step": 0,
@@ -87,11 +86,9 @@ class Progress:
         self.values["step"] += 1
 
     def finish_epoch(self, value: float | None, images: int) -> None:
-        """Counts an epoch, and saves it if it is time to.
+        """Counts an epoch on so many images, and saves it if it is time to.
 
-        Args:
-          value: Of the stage's metric on the validation split.
-          images: That the epoch trained on.
+        The value is that of the stage's metric on the validation split.
         """
         values, stage = self.values, self.stage
         values["seconds"] += values["epoch_seconds"]
@@ -100,7 +97,7 @@ class Progress:
         if self._is_best(value):
             values.update(best_epoch=self.epoch, best_value=value, epochs_without_progress=0)
             if stage.select == "best":
-                self._best = _copy((self.state.trainable, self.state.batch_stats))
+                self._best = copy_tree((self.state.trainable, self.state.batch_stats))
         elif value is not None and self._gain(value) < -stage.patience_delta:
             values["epochs_without_progress"] += 1
         stopped = 0 < stage.patience <= values["epochs_without_progress"]
@@ -149,7 +146,7 @@ class Progress:
         number = self.epoch * (self.steps_per_epoch + 1) + self.step
         tree = self._tree(self.values)
         if "state" in tree:  # its buffers are donated to the next step: the writer gets a copy
-            tree["state"] = _copy(self.state)
+            tree["state"] = copy_tree(self.state)
         self._checkpoints.save(number, _nested(tree), dict(self.values))
         self._last_save = time.monotonic()
         self._saved, self.saved_position = (self.epoch, self.step), self.position()
@@ -190,7 +187,3 @@ def _is_flat(tree: Any) -> bool:
 
 def _all_finite(tree: Any) -> bool:
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree)))
-
-
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)

@@ -28,11 +28,8 @@ SCHEDULES.add("exponential", lambda peak, steps: optax.exponential_decay(peak, s
 def learning_rates(schedule: str, peak: float, steps: int, *, warmup_steps: int = 0) -> np.ndarray:
     """Learning rate of every step of a stage, float32 (steps,).
 
-    Args:
-      schedule: A name of `SCHEDULES`.
-      peak: The rate after the warm-up.
-      steps: Of the whole stage.
-      warmup_steps: The first steps rise linearly, from peak / warmup_steps to the peak.
+    It rises linearly in the warm-up, which is part of the steps, from peak / warmup_steps to the
+    peak; then it follows the schedule, a name of `SCHEDULES`.
     """
     rates = SCHEDULES[schedule](peak, max(steps - warmup_steps, 1))
     if warmup_steps:

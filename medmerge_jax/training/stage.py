@@ -15,39 +15,23 @@ class Stage(config.Stage):
     An epoch whose metric is strictly better than the best so far sets the count that `patience`
     limits to zero, one that is worse by more than `patience_delta` adds one, and any other, also
     one whose metric is undefined, leaves it. The schedule is that of all epochs.
-
-    Attributes:
-      name: Names its checkpoints and its lines in metrics.jsonl.
-      weight_decay: Of AdamW.
-      select: "best" epoch by validation `metric`, the first of equals, or the "last".
-      metric: A name of `metrics.METRICS`.
-      checkpoint_seconds: Least time between two checkpoints, and before the first; the last epoch
-        always has one.
-      augmentation: Of training images, or None; what is evaluated is never augmented.
-      ordinal: Whether the order of the classes means something, for metrics that depend on it.
     """
 
-    name: str
-    weight_decay: float = 1e-2
-    select: str = "best"
+    name: str  # of its checkpoints and its lines in metrics.jsonl
+    weight_decay: float = 1e-2  # of AdamW
+    select: str = "best"  # epoch by validation metric, the first of equals; or the "last"
     metric: str = "macro_f1"
-    checkpoint_seconds: float = 30.0
-    augmentation: Policy | None = None
-    ordinal: bool = False
+    checkpoint_seconds: float = 30.0  # least time before each; the last epoch always has one
+    augmentation: Policy | None = None  # what is evaluated is never augmented
+    ordinal: bool = False  # whether the order of the classes means something to metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What a stage leaves.
+    """What a stage leaves."""
 
-    Attributes:
-      variables: `{"params", "batch_stats"}` of an ordinary model, already collapsed.
-      trainable: What was trained, see `Parameterization`; of a merge with its coefficients.
-      summary: JSON values for results.json.
-      kept: Variables after those epochs of `Stage.keep` that the stage came to, in NumPy.
-    """
-
-    variables: Tree
-    trainable: Tree
-    summary: dict[str, Any]
+    variables: Tree  # {"params", "batch_stats"} of an ordinary model, already collapsed
+    trainable: Tree  # see `Parameterization`; of a merge with its coefficients
+    summary: dict[str, Any]  # JSON values for results.json
+    # Variables after those epochs of `Stage.keep` that the stage came to, in NumPy.
     kept: dict[int, Tree] = dataclasses.field(default_factory=dict)

@@ -23,57 +23,42 @@ _MODELS_OWN = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """All that is fixed while a stage is compiled.
-
-    Attributes:
-      network: The model and its normalisation.
-      assemble: See `Parameterization`.
-      train_batch_norm: See `Parameterization`.
-      multilabel: Binary cross-entropy per label (NaN labels are left out) instead of softmax.
-      augmentation: Of the images of each step, or None.
-    """
+    """All that is fixed while a stage is compiled."""
 
     network: Network
-    assemble: Assemble
+    assemble: Assemble  # see `Parameterization`, as for the next
     train_batch_norm: bool
-    multilabel: bool
-    augmentation: Policy | None = None
+    multilabel: bool  # binary cross-entropy per label (NaN labels are left out), not softmax
+    augmentation: Policy | None = None  # of the images of each step
 
 
 class TrainState(NamedTuple):
-    """What a step changes: all that a checkpoint needs.
+    """What a step changes: all that a checkpoint needs."""
 
-    Attributes:
-      step: Steps taken in this stage, int32.
-      trainable: See `Parameterization`.
-      batch_stats: Running statistics.
-      opt_state: State of `adamw`.
-      loss_sum: Sum of the losses of this epoch's steps, float32.
-      bad_step: First step whose loss was not finite, or −1, int32.
-    """
-
-    step: jax.Array
-    trainable: Tree
-    batch_stats: Tree
-    opt_state: Any
-    loss_sum: jax.Array
-    bad_step: jax.Array
+    step: jax.Array  # steps taken in this stage, int32
+    trainable: Tree  # see `Parameterization`
+    batch_stats: Tree  # running statistics
+    opt_state: Any  # of `adamw`
+    loss_sum: jax.Array  # of this epoch's steps, float32
+    bad_step: jax.Array  # the first whose loss was not finite, or −1, int32
 
 
 def adamw(weight_decay: jax.Array | float) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019) up to the factor −learning rate.
 
-    Args:
-      weight_decay: Decoupled, of everything trainable, as in PyTorch's AdamW.
+    The weight decay is decoupled and of everything trainable, as in PyTorch's AdamW.
     """
     return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
 
 
+def copy_tree(tree: Any) -> Any:
+    """Of arrays, on the same devices; what is donated later is not lost with it."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
 def init_state(start: Parameterization) -> TrainState:
     """The state before the first step; the arrays of `start` are copied, not aliased."""
-    trainable, batch_stats = jax.tree.map(
-        lambda leaf: jnp.array(leaf, copy=True), (start.trainable, start.batch_stats)
-    )
+    trainable, batch_stats = copy_tree((start.trainable, start.batch_stats))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
@@ -124,13 +109,9 @@ def train_step(
 def random_streams(
     network: Network, key: jax.Array | None, step: jax.Array, part: int = 0
 ) -> dict[str, jax.Array] | None:
-    """Keys for what the model draws in a step, or in a part of one; None if it draws nothing.
+    """Keys for what the model draws in a part of a step of the stage; None if it draws nothing.
 
-    Args:
-      network: The model.
-      key: Of the epoch.
-      step: Of the stage.
-      part: Of the batch.
+    They come from the key of the epoch.
     """
     if not network.rngs:
         return None
@@ -173,11 +154,9 @@ def gradients(
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, Tree]:
         params = unflatten(task.assemble(trainable, frozen))
-        inputs = task.network.normalise(images)
-        variables = {"params": params, "batch_stats": batch_stats}
         logits, updated = task.network.model.apply(
-            variables,
-            inputs,
+            {"params": params, "batch_stats": batch_stats},
+            task.network.normalise(images),
             train=True,
             use_running_average=not task.train_batch_norm,
             mutable=["batch_stats"],

@@ -1,8 +1,8 @@
 """Reading and writing models with torchvision's names and layouts."""
 
-from medmerge_jax.weights.card import last_component, shareable
+from medmerge_jax.weights.card import shareable
 from medmerge_jax.weights.files import read_tensors, write_safetensors
-from medmerge_jax.weights.hub import LocatedWeights, find_imagenet_weights
+from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.models import (
     Model,
     load_model,
@@ -17,12 +17,10 @@ from medmerge_jax.weights.names import variables_from_torch, variables_to_torch
 from medmerge_jax.weights.normalisation import as_published, fold_normalisation
 
 __all__ = [
-    "LocatedWeights",
     "Model",
     "as_published",
     "find_imagenet_weights",
     "fold_normalisation",
-    "last_component",
     "load_model",
     "load_parent",
     "load_weights",

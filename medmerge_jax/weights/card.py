@@ -16,11 +16,7 @@ _ABSOLUTE = re.compile(
 
 
 def shareable(value: Any, field: str = "") -> Any:
-    """JSON values in which files are named by the last component of their paths.
-
-    Args:
-      value: Any JSON value.
-      field: Its name.
+    """The JSON value of a field, in which files are named by the last component of their paths.
 
     >>> shareable({"file": "/home/ann/runs/b/model.safetensors", "note": "see /home/ann/a.txt"})
     {'file': 'model.safetensors', 'note': 'see a.txt'}
@@ -47,11 +43,7 @@ def last_component(path: str) -> str:
 
 
 def readme(card: Mapping[str, Any]) -> str:
-    """A model card for the Hugging Face hub.
-
-    Args:
-      card: The content of `model.json`.
-    """
+    """A model card for the Hugging Face hub, from the content of `model.json`."""
     shown = {name: card[name] for name in _SHOWN if card.get(name) is not None}
     lines = [f"| {name} | {_cell(value)} |" for name, value in shown.items()]
     cards = card.get("parents")

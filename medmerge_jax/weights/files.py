@@ -16,20 +16,10 @@ from medmerge_jax.storage.npz import read_npz
 from medmerge_jax.weights.torch_pickle import StateDicts, read_torch_file
 
 SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64,
+    "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -111,13 +101,10 @@ def _is_npz(path: Path) -> bool:
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes the file whole or not at all.
+    """Writes a `.safetensors` file whole or not at all; its folder is made if need be.
 
-    Args:
-      path: `.safetensors`; its folder is made if need be.
-      tensors: By name.
-      metadata: Strings for the header, written in any order: give one, and equal tensors give
-        equal files. `{"format": "pt"}` marks PyTorch's layouts.
+    The metadata is written in any order: give one string, and equal tensors give equal files.
+    `{"format": "pt"}` marks PyTorch's layouts.
     """
     # safetensors writes the memory as it lies, so that a transposed view needs a copy.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}

@@ -17,17 +17,11 @@ _SECONDS = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class LocatedWeights:
-    """A file of weights on this machine.
-
-    Attributes:
-      path: The file.
-      sha256: Of its content, hexadecimal.
-      origin: Where it was found, for the user.
-    """
+    """A file of weights on this machine."""
 
     path: Path
-    sha256: str
-    origin: str
+    sha256: str  # of its content, hexadecimal
+    origin: str  # where it was found, for the user
 
 
 def find_imagenet_weights(architecture: str) -> LocatedWeights:

@@ -144,7 +144,7 @@ def model_from_card(
         preprocessing,
         tuple(card.get("classes", ())),
         card.get("multilabel", False),
-        {key: card[key] for key in card if key not in (*_MODEL_FIELDS, "file")},
+        {key: card[key] for key in card if key not in _MODEL_FIELDS},
         Path(card["file"]) if "file" in card else None,
     )
 
@@ -375,21 +375,18 @@ def _is_colour(value: Any) -> bool:
 
 
 _MODEL_FIELDS = (
-    *("format", "architecture", "num_classes", "classes", "multilabel"),
-    *("image_size", "resize", "mean", "std"),
-)
+    "format", "architecture", "num_classes", "classes", "multilabel", "image_size", "resize",
+    "mean", "std", "file",
+)  # fmt: skip
 
 # What this program reads of a card; the other fields are the users'.
 _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "architecture": (_is_text, "a name"),
+    **dict.fromkeys(("architecture", "resize"), (_is_text, "a name")),
     "num_classes": (_is_count, "a number of classes"),
     "classes": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "names"),
     "image_size": (lambda value: _is_count(value) and 0 < value < 2**14, "a number of pixels"),
-    "resize": (_is_text, "a name"),
     "mean": (_is_colour, "a number for each colour"),
     "std": (lambda value: _is_colour(value) and min(value) > 0, "a number above 0 for each colour"),
     "multilabel": (lambda value: isinstance(value, bool), "true or false"),
-    "data_fingerprint": (_is_text, "a text"),
-    "origin": (_is_text, "a text"),
-    "sha256": (_is_text, "a text"),
+    **dict.fromkeys(("data_fingerprint", "origin", "sha256"), (_is_text, "a text")),
 }

@@ -37,17 +37,11 @@ Variables = dict[str, Any]
 
 
 class Slot(NamedTuple):
-    """Where a tensor of a PyTorch state dict lives in Flax.
+    """Where a tensor of a PyTorch state dict lives in Flax."""
 
-    Attributes:
-      collection: "params" or "batch_stats".
-      path: "layer1/0/conv1/kernel".
-      shape: In PyTorch's layout.
-    """
-
-    collection: str
-    path: str
-    shape: Shape
+    collection: str  # "params" or "batch_stats"
+    path: str  # "layer1/0/conv1/kernel"
+    shape: Shape  # in PyTorch's layout
 
 
 def variables_from_torch(

@@ -47,19 +47,14 @@ ADVICE = (
 StateDicts = dict[str, dict[str, np.ndarray]]
 
 STORAGE_DTYPES = {
-    "DoubleStorage": np.dtype(np.float64),
-    "FloatStorage": np.dtype(np.float32),
-    "HalfStorage": np.dtype(np.float16),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype(np.int64),
-    "IntStorage": np.dtype(np.int32),
-    "ShortStorage": np.dtype(np.int16),
-    "CharStorage": np.dtype(np.int8),
-    "ByteStorage": np.dtype(np.uint8),
-    "BoolStorage": np.dtype(np.bool_),
-    "ComplexFloatStorage": np.dtype(np.complex64),
-    "ComplexDoubleStorage": np.dtype(np.complex128),
-}
+    f"{name}Storage": np.dtype(kind)
+    for name, kind in {
+        "Double": np.float64, "Float": np.float32, "Half": np.float16,
+        "BFloat16": ml_dtypes.bfloat16, "Long": np.int64, "Int": np.int32, "Short": np.int16,
+        "Char": np.int8, "Byte": np.uint8, "Bool": np.bool_, "ComplexFloat": np.complex64,
+        "ComplexDouble": np.complex128,
+    }.items()
+}  # fmt: skip
 
 
 def read_torch_file(path: Path) -> StateDicts:

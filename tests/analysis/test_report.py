@@ -65,9 +65,9 @@ def write(directory, **files):
         (directory / f"{name}.json").write_text(json.dumps(value))
 
 
-def add_figure(path):
+def add_figure(path, content=PIXEL):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(PIXEL)
+    path.write_bytes(content)
 
 
 def test_report_of_a_run(tmp_path):
@@ -161,6 +161,18 @@ def test_report_of_a_comparison(tmp_path):
     assert re.search(r"<td>0\.625 ± 0\.01[23]</td>", page.source)
     assert page.text.count("Coefficients of medmerge") == 1
     assert len(page.images) == 1
+
+
+def test_a_comparison_shows_the_first_seed_of_each_run_in_order(tmp_path):
+    write(tmp_path, results={"recipe": "compare", "seeds": [2, 10], "table": []})
+    for run in ("ft", "medmerge"):
+        for seed in (2, 10):
+            path = tmp_path / run / f"seed{seed}" / "figures" / "coefficients.png"
+            add_figure(path, f"{run} {seed}".encode())
+    write_report(tmp_path)
+    page = Page(tmp_path / "report.html")
+    shown = [base64.b64decode(image.partition(",")[2]).decode() for image in page.images]
+    assert shown == ["ft 2", "medmerge 2"]
 
 
 @pytest.mark.parametrize("content", [None, "", '{"recipe": ', "[1]"])

@@ -159,6 +159,11 @@ BAD = {
     "exists": (["a.safetensors", "b"], ["--out", "c.safetensors"], "exists; --overwrite replaces"),
     "NaN": (["a.safetensors", "nan.npz"], [], "nan.npz: tensor 'conv1.weight' has 1 values"),
     "integers": (["a.safetensors", "int.npz"], [], "int.npz: tensor 'bn1.weight' is int64"),
+    "a seed that is none": (
+        ["a.safetensors", "b"],
+        ["--seed", "0.5"],
+        "--seed 0.5: a whole number from 0 is wanted",
+    ),
     "a folder of other things": (
         ["a.safetensors", "b"],
         ["--out", "empty", "--overwrite"],

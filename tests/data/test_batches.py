@@ -93,7 +93,7 @@ def test_resident_and_streamed_are_the_same(images, labels, form, size):
     if form == "several labels":
         labels = np.stack([labels % 2, np.full(N, np.nan)], axis=1).astype(np.float32)
     resident = ResidentBatches(inputs, labels, size)
-    streamed = StreamedBatches(inputs, labels, size, threads=3, prefetch=2)
+    streamed = StreamedBatches(inputs, labels, size)
     for epoch in range(2):
         assert_same(fetch(resident.epoch(5, epoch)), fetch(streamed.epoch(5, epoch)))
     first, second = list(resident.ordered()), list(streamed.ordered())

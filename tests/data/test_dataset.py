@@ -128,10 +128,8 @@ def test_images_that_come_decoded_follow_their_rows(assignment):
     names = [str(row) for row in range(6)]
     paths = [Path("archive.npz")] * 6
     labels = np.array([0, 1, 0, 1, 0, 1])
-    dataset = build(
-        "x", ("a", "b"), names, paths, labels, None, np.array(assignment), (0.6, 0.2, 0.2), 0,
-        pixels=pixels,
-    )  # fmt: skip
+    images = Split(tuple(names), tuple(paths), labels, pixels=pixels)
+    dataset = build("x", ("a", "b"), images, np.array(assignment), (0.6, 0.2, 0.2), 0)
     for split in dataset.splits.values():
         rows = [int(name) for name in split.ids]
         np.testing.assert_array_equal(split.pixels, pixels[rows])
@@ -144,12 +142,10 @@ def test_groups_are_kept_where_splits_ignore_them():
     names = [str(row) for row in range(60)]
     groups = [str(row // 2) for row in range(60)]
     labels = np.arange(60) % 2
+    images = Split(tuple(names), tuple(map(Path, names)), labels, tuple(groups))
     homes = {}
     for by_group in (True, False):
-        dataset = build(
-            "x", ("a", "b"), names, [Path(name) for name in names], labels, groups, None,
-            (0.6, 0.2, 0.2), 0, split_by_group=by_group,
-        )  # fmt: skip
+        dataset = build("x", ("a", "b"), images, None, (0.6, 0.2, 0.2), 0, split_by_group=by_group)
         for split in dataset.splits.values():
             assert split.groups == tuple(groups[int(name)] for name in split.ids)
         homes[by_group] = [set(split.groups) for split in dataset.splits.values()]

@@ -135,10 +135,10 @@ def test_several_labels(make):
 @pytest.mark.parametrize("value", ["-1", "0.5", "yes", "inf"])
 def test_neither_zero_nor_one(make, value):
     text = f"image,A,B,split\na,1,0,train\nb,{value},1,val\n"
-    message = rf"line 3: column 'A' holds '{value}'; 0 or 1, or nothing where it is unknown,"
+    message = rf"line 3: column 'A' holds '{value}'; one of 0, 1, or nothing where it is"
     with pytest.raises(UserError, match=message):
         make(text, *FOUR, label_columns=("A", "B"), multilabel=True)
-    with pytest.raises(UserError, match=rf"line 3: column 'A' holds '{value}'; 0 or 1 is wanted"):
+    with pytest.raises(UserError, match=rf"line 3: column 'A' holds '{value}'; one of 0, 1 is"):
         make(text, label_columns=("A", "B"))
 
 

@@ -14,8 +14,8 @@ from scipy.special import expit, softmax
 
 import medmerge_jax as mm
 from medmerge_jax.errors import UserError
-from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.storage.npz import read_npz
 from medmerge_jax.weights import model_from_card
 
 TELLTALE, PATIENT = "ann-telltale", "patient-4711"
@@ -89,12 +89,12 @@ def test_a_loaded_model_predicts_what_its_run_did(finished, capsys):
     assert (model.classes, model.multilabel) == (("ant", "cat", "zebra"), False)
     assert (model.preprocessing.size, model.preprocessing.resize) == (16, "crop")
     assert capsys.readouterr().err == ""  # all is known
-    written = Predictions.load(finished / "predictions.npz")
-    assert written.classes == model.classes
-    paths = [finished.parent / "images" / name for name in written.ids]
+    written = read_npz(finished / "predictions.npz")
+    assert tuple(written["classes"]) == model.classes
+    paths = [finished.parent / "images" / name for name in written["ids"]]
     found = mm.predict(model, paths)
     assert (found.dtype, found.shape) == (np.float32, (6, 3))
-    wanted = softmax(written.logits.astype(np.float64), axis=1)
+    wanted = softmax(written["logits"].astype(np.float64), axis=1)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
     arrays = [np.asarray(Image.open(path)) for path in paths]
     np.testing.assert_array_equal(mm.predict(model, arrays), found)
@@ -125,3 +125,11 @@ def test_what_cannot_be_predicted_is_named(tmp_path):
         mm.predict(model, [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3))])
     with pytest.raises(UserError, match="a list of images is wanted"):
         mm.predict(model, "image.png")
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 3)])
+def test_one_array_is_not_taken_for_as_many_images_as_it_has_rows(shape):
+    model = mm.Model("resnet20", variables_of(0), Preprocessing(16))
+    with pytest.raises(UserError, match=r"of shape \(9, 8.*: a list of images is wanted, not one"):
+        mm.predict(model, np.zeros(shape, np.uint8))
+    assert mm.predict(model, np.zeros((2, 9, 8), np.uint8)).shape[0] == 2

@@ -288,7 +288,7 @@ def test_missing(tmp_path):
 
 
 def test_a_folder(tmp_path):
-    with pytest.raises(UserError, match="cannot be decoded"):
+    with pytest.raises(UserError, match="is a folder; an image that can be read is wanted"):
         read_image(tmp_path, 16)
 
 

@@ -83,11 +83,6 @@ def test_resized_crop(torch, functional, images, crop, size):
     assert_close(found, on_pillow(wanted, images), share=0.25 if rows_first else 0.03)
 
 
-def test_flip(functional, images):
-    found = ours(ops.horizontal_flip, images)
-    assert_close(found, on_pillow(functional.horizontal_flip, images))
-
-
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.55, 0.75, 1.0, 1.2, 1.31, 1.45, 1.9])
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "sharpness"])
 def test_blends(torch, functional, images, name, factor):
@@ -100,14 +95,6 @@ def test_blends(torch, functional, images, name, factor):
     grey = name in ("contrast", "saturation")
     tensors = on_tensors(torch, lambda image: theirs(image, factor), images)
     assert_close(found, tensors, share=1.0 if grey else 0.03, most=2 if grey else 1)
-
-
-@pytest.mark.parametrize("shift", [-0.5, -0.21, 0.0, 0.05, 0.3, 0.5])
-def test_hue(functional, images, shift):
-    found = ours(ops.adjust_hue, images, jnp.float32(shift))
-    wanted = on_pillow(lambda image: functional.adjust_hue(image, shift), images)
-    # One of Pillow's 255 hues is 6 of 255 levels of a channel.
-    assert_close(found, wanted, share=0.001, most=6)
 
 
 @pytest.mark.parametrize("bits", range(9))
@@ -156,9 +143,11 @@ def rand_augment(torchvision):
     return importlib.import_module("torchvision.transforms.v2").RandAugment(magnitude=MAGNITUDE)
 
 
-def torchvisions_operation(rand_augment, number, sign, interpolation):
+def torchvisions_operation(rand_augment, number, sign):
     """What torchvision's RandAugment does when it has drawn this operation and this sign."""
     name, (magnitudes, signed) = list(rand_augment._AUGMENTATION_SPACE.items())[number]
+
+    bilinear = importlib.import_module("torchvision.transforms.v2").InterpolationMode.BILINEAR
 
     def apply(image):
         values = magnitudes(31, image.height, image.width)
@@ -166,27 +155,21 @@ def torchvisions_operation(rand_augment, number, sign, interpolation):
         if signed:
             magnitude *= sign
         return rand_augment._apply_image_or_video_transform(
-            image, name, magnitude, interpolation=interpolation, fill={}
+            image, name, magnitude, interpolation=bilinear, fill={}
         )
 
     return name, apply
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("number", range(len(RAND_AUGMENT)))
-def test_rand_augment(torchvision, rand_augment, images, number, sign, interpolation):
-    modes = importlib.import_module("torchvision.transforms.v2").InterpolationMode
+def test_rand_augment(torchvision, rand_augment, images, number, sign):
     images = np.ascontiguousarray(images[:, :90])  # a height and a width
     drawn = jnp.int32(number), jnp.float32(sign)
-    found = ours(rand_augment_operation, images, *drawn, static=(MAGNITUDE, interpolation))
-    name, apply = torchvisions_operation(rand_augment, number, sign, modes(interpolation))
+    found = ours(rand_augment_operation, images, *drawn, static=(MAGNITUDE,))
+    name, apply = torchvisions_operation(rand_augment, number, sign)
     assert name.lower() == RAND_AUGMENT[number].replace("_", "")
     wanted = on_pillow(apply, images)
-    if (name, interpolation) == ("Rotate", "nearest"):
-        # A place between two pixels may be either's; see torchvision's own tests.
-        assert np.mean(found != wanted) < 0.002
-    else:
-        assert_close(found, wanted, share=0.01)
+    assert_close(found, wanted, share=0.01)
     if name != "Identity":
         assert np.mean(wanted != images) > 0.1

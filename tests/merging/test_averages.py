@@ -514,6 +514,7 @@ class TestFisherAverage:
         refused("params/bn/bias in the Fisher information of parent 1: 1 of 4", [good, bad])
         del bad["params"]["bn"]["bias"]
         refused("params/bn/bias: absent in the Fisher information of parent 1", [good, bad])
+        refused("params/bn/bias: absent in the Fisher information of parent 0", [bad, good])
         bad["params"]["bn"]["bias"] = np.zeros(5)
         refused(r"params/bn/bias: shape \(5,\) in the Fisher information", [good, bad])
         refused("params/bias: shape", [{"params": {"bias": np.ones(3)}}] * 2)

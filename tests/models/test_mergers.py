@@ -329,6 +329,7 @@ def test_aligning_ignores_heads(parents):
         ({"mode": 1}, "'mode' is 1; str is wanted"),
         ({"exact": 1}, "'exact' is 1; bool is wanted"),
         ({"steps": 0.5}, "'steps' is 0.5; wanted: a whole number from 0 on"),
+        ({"steps": 3.0}, "'steps' is 3.0; wanted: a whole number from 0 on"),  # range(3.0) fails
         ({"share": (0.5, 0.5)}, r"'share' is \(0.5, 0.5\); one number is wanted"),
         ({"share": True}, "'share' is True; wanted: finite numbers"),
         ({"shares": 0.5}, "'shares' is 0.5; a sequence with one number for each parent is wanted"),

@@ -43,8 +43,10 @@ def test_a_file_that_is_deleted_in_mid_epoch_is_read_to_its_end(mapped, tmp_path
     assert step == 4
 
 
-def test_a_file_that_is_cut_short_in_mid_epoch(mapped, tmp_path):
-    batches = StreamedBatches(mapped, LABELS, 2, threads=1, prefetch=1)
+def test_a_file_that_is_cut_short_in_mid_epoch(mapped, tmp_path, monkeypatch):
+    monkeypatch.setattr("medmerge_jax.data.batches._THREADS", 1)
+    monkeypatch.setattr("medmerge_jax.data.batches._READ_AHEAD", 1)
+    batches = StreamedBatches(mapped, LABELS, 2)
     with pytest.raises(UserError, match=r"images\.npy: the decoded images cannot be read any more"):
         for step, batch in enumerate(batches.epoch(0, 0)):
             jax.block_until_ready(batch)

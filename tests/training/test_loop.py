@@ -376,7 +376,7 @@ def test_streamed_and_resident_images_train_to_the_same_bits(
     results = []
     for batches in (
         ResidentBatches(images, labels, 8),
-        StreamedBatches(images, labels, 8, threads=4),
+        StreamedBatches(images, labels, 8),
     ):
         kind = type(batches).__name__
         result = train(stage, kind, lambda split, batches=batches: batches, start, network)

@@ -10,26 +10,16 @@ from medmerge_jax.data.sheets import by_id, read_table
 CLASSES = ("0", "1", "2", "3", "4")
 """Grades of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
 
-_TABLE = "train.csv"
-_IMAGES = "train_images"
-
 
 def read_aptos2019(root: Path) -> Records:
-    """The 3,662 labelled images; those of the competition's test set have no published labels.
-
-    Args:
-      root: Holds `train.csv` (id_code, diagnosis) and `train_images/*.png`.
-
-    Raises:
-      UserError: Anything that is not as above, with file and line.
-    """
-    rows = by_id(read_table(Path(root) / _TABLE, ["id_code", "diagnosis"]), "id_code")
-    images = Path(root) / _IMAGES
+    """The 3,662 labelled images; those of the competition's test set have no published labels."""
+    rows = by_id(read_table(root / "train.csv", ["id_code", "diagnosis"]), "id_code")
+    images = root / "train_images"
     grades = range(len(CLASSES))
     return Records(
         classes=CLASSES,
         ids=tuple(rows),
-        paths=tuple(row.image_file(images / name, (".png",)) for name, row in rows.items()),
+        paths=tuple(row.image_file(images / f"{name}.png") for name, row in rows.items()),
         labels=np.array([row.number("diagnosis", grades) for row in rows.values()], np.int32),
     )
 

@@ -84,12 +84,8 @@ class OfficialBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         layout = self.LAYOUT
-        dataset = official_data_set(
-            layout.name,
-            _manual_folder(dl_manager, layout),
-            variant=self._variant,
-            fractions=layout.fractions,
-        )
+        folder = _manual_folder(dl_manager, layout)
+        dataset = official_data_set(layout.name, folder, variant=self._variant)
         dataset.check()
         if not dataset.multilabel:
             self.info.features["label"].names = list(dataset.classes)

@@ -5,8 +5,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from medmerge_jax.data.official.records import Records, checked_variant, described
-from medmerge_jax.data.sheets import Row, read_table
+from medmerge_jax.data.official.records import Records, described
+from medmerge_jax.data.sheets import Row, claim, read_table
 
 CLASSES = (
     "Enlarged Cardiomediastinum",
@@ -45,23 +45,16 @@ def read_chexpert(root: Path, variant: str = "") -> Records:
     An empty label is 0, as in the authors' baseline. `train.csv` is the training split,
     `valid.csv` the validation split and `test.csv`, if there is one, the test split; otherwise
     the test images are left to the caller. A patient is a group.
-
-    Args:
-      root: Holds the tables and the folders train, valid and test. Paths in the tables may begin
-        with any folder ("CheXpert-v1.0-small/train/...").
-      variant: "zeros" (default), "ones" or "ignore".
-
-    Raises:
-      UserError: Anything that is not as above, with file and line.
+    Paths in the tables may begin with any folder ("CheXpert-v1.0-small/train/...").
     """
-    root, variant = Path(root), checked_variant("chexpert", variant, VARIANTS)
+    uncertain = _UNCERTAIN[variant or VARIANTS[0]]
     rows = [
         (split, row, image)
         for name, split in _TABLES.items()
         if split != "test" or (root / name).exists()
         for row, image in _frontal_rows(root / name, split)
     ]
-    labels = [[_label(row, column, variant) for column in CLASSES] for _, row, _ in rows]
+    labels = [[_label(row, column, uncertain) for column in CLASSES] for _, row, _ in rows]
     return Records(
         classes=CLASSES,
         ids=tuple(image for _, _, image in rows),
@@ -76,13 +69,15 @@ def _frontal_rows(path: Path, split: str) -> Iterator[tuple[Row, str]]:
     """Each frontal row of a table, and the image's path from the folder `train` etc. on."""
     # The published test table has neither views nor ages.
     columns = ["Path", NO_FINDING, *CLASSES] + ([_VIEW] if split != "test" else [])
-    first: dict[str, int] = {}
+    owners: dict[str, Row] = {}
     for row in read_table(path, columns):
         image = _image_path(row)
-        if image in first:
-            raise row.error(f"{image} has a row already, at line {first[image]}; leave one")
-        first[image] = row.line
-        if _is_frontal(row, image):
+        claim(owners, image, row, image)
+        by_name = "Lateral" if "lateral" in PurePosixPath(image).name else "Frontal"
+        view = row.get(_VIEW, by_name)
+        if view not in ("Frontal", "Lateral"):
+            raise row.error(f"column {_VIEW!r} holds {view!r}; Frontal or Lateral is wanted")
+        if view == "Frontal":
             yield row, image
 
 
@@ -97,19 +92,11 @@ def _image_path(row: Row) -> str:
     return "/".join(parts[folders[0] :])
 
 
-def _is_frontal(row: Row, image: str) -> bool:
-    by_name = "Lateral" if "lateral" in PurePosixPath(image).name else "Frontal"
-    view = row.get(_VIEW, by_name)
-    if view not in ("Frontal", "Lateral"):
-        raise row.error(f"column {_VIEW!r} holds {view!r}; Frontal or Lateral is wanted")
-    return view == "Frontal"
-
-
-def _label(row: Row, column: str, variant: str) -> float:
+def _label(row: Row, column: str, uncertain: float) -> float:
     if not row[column]:
         return 0.0
     value = row.number(column, (0, 1, -1))
-    return _UNCERTAIN[variant] if value == -1 else float(value)
+    return uncertain if value == -1 else value
 
 
 LAYOUT = described(

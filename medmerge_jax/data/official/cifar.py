@@ -15,7 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -45,29 +45,22 @@ _MAX_ARCHIVE = 2**29
 """Bytes of all files together; 186 MB are published."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Variant:
-    """What differs between CIFAR-10 and CIFAR-100.
-
-    Attributes:
-      archive: File name as downloaded.
-      folder: What it unpacks to.
-      train: Files of training images; test and meta likewise.
-      label_key: Of the labels in a file of images.
-      names_key: Of the class names in the file `meta`.
-    """
+class _Variant(NamedTuple):
+    """What differs between CIFAR-10 and CIFAR-100."""
 
     archive: str
     folder: str
+    """What the archive unpacks to."""
     train: tuple[str, ...]
     test: str
     meta: str
     label_key: str
+    """Of the labels in a file of images."""
     names_key: str
+    """Of the class names in the file `meta`."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of all files that are read."""
         return (*self.train, self.test, self.meta)
 
 
@@ -96,16 +89,13 @@ def read_cifar10(root: Path) -> Records:
 
     A tenth of the training images, the same number of each class and always the same ones, is
     the validation split.
-
-    Raises:
-      UserError: Nothing there, a damaged archive, or a pickle of anything but CIFAR's data.
     """
-    return _read(Path(root), _CIFAR10)
+    return _read(root, _CIFAR10)
 
 
 def read_cifar100(root: Path) -> Records:
     """CIFAR-100 with its 100 fine labels; otherwise as `read_cifar10`."""
-    return _read(Path(root), _CIFAR100)
+    return _read(root, _CIFAR100)
 
 
 def _read(root: Path, variant: _Variant) -> Records:
@@ -121,17 +111,15 @@ def _read(root: Path, variant: _Variant) -> Records:
     # These are the ids that TFDS gives the images.
     ids = [f"train_{row:05d}" for row in range(num_train)]
     ids += [f"test_{row:05d}" for row in range(num_test)]
-    paths: list[Path] = []
-    for batch, (_, members) in zip(batches, parts, strict=True):
-        paths += [batch.path] * len(members)
     pixels = np.empty((len(labels), _SIDE, _SIDE, 3), np.uint8)
     np.concatenate([part for part, _ in parts], out=pixels)
     return Records(
         classes=classes,
         ids=tuple(ids),
-        paths=tuple(paths),
+        paths=tuple(
+            batch.path for batch, (_, own) in zip(batches, parts, strict=True) for _ in own
+        ),
         labels=labels,
-        groups=None,
         splits=tuple([("train", "val")[part] for part in held_out] + ["test"] * num_test),
         pixels=pixels,
     )
@@ -161,11 +149,10 @@ def _folder_files(root: Path, variant: _Variant) -> dict[str, _File] | None:
     if folder is None:
         return None
     files = {}
-    for name in variant.files:
-        path = folder / name
+    for path in (folder / name for name in variant.files):
         try:
             with path.open("rb") as file:
-                files[name] = _File(path, str(path), _unpickle(file, str(path)))
+                files[path.name] = _unpickle(file, path, str(path))
         except FileNotFoundError as error:
             raise UserError(
                 f"{path}: is missing; the files {', '.join(variant.files)} are wanted"
@@ -183,15 +170,15 @@ def _archive_files(root: Path, variant: _Variant) -> dict[str, _File]:
                 content = archive.extractfile(member) if name in variant.files else None
                 if content is None:
                     continue
-                shown = f"{path}: {member.name}"
+                where = f"{path}: {member.name}"
                 if name in files:
-                    raise UserError(f"{shown}: is there twice; fetch the archive again")
+                    raise UserError(f"{where}: is there twice; fetch the archive again")
                 if member.size > _MAX_BYTES:
                     raise UserError(
-                        f"{shown}: has {member.size} bytes, more than any file of CIFAR; fetch "
+                        f"{where}: has {member.size} bytes, more than any file of CIFAR; fetch "
                         "the archive again"
                     )
-                files[name] = _File(path, shown, _unpickle(io.BytesIO(content.read()), shown))
+                files[name] = _unpickle(io.BytesIO(content.read()), path, where)
     except FileNotFoundError as error:
         raise UserError(
             f"{root}: neither {variant.archive} nor {variant.folder} is there; download "
@@ -312,13 +299,7 @@ def _text(value: Any) -> Any:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _reconstruct(*_: Any) -> _Array:
-    """`numpy.core.multiarray._reconstruct`: an empty array, whose state follows."""
-    return _Array()
-
-
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) -> _Array:
-    """`numpy._core.numeric._frombuffer`, which numpy pickles with since protocol 5."""
     return _Array((1, shape, dtype, order in ("F", b"F"), raw))
 
 
@@ -333,11 +314,12 @@ def _encode(text: Any, encoding: Any) -> str:
 
 
 # The official files name the first three; files that newer versions wrote again, the others.
+# `_reconstruct` makes an empty array, whose state follows.
 _GLOBALS: dict[tuple[str, str], Callable[..., Any] | None] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): lambda name, *_: _DType(name),
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode,
@@ -353,12 +335,12 @@ class _Unpickler(PlainUnpickler):
         return StandIn(f"{module}.{name}", _GLOBALS[module, name])
 
 
-def _unpickle(file: IO[bytes], name: str) -> dict[str, Any]:
+def _unpickle(file: IO[bytes], path: Path, name: str) -> _File:
     try:
         content = _Unpickler(file, "bytes").load()
         if not isinstance(content, dict):
             raise RefusedError(f"its pickle holds {type(content).__name__}; a dict is wanted")
-        return {str(_text(key)): value for key, value in content.items()}
+        return _File(path, name, {str(_text(key)): value for key, value in content.items()})
     except ForbiddenError as error:
         raise UserError(
             f"{name}: {error}. The official files hold arrays, lists and names only; fetch it "

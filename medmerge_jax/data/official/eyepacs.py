@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.records import Records, checked_variant, described
+from medmerge_jax.data.official.records import Records, described
 from medmerge_jax.data.sheets import Row, by_id, check_disjoint, read_table
 
 CLASSES = ("0", "1", "2", "3", "4")
 """Grades of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
 
 VARIANTS = ("pooled", "kaggle")
-"""All labelled images without a split, as the papers do; or Kaggle's own training and test set."""
+"""All labelled images without a split, as the papers do; or Kaggle's own training and test set,
+which wants the test labels."""
 
 _TRAIN, _TEST = "trainLabels.csv", "retinopathy_solution.csv"
 
@@ -23,16 +24,7 @@ def read_eyepacs(root: Path, variant: str = "") -> Records:
     """The 35,126 training images and, where their labels are there, the 53,576 test images.
 
     The patient, who is the group, is the number in an image's name.
-
-    Args:
-      root: Holds `trainLabels.csv` (image, level) and `train/*.jpeg`; and, if you have it,
-        `retinopathy_solution.csv` (image, level, Usage) and `test/*.jpeg`.
-      variant: "pooled" (default) or "kaggle", which wants the test labels.
-
-    Raises:
-      UserError: Anything that is not as above, with file and line.
     """
-    root, variant = Path(root), checked_variant("eyepacs", variant, VARIANTS)
     tables = {"train": _read_table(root / _TRAIN)}
     if (root / _TEST).exists() or variant == "kaggle":
         tables["test"] = _read_table(root / _TEST)
@@ -42,10 +34,10 @@ def read_eyepacs(root: Path, variant: str = "") -> Records:
     return Records(
         classes=CLASSES,
         ids=tuple(name for _, name, _ in rows),
-        paths=tuple(row.image_file(root / split / name, (".jpeg",)) for split, name, row in rows),
+        paths=tuple(row.image_file(root / split / f"{name}.jpeg") for split, name, row in rows),
         labels=np.array([row.number("level", grades) for _, _, row in rows], np.int32),
         groups=tuple(name.split("_")[0] for _, name, _ in rows),
-        splits=None if variant == "pooled" else tuple(split for split, _, _ in rows),
+        splits=tuple(split for split, _, _ in rows) if variant == "kaggle" else None,
     )
 
 

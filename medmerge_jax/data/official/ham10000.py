@@ -14,7 +14,7 @@ from medmerge_jax.data.official.isic import (
     read_lesions,
     read_one_hot,
 )
-from medmerge_jax.data.official.records import Records, checked_variant, described
+from medmerge_jax.data.official.records import Records, described
 from medmerge_jax.data.sheets import Row, by_id, check_disjoint, read_table
 from medmerge_jax.errors import UserError
 
@@ -37,7 +37,7 @@ class _Part:
 
     split: str
     rows: dict[str, Row]
-    paths: list[Path]
+    paths: tuple[Path, ...]
     labels: list[int]
     groups: list[str]
 
@@ -47,17 +47,7 @@ def read_ham10000(root: Path, variant: str = "") -> Records:
 
     The lesion is the group. The challenge gives the lesions of the training images in an extra
     file; without it, and for its validation and test images, each image is a group of its own.
-
-    Args:
-      root: Holds, of the challenge, the folders `ISIC2018_Task3_*_Input` and the tables
-        `ISIC2018_Task3_*_GroundTruth` for Training and, if wanted, Validation and Test; or, of
-        the Dataverse, `HAM10000_metadata` and the folders of images.
-      variant: "published" (default) or "training", see `VARIANTS`.
-
-    Raises:
-      UserError: Anything that is not as above, with file and line.
     """
-    root, variant = Path(root), checked_variant("ham10000", variant, VARIANTS)
     parts = list(_parts(root, only_training=variant == "training"))
     check_disjoint(*(part.rows for part in parts))
     return Records(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from medmerge_jax.data.sheets import Row, by_id, exists, read_table
+from medmerge_jax.data.sheets import Row, by_id, read_table
 from medmerge_jax.errors import UserError
 
 
@@ -52,10 +52,9 @@ def lesion(name: str, image: str) -> str:
     return name or f"(unknown lesion of {image})"
 
 
-def image_files(rows: dict[str, Row], folders: Sequence[Path]) -> list[Path]:
+def image_files(rows: dict[str, Row], folders: Sequence[Path]) -> tuple[Path, ...]:
     """The `.jpg` file of each row, in the first of the folders that has it."""
-    files = []
-    for name, row in rows.items():
-        candidates = [folder / f"{name}.jpg" for folder in folders]
-        files.append(row.image_file(next(filter(exists, candidates), candidates[0])))
-    return files
+    return tuple(
+        row.image_file(*(folder / f"{name}.jpg" for folder in folders))
+        for name, row in rows.items()
+    )

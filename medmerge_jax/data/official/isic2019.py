@@ -4,12 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.official.isic import (
-    image_files,
-    need,
-    read_lesions,
-    read_one_hot,
-)
+from medmerge_jax.data.official.isic import image_files, need, read_lesions, read_one_hot
 from medmerge_jax.data.official.records import Records, described
 
 CLASSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
@@ -26,14 +21,7 @@ def read_isic2019(root: Path) -> Records:
 
     The challenge published no other split with these classes. 2,084 images have no lesion in the
     metadata: each is a group of its own.
-
-    Args:
-      root: Holds the two tables and the folder of the images.
-
-    Raises:
-      UserError: Anything that is not as above, with file and line.
     """
-    root = Path(root)
     rows, labels = read_one_hot(need(root, _LABELS), (*CLASSES, _UNKNOWN))
     for label, (name, row) in zip(labels, rows.items(), strict=True):
         if label == len(CLASSES):
@@ -41,7 +29,7 @@ def read_isic2019(root: Path) -> Records:
     return Records(
         classes=CLASSES,
         ids=tuple(rows),
-        paths=tuple(image_files(rows, [need(root, _IMAGES)])),
+        paths=image_files(rows, [need(root, _IMAGES)]),
         labels=np.array(labels, np.int32),
         groups=tuple(read_lesions(need(root, _METADATA), rows)),
     )

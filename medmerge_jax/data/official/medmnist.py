@@ -2,7 +2,7 @@
 
 import contextlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -25,15 +25,9 @@ def read_medmnist(root: Path, variant: str = "") -> Records:
     Classes have the authors' names where the file does (`pneumoniamnist.npz`,
     `bloodmnist_64.npz`), otherwise "0", "1", ... Several columns of labels (ChestMNIST) are
     several labels per image; grades (RetinaMNIST) are classes.
-
-    Args:
-      root: The file, or the folder that holds it.
-      variant: The file's name, with or without `.npz`; not needed where there is only one.
-
-    Raises:
-      UserError: No such file, or it is damaged, of volumes, or not made like MedMNIST.
+    `root` may be the file itself; `variant` is its name, with or without `.npz`.
     """
-    path = _find(Path(root), variant)
+    path = _find(root, variant)
     with open_npz(path) as archive:
         return _read(path, archive)
 
@@ -73,11 +67,17 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Records:
         raise UserError(
             f"{path}: the splits have {sorted(widths)} labels per image; the same number is wanted"
         )
-    name = path.stem.split("_")[0].lower()
-    if widths == {1}:
-        classes, labels = _class_indices(path, parts, CLASSES.get(name))
+    width, names = widths.pop(), CLASSES.get(path.stem.split("_")[0].lower())
+    if width == 1:
+        most = min(max(int(part.max()) for part in parts), 9999)
+        classes = tuple(names or map(str, range(most + 1)))
+        allowed = len(classes), f"a number from 0 to {len(classes) - 1}"
     else:
-        classes, labels = _label_matrix(path, parts, CLASSES.get(name))
+        classes, allowed = tuple(names or map(str, range(width))), (2, "0 or 1")
+        if len(classes) != width:
+            raise UserError(f"{path}: has {width} labels per image; {len(classes)} are wanted")
+    _check(path, parts, *allowed)
+    labels = np.concatenate(parts)
     counts = [len(part) for part in parts]
     # The images are checked first: names for labels without images could fill the memory.
     pixels = _images(path, archive, counts)
@@ -89,8 +89,7 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Records:
             for row in range(count)
         ),
         paths=(path,) * sum(counts),
-        labels=labels,
-        groups=None,
+        labels=labels[:, 0] if width == 1 else labels.astype(np.float32),
         splits=tuple(np.repeat(SPLITS, counts).tolist()),
         pixels=pixels,
     )
@@ -106,26 +105,6 @@ def _labels(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
         labels = np.empty(shape, dtype)
         fill(labels, file)
     return labels.reshape(shape[0], -1).astype(np.int64)
-
-
-def _class_indices(
-    path: Path, parts: list[np.ndarray], names: Sequence[str] | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    labels = np.concatenate(parts)[:, 0]
-    classes = tuple(names or map(str, range(min(int(labels.max()), 9999) + 1)))
-    _check(path, parts, len(classes), f"a number from 0 to {len(classes) - 1}")
-    return classes, labels.astype(np.int32)
-
-
-def _label_matrix(
-    path: Path, parts: list[np.ndarray], names: Sequence[str] | None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    width = parts[0].shape[1]
-    classes = tuple(names or map(str, range(width)))
-    if len(classes) != width:
-        raise UserError(f"{path}: has {width} labels per image; {len(classes)} are wanted")
-    _check(path, parts, 2, "0 or 1")
-    return classes, np.concatenate(parts).astype(np.float32)
 
 
 def _check(path: Path, parts: list[np.ndarray], limit: int, allowed: str) -> None:
@@ -147,24 +126,17 @@ def _images(path: Path, archive: zipfile.ZipFile, counts: list[int]) -> np.ndarr
         with _open(path, archive, key) as (_, shape, dtype):
             if dtype != np.uint8:
                 raise UserError(f"{path}: {key} is {dtype}; uint8 is wanted")
-            if len(shape) > 3 and shape[3:] != (3,):
+            if len(shape) < 3 or shape[3:] not in ((), (3,)) or 0 in shape:
+                volumes = ": volumes, which are not read" if len(shape) > 3 else ""
                 raise UserError(
-                    f"{path}: {key} has the shape {shape}: volumes, which are not read; a file of "
-                    "2-D images is wanted, (n, height, width) or (n, height, width, 3)"
-                )
-            if len(shape) < 3 or 0 in shape:
-                raise UserError(
-                    f"{path}: {key} has the shape {shape}; (n, height, width) or (n, height, "
-                    "width, 3) is wanted"
-                )
-            if shape[0] != count:
-                raise UserError(
-                    f"{path}: {key} has {shape[0]} images, but there are {count} labels"
+                    f"{path}: {key} has the shape {shape}{volumes}; (n, height, width) or "
+                    "(n, height, width, 3) is wanted"
                 )
             first = first or shape[1:]
-            if shape[1:] != first:
+            if shape != (count, *first):
                 raise UserError(
-                    f"{path}: {key} has images of the shape {shape[1:]}, train_images of {first}"
+                    f"{path}: {key} has {shape[0]} images of the shape {shape[1:]}, but there are "
+                    f"{count} labels, and train_images are of {first}"
                 )
     images = np.empty((sum(counts), *(first or ())), np.uint8)
     start = 0

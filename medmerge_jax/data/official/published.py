@@ -18,9 +18,9 @@ from medmerge_jax.data.official import (
     medmnist,
     rsna_pneumonia,
 )
-from medmerge_jax.data.official.records import Layout, Records, checked_variant
-from medmerge_jax.data.sheets import Row, read_table
-from medmerge_jax.data.splits import SPLIT_NAMES, SPLITS
+from medmerge_jax.data.official.records import Layout, Records
+from medmerge_jax.data.sheets import Row, claim, read_table
+from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError, nearest
 
 LAYOUTS: dict[str, Layout] = {
@@ -82,24 +82,21 @@ def official_data_set(
     chosen = layout(name, variant)
     if split_by not in SPLIT_BY:
         raise UserError(f"split_by is {split_by!r}; one of {', '.join(SPLIT_BY)} is wanted")
-    records = read(chosen, Path(root), variant)
-    assignment = _published(records)
+    if not Path(root).exists():
+        raise UserError(f"{root}: there is no such folder.\n{chosen.instructions}")
+    try:
+        records = chosen.read(Path(root), variant)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UserError(f"{error}.\n{chosen.instructions}") from error
+        raise
+    by_group, splits = split_by == "group", None
     if split_table:
-        assignment = _from_table(Path(split_table), records)
+        splits = _from_table(Path(split_table), records)
         fractions = (1.0, 0.0, 0.0)  # No split that the table leaves empty is taken from train.
-    return build(
-        name,
-        records.classes,
-        records.ids,
-        records.paths,
-        records.labels,
-        records.groups,
-        assignment,
-        fractions,
-        seed,
-        split_by_group=split_by == "group",
-        pixels=records.pixels,
-    )
+    elif records.splits is not None:
+        splits = np.array([SPLITS.index(split) for split in records.splits])
+    return build(name, records.classes, records, splits, fractions, seed, split_by_group=by_group)
 
 
 def layout(name: str, variant: str = "") -> Layout:
@@ -110,55 +107,32 @@ def layout(name: str, variant: str = "") -> Layout:
     """
     if name not in LAYOUTS:
         raise UserError(f"the data set {name!r} is unknown; {nearest(name, LAYOUTS)}")
-    checked_variant(name, variant, LAYOUTS[name].variants)
-    return LAYOUTS[name]
-
-
-def read(chosen: Layout, root: Path, variant: str = "") -> Records:
-    """The records of a layout; what is not there is said with what to download.
-
-    Raises:
-      UserError: See `official_data_set`.
-    """
-    if not root.exists():
-        raise UserError(f"{root}: there is no such folder.\n{chosen.instructions}")
-    try:
-        return chosen.read(root, variant or chosen.variants[0])
-    except UserError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise UserError(f"{error}.\n{chosen.instructions}") from error
-        raise
-
-
-def _published(records: Records) -> np.ndarray | None:
-    if records.splits is None:
-        return None
-    return np.array([SPLITS.index(split or "train") for split in records.splits])
+    chosen = LAYOUTS[name]
+    if variant and variant not in chosen.variants:
+        others = [one for one in chosen.variants if one]
+        hint = nearest(variant, others) if others else "it has none"
+        raise UserError(f"the data set {name} has no variant {variant!r}; {hint}")
+    return chosen
 
 
 def _from_table(path: Path, records: Records) -> np.ndarray:
     """Int (n,), index into `SPLITS`, from an external split table."""
-    rows = _split_rows(path)
-    column = next(name for name in _IMAGE_COLUMNS if name in rows[0])
+    rows = read_table(path, ["split"])
+    column = next((name for name in _IMAGE_COLUMNS if name in rows[0]), None)
+    if column is None:
+        raise UserError(
+            f"{path}: the columns are {list(rows[0])}; 'filename' (or {', '.join(_IMAGE_COLUMNS)}) "
+            "is wanted, the image"
+        )
     images = _images_by_name(records)
-    single = records.labels.ndim == 1
     assignment = np.full(len(records.ids), -1)
-    lines: dict[int, int] = {}
+    owners: dict[int, Row] = {}
     for row in rows:
         image = _find(row, row[column], images)
-        if image in lines:
-            raise row.error(
-                f"{row[column]!r} has a row already, at line {lines[image]}; leave one of them"
-            )
-        lines[image] = row.line
-        if single:
+        claim(owners, image, row, repr(row[column]))
+        if records.labels.ndim == 1:
             _check_class(row, records, image)
-        split = SPLIT_NAMES.get(row["split"].lower())
-        if split is None:
-            raise row.error(
-                f"the split is {row['split']!r}; one of {', '.join(SPLIT_NAMES)} is wanted"
-            )
-        assignment[image] = split
+        assignment[image] = row.split("split")
     without = np.flatnonzero(assignment < 0)
     if len(without):
         shown = ", ".join(records.ids[row] for row in without[:_LISTED])
@@ -168,16 +142,6 @@ def _from_table(path: Path, records: Records) -> np.ndarray:
             f"{more}); add rows for them"
         )
     return assignment
-
-
-def _split_rows(path: Path) -> list[Row]:
-    rows = read_table(path, ["split"])
-    if not any(name in rows[0] for name in _IMAGE_COLUMNS):
-        raise UserError(
-            f"{path}: the columns are {list(rows[0])}; 'filename' (or {', '.join(_IMAGE_COLUMNS)}) "
-            "is wanted, the image"
-        )
-    return rows
 
 
 def _images_by_name(records: Records) -> dict[str, list[int]]:

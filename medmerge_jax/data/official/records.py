@@ -2,13 +2,11 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from medmerge_jax.errors import UserError, nearest
+from medmerge_jax.data.dataset import Split
 
 ABOUT: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_name("about.toml").read_text("utf-8")
@@ -16,29 +14,17 @@ ABOUT: dict[str, dict[str, Any]] = tomllib.loads(
 """Description, citation, licence, homepage and instructions of the layouts, by name."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Records:
-    """A data set as its authors published it: a row per image.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Records(Split):
+    """A data set as its authors published it: all images, whatever their split.
 
     Attributes:
       classes: Names in the published order.
-      ids: Unique names, usually the file's stem or its relative path.
-      paths: The image file of each row, or the archive that holds `pixels`.
-      labels: int (n,) indices into `classes`, or float (n, classes) of 0, 1 and NaN (unknown)
-        where an image has several labels.
-      groups: Patient or lesion of each row; None if unknown.
-      splits: "train", "val" or "test" of each row as published, None in a row where the
-        publisher gives none; None as a whole if there is none at all.
-      pixels: uint8 (n, h, w) or (n, h, w, 3) where the images come decoded.
+      splits: "train", "val" or "test" of each image as published; None where there is none.
     """
 
     classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    paths: tuple[Path, ...]
-    labels: np.ndarray
-    groups: tuple[str, ...] | None = None
-    splits: tuple[str | None, ...] | None = None
-    pixels: np.ndarray | None = None
+    splits: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +33,14 @@ class Layout:
 
     Attributes:
       name: In configs and in TFDS.
-      read: Called with the folder and a variant.
+      read: Called with the folder, which holds what `instructions` say, and a variant, of which ""
+        means the first. Anything else is a UserError that names file and line.
       description: What the data set is.
       citation: BibTeX.
       licence: As stated by the publisher.
       homepage: Address.
       instructions: What to download, and how the folder then looks.
       variants: That `read` knows; the first is the default.
-      fractions: Of train, val and test in the papers, where the publisher has no split.
       channels: Of the images in TFDS: 1 where all are greyscale.
       multilabel: Whether an image has any number of classes, by variant.
     """
@@ -67,7 +53,6 @@ class Layout:
     homepage: str
     instructions: str
     variants: tuple[str, ...] = ("",)
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     channels: int = 3
     multilabel: Callable[[str], bool] = lambda variant: False
 
@@ -75,16 +60,3 @@ class Layout:
 def described(name: str, read: Callable[[Path, str], Records], **facts: Any) -> Layout:
     """The layout `name`, of which `ABOUT` says what it is; `facts` are the other fields."""
     return Layout(name=name, read=read, **ABOUT[name], **facts)
-
-
-def checked_variant(name: str, variant: str, variants: Sequence[str]) -> str:
-    """The variant, or the first of all variants if it is empty.
-
-    Raises:
-      UserError: The data set `name` has no such variant.
-    """
-    if variant and variant not in variants:
-        others = [one for one in variants if one]
-        hint = nearest(variant, others) if others else "it has none"
-        raise UserError(f"the data set {name} has no variant {variant!r}; {hint}")
-    return variant or variants[0]

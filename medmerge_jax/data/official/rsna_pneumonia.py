@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from medmerge_jax.data.official.records import Records, described
-from medmerge_jax.data.sheets import Row, read_table
+from medmerge_jax.data.sheets import Row, claim, read_table
 
 CLASSES = ("Normal", "Lung Opacity")
 
@@ -25,15 +25,7 @@ def read_rsna_pneumonia(root: Path) -> Records:
 
     Both tables have a row per box of an opacity, or one row for a patient without. They are
     checked against each other. The challenge published no split with labels.
-
-    Args:
-      root: Holds the two tables and the folder `stage_2_train_images`, of `.dcm` files or of
-        `.png` or `.jpg` files with the same names.
-
-    Raises:
-      UserError: Anything that is not as above, with file and line.
     """
-    root = Path(root)
     table = root / _CLASSES
     patients = _patients(table)
     _check_boxes(root / _BOXES, table, patients)
@@ -42,11 +34,11 @@ def read_rsna_pneumonia(root: Path) -> Records:
         classes=CLASSES,
         ids=tuple(chosen),
         paths=tuple(
-            row.image_file(root / _IMAGES / name, _SUFFIXES) for name, row in chosen.items()
+            row.image_file(*(root / _IMAGES / f"{name}{suffix}" for suffix in _SUFFIXES))
+            for name, row in chosen.items()
         ),
         labels=np.array([CLASSES.index(row["class"]) for row in chosen.values()], np.int32),
         groups=tuple(chosen),
-        splits=None,
     )
 
 
@@ -73,8 +65,7 @@ def _patients(table: Path) -> dict[str, Row]:
 def _check_boxes(table: Path, class_table: Path, patients: dict[str, Row]) -> None:
     """Refuses a table of boxes that does not say the same as the table of classes."""
     box = ["x", "y", "width", "height"]
-    first: dict[tuple[str, ...], int] = {}
-    seen: set[str] = set()
+    owners: dict[tuple[str, ...], Row] = {}
     for row in read_table(table, ["patientId", *box, "Target"]):
         name = row["patientId"]
         if name not in patients:
@@ -88,10 +79,8 @@ def _check_boxes(table: Path, class_table: Path, patients: dict[str, Row]) -> No
             )
         # A patient without an opacity has an empty box, and only one.
         key = (name, *(row[column] for column in box))
-        if key in first:
-            raise row.error(f"patient {name} has this row already, at line {first[key]}; leave one")
-        first[key] = row.line
-        seen.add(name)
+        claim(owners, key, row, f"patient {name} with the box {key[1:]}")
+    seen = {name for name, *_ in owners}
     for name, row in patients.items():
         if name not in seen:
             raise row.error(f"patient {name} is not in {table}")

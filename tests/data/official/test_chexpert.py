@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmerge_jax.data import official_data_set
 from medmerge_jax.data.official.chexpert import CLASSES, LAYOUT, read_chexpert
 from medmerge_jax.errors import UserError
 
@@ -191,4 +192,4 @@ def test_missing_tables(root, name):
 
 def test_unknown_variants(root):
     with pytest.raises(UserError, match="'twos'; one of zeros, ones, ignore is wanted"):
-        read_chexpert(root, "twos")
+        official_data_set("chexpert", root, variant="twos")

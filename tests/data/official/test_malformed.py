@@ -285,13 +285,15 @@ def test_an_image_is_in_two_tables(tmp_path):
     copy = Copy("eyepacs", "retinopathy_solution.csv", tmp_path)
     copy.change(4, "image", "13_left")
     copy.save()
-    copy.error("line 4: image '13_left' is in .*trainLabels.csv too, at line 4")
+    copy.error("line 4: image '13_left' has a row already in .*trainLabels.csv, at line 4")
     copy = Copy("ham10000", f"{TRAINING}/{TRAINING}.csv".replace("Training", "Test"), tmp_path)
     source = tmp_path / "ISIC2018_Task3_Training_Input" / "ISIC_0024308.jpg"
     (tmp_path / "ISIC2018_Task3_Test_Input" / source.name).write_bytes(source.read_bytes())
     copy.change(3, "image", "ISIC_0024308")
     copy.save()
-    copy.error("line 3: image 'ISIC_0024308' is in .*Training_GroundTruth.csv too, at line 4")
+    copy.error(
+        "line 3: image 'ISIC_0024308' has a row already in .*Training_GroundTruth.csv, at line 4"
+    )
 
 
 def test_eyepacs_names(tmp_path):
