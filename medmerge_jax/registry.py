@@ -16,11 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Mapping[str, T]):
-    """Entries by name, in the order in which they were added.
-
-    Args:
-      noun: What an entry is, for messages: "merger".
-    """
+    """Entries by name, in the order in which they were added; messages name them by the noun."""
 
     def __init__(self, noun: str):
         self.noun = noun

@@ -180,8 +180,8 @@ def _option_mistakes(config: Config, methods: list[str]) -> Iterator[str]:
     options = {method: set(merger_options(method)) - set(FROM_PARENTS) for method in methods}
     of_any = sorted(set.union(*options.values()))
     for name in sorted(set(given) - set(of_any)):
-        wanted = nearest(name, of_any) if of_any else f"{', '.join(methods)} has no options"
-        yield f"merge_ft.options.{name}: {wanted}"
+        hint = nearest(name, of_any) if of_any else f"{', '.join(methods)} has no options"
+        yield f"merge_ft.options.{name}: {hint}"
     for method, names in options.items():
         count = len(config.parents) - ("ancestor" in merger_options(method))
         try:

@@ -94,11 +94,11 @@ def _check_order(config: Config, dataset: DataSet) -> None:
 
 def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
     """The rest: the parents that sources have made, and the images in batches."""
-    config, parents = prepared.config, prepared.parents
-    made = [name for name in needed_parents(config) if name not in parents]
+    config = prepared.config
+    made = [name for name in needed_parents(config) if name not in prepared.parents]
     directories = {name: source_folder(workdir, name) for name in sources_of(config)}
     mesh = data_mesh()
-    parents = {**parents, **inputs.load_parents(config, made, directories)}
+    parents = {**prepared.parents, **inputs.load_parents(config, made, directories)}
     parents = inputs.fill_zeros(dict(sorted(parents.items())))
     return Inputs(
         **{**vars(prepared), "parents": parents},

@@ -9,10 +9,7 @@ _PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of this package and of those that its results depend on; "unknown" if not installed.
-
-    From a source tree that is not installed, this package itself is unknown.
-    """
+    """Of what results depend on; "unknown" if not installed, as this package in a source tree."""
     versions = dict.fromkeys(_PACKAGES, "unknown")
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -74,11 +74,8 @@ class StageCheckpoints:
     def restore(self, like: Callable[[dict[str, Any]], Any]) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, and its values, or None if there is none.
 
-        Says so if a newer one is damaged, and renames that.
-
-        Args:
-          like: From the values of a checkpoint, a tree of arrays with the structure, and on the
-            devices, of what was saved with them.
+        Says so if a newer one is damaged, and renames that. What was saved with some values has the
+        structure, and comes to the devices, of the tree of arrays that `like` makes of them.
         """
         while (newest := self._checkpointer.latest) is not None:
             problem = self._damage(newest.step)
@@ -166,11 +163,7 @@ class StageCheckpoints:
         )
 
     def kept(self, epoch: int) -> Any:
-        """What `keep` wrote, in NumPy.
-
-        Raises:
-          UserError: The file is gone or damaged.
-        """
+        """What `keep` wrote, in NumPy; a UserError if the file is gone or damaged."""
         return unflatten(read_npz(self._path(epoch, _KEPT_MODEL)))
 
     def wait(self) -> None:

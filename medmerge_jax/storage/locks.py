@@ -85,6 +85,6 @@ def _sign(file: int) -> None:
 
 
 def _marked(path: Path) -> str:
-    """Who wrote a marker, in which filelock has process and host on the first two lines."""
+    # filelock has process and host on the first two lines of its marker.
     process, host = [*path.read_text().split(), "?", "?"][:2]
     return f"process {process} on {host.split('?')[0]} (if that has ended, delete {path})"

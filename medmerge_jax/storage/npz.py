@@ -87,9 +87,9 @@ def open_member(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[Mem
     """An array by its name, which is the member's without `.npy`."""
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
-        in_version_1 = np.lib.format.read_magic(file) == (1, 0)
-        headers = np.lib.format.read_array_header_2_0, np.lib.format.read_array_header_1_0
-        shape, fortran, dtype = headers[in_version_1](file)
+        version = np.lib.format.read_magic(file)
+        old, new = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = (old if version == (1, 0) else new)(file)
         if dtype.hasobject:
             raise UserError(f"{path}: {name} holds pickled objects, which are never read")
         data, claimed = info.file_size - file.tell(), math.prod(shape) * dtype.itemsize

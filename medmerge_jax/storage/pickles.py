@@ -101,11 +101,7 @@ def _short(value: Any) -> str:
 
 
 def check_keys(keys: Iterable[Any]) -> None:
-    """Refuses what cannot be hashed, or not in a moment: nested tuples, enormous numbers.
-
-    Raises:
-      ForbiddenError: A key is no text and no usual number.
-    """
+    """A ForbiddenError for what cannot be hashed in a moment: nested tuples, enormous numbers."""
     for key in keys:
         if type(key) not in _KEYS or (type(key) is int and key.bit_length() > 60):
             raise ForbiddenError(f"its pickle has a dict with the key {shown(key)}; refused")

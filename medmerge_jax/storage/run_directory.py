@@ -117,11 +117,19 @@ class RunDirectory:
     def clean_up(self, results: Record) -> None:
         """Removes what a run with results needs no more: what is in model/ and kept/, too."""
         _CLOCKS.pop(self.path, None)
-        if processes.is_first():
-            for path in (self.path / _SECONDS, self.path / _MERGED, *self.path.glob(_KEPT)):
-                path.unlink(missing_ok=True)
-            for stage in results.get("stages", [])[-1:]:
-                _remove_checkpoints(self.path / "checkpoints" / stage["name"])
+        if not processes.is_first():
+            return
+        for path in (self.path / _SECONDS, self.path / _MERGED, *self.path.glob(_KEPT)):
+            path.unlink(missing_ok=True)
+        for stage in results.get("stages", [])[-1:]:
+            folder = self.path / "checkpoints" / stage["name"]
+            # Damaged ones stay, to be looked at.
+            for path in [path for path in folder.glob("*") if path.name.isdecimal()]:
+                shutil.rmtree(path, ignore_errors=True)
+                path.with_suffix(".json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                folder.parent.rmdir()  # unless there are other stages'
 
     def check_config(self, config: Mapping[str, Any]) -> Record | None:
         """What config.json has, if it is there; a UserError names fields that differ from it."""
@@ -264,16 +272,6 @@ class RunDirectory:
         if self._events is not None:
             self._events.close()
             self._events = None
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    """Those that are whole, with their checksums; damaged ones stay, to be looked at."""
-    for path in [path for path in folder.glob("*") if path.name.isdecimal()]:
-        shutil.rmtree(path, ignore_errors=True)
-        path.with_suffix(".json").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-        folder.parent.rmdir()  # unless there are other stages'
 
 
 def _save_clocks() -> None:

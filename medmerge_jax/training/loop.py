@@ -41,15 +41,9 @@ def train_stage(
 ) -> StageResult:
     """Trains, or goes on from the newest checkpoint, or returns what was finished before.
 
-    Args:
-      stage: How long and how.
-      start: What is trained, from where.
-      network: The model.
-      batches: Of the split "train" or "val"; not called for a finished stage.
-      directory: Takes checkpoints and metrics.
-      seed: Of the order of the training images, and of their augmentation.
-      multilabel: See `loss.weighted_loss`.
-      class_weights: (classes,), see `loss.weighted_loss`.
+    The batches are those of the split "train" or "val"; a finished stage does not ask for them. The
+    seed is that of the order of the training images, and of their augmentation. What `multilabel`
+    and the (classes,) class weights mean is said at `loss.weighted_loss`.
 
     Raises:
       DivergedError: The loss is no longer finite. The last checkpoint is of a good state.

@@ -30,21 +30,14 @@ Role = Callable[[str, Any], str]
 
 @dataclasses.dataclass(frozen=True)
 class Parameterization:
-    """A point to start a stage from.
+    """A point to start a stage from."""
 
-    Attributes:
-      trainable: `{"params": {path: array}}`, for a merge also `"coefficients"`; gets gradients.
-      frozen: `{"params": {path: array}}`, for a merge also `"parents"`, a tuple of kernels by path.
-      assemble: Pure and hashable; gives all parameters of the model by path.
-      batch_stats: Running statistics of the batch norms, nested.
-      train_batch_norm: Batch statistics are used and running averages updated; otherwise the
-        batch norms use their running statistics, which stay as they are.
-    """
-
-    trainable: Tree
-    frozen: Tree
-    assemble: Assemble
-    batch_stats: Tree
+    trainable: Tree  # {"params": {path: array}}, of a merge also "coefficients"; gets gradients
+    frozen: Tree  # {"params": {path: array}}, of a merge also "parents", a tuple of kernels by path
+    assemble: Assemble  # pure and hashable; gives all parameters of the model by path
+    batch_stats: Tree  # running statistics of the batch norms, nested
+    # Whether batch statistics are used and running averages updated; otherwise the batch norms use
+    # their running statistics, which stay as they are.
     train_batch_norm: bool
 
 

@@ -18,20 +18,13 @@ from medmerge_jax.training.step import TrainState, copy_tree
 
 
 class Progress:
-    """How far a stage is: from the newest checkpoint if there is one, else at its beginning.
-
-    Attributes:
-      state: Of the last step.
-      values: JSON values that a checkpoint has beside its arrays.
-      steps_per_epoch: Set as soon as there are batches, like `rates`, those of every step.
-      saved_position: Where the newest checkpoint is, "" if there is none.
-    """
+    """How far a stage is: from the newest checkpoint if there is one, else at its beginning."""
 
     def __init__(self, stage: Stage, state: TrainState, checkpoints: StageCheckpoints):
         self.stage, self.state = stage, state
         best = (state.trainable, state.batch_stats) if stage.select == "best" else ()
         self._best = copy_tree(best)
-        self.values: dict[str, Any] = {
+        self.values: dict[str, Any] = {  # that a checkpoint has beside its arrays
             "epoch": 0,
             "step": 0,
             "epoch_seconds": 0.0,
@@ -52,7 +45,7 @@ class Progress:
             self._best = tree["best"]
             self.state = tree.get("state", self.state)
             say(f"{stage.name}: resumed after {self.position()} of {stage.epochs}")
-        self.steps_per_epoch, self.rates = 0, np.zeros(0)
+        self.steps_per_epoch, self.rates = 0, np.zeros(0)  # until there are batches
         self._saved = (self.epoch, self.step)
         self.saved_position = self.position() if restored else ""
 
@@ -86,10 +79,7 @@ class Progress:
         self.values["step"] += 1
 
     def finish_epoch(self, value: float | None, images: int) -> None:
-        """Counts an epoch on so many images, and saves it if it is time to.
-
-        The value is that of the stage's metric on the validation split.
-        """
+        """Counts an epoch with its value of the stage's metric, and saves it if it is time to."""
         values, stage = self.values, self.stage
         values["seconds"] += values["epoch_seconds"]
         values["images"] += images
@@ -111,11 +101,7 @@ class Progress:
             self._save()
 
     def save_inside_epoch(self) -> None:
-        """Saves what there is, unless the newest checkpoint is of it; returns when it is there.
-
-        Raises:
-          DivergedError: What there is is not finite.
-        """
+        """Saves what there is and waits for the disk; a DivergedError if it is not finite."""
         if (self.epoch, self.step) != self._saved:
             self.check_losses()
             if not _all_finite((self.state.trainable, self.state.batch_stats)):

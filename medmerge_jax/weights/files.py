@@ -98,17 +98,12 @@ def _is_npz(path: Path) -> bool:
         return False
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
-) -> None:
-    """Writes a `.safetensors` file whole or not at all; its folder is made if need be.
-
-    The metadata is written in any order: give one string, and equal tensors give equal files.
-    `{"format": "pt"}` marks PyTorch's layouts.
-    """
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a `.safetensors` file whole or not at all; its folder is made if need be."""
     # safetensors writes the memory as it lies, so that a transposed view needs a copy.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    data = safetensors.numpy.save(contiguous, dict(metadata))
+    # It marks PyTorch's layouts. Of more metadata the order is any, and equal files were unequal.
+    data = safetensors.numpy.save(contiguous, {"format": "pt"})
     write_atomically(path, lambda file: file.write(data))
 
 

@@ -31,9 +31,6 @@ def find_imagenet_weights(architecture: str) -> LocatedWeights:
     `~/.cache/medmerge_jax/weights`), in PyTorch's own cache, and on the Hugging Face hub, whose
     `timm/<architecture>.tv_in1k` are the same weights under the same names.
 
-    Args:
-      architecture: One of `models.list_models()`.
-
     Raises:
       UserError: There are none for this architecture, a file is not what its name says, or it
         is nowhere and cannot be downloaded; names the file wanted and where to put it.

@@ -79,8 +79,7 @@ def save_weights(
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: weights are written as .safetensors, not {path.suffix!r}")
-    tensors = variables_to_torch(architecture, variables)
-    write_safetensors(path, tensors, {"format": "pt"})
+    write_safetensors(path, variables_to_torch(architecture, variables))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

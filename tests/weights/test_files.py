@@ -21,7 +21,7 @@ TENSORS = {
 
 def test_safetensors_there_and_back(tmp_path):
     path = tmp_path / "new" / "x.safetensors"
-    write_safetensors(path, TENSORS, {"format": "pt"})
+    write_safetensors(path, TENSORS)
     found = read_tensors(path)
     assert found.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -33,7 +33,7 @@ def test_safetensors_there_and_back(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
-    write_safetensors(path, {"a": np.zeros(2)}, {})
+    write_safetensors(path, {"a": np.zeros(2)})
     before = path.read_bytes()
 
     def full(*_):
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_safetensors(path, {"a": np.ones(2)}, {})
+        write_safetensors(path, {"a": np.ones(2)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -52,7 +52,7 @@ def test_damaged_files(tmp_path, suffix):
     if suffix == ".npz":
         np.savez(path, a=np.arange(5.0), b=np.zeros((2, 2)))
     else:
-        write_safetensors(path, {"a": np.arange(5.0), "b": np.zeros((2, 2))}, {})
+        write_safetensors(path, {"a": np.arange(5.0), "b": np.zeros((2, 2))})
     whole = path.read_bytes()
     for length in range(0, len(whole), 5):
         path.write_bytes(whole[:length])
