@@ -231,7 +231,7 @@ def missing_parents(config: Config, names: list[str], sources: list[str]) -> lis
                 f"parents.{name} is empty: give a model directory, a run directory or a weight "
                 f"file, --config.parents.{name}=PATH"
             )
-        elif value not in ("zeros", "random") and not Path(value).expanduser().exists():
+        elif value not in ("zeros", "random") and not weights.path_of(value).exists():
             lines.append(f"parents.{name} = {value}: there is no such file or folder")
     return lines
 

@@ -2,6 +2,7 @@
 
 from medmerge_jax.weights.card import shareable
 from medmerge_jax.weights.files import read_tensors, write_safetensors
+from medmerge_jax.weights.fit import path_of
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.models import (
     Model,
@@ -26,6 +27,7 @@ __all__ = [
     "load_weights",
     "model_fingerprint",
     "model_from_card",
+    "path_of",
     "read_tensors",
     "save_model",
     "save_weights",

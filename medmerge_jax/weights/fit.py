@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -59,6 +60,11 @@ def split_choice(source: str) -> tuple[str, str]:
     """
     file, _, choice = source.partition(CHOICE)
     return file, choice
+
+
+def path_of(source: str) -> Path:
+    """The file or folder of a parent, without what of it is wanted."""
+    return Path(split_choice(source)[0]).expanduser()
 
 
 def fit(

@@ -219,7 +219,12 @@ def save_model(path: str | PathLike[str], model: Model) -> None:
         write_text(new / README_FILE, readme(card))
         if directory.exists():
             directory.rename(scratch / "old")
-        new.rename(directory)
+        try:
+            new.rename(directory)
+        except BaseException:
+            if (scratch / "old").exists():
+                (scratch / "old").rename(directory)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -306,6 +311,7 @@ def _imagenet_parent(architecture: str) -> tuple[Variables, dict[str, Any]]:
         "architecture": architecture,
         "num_classes": 1000,
         "image_size": spec.preprocessing.size,
+        "resize": spec.preprocessing.resize,
         "mean": list(spec.preprocessing.mean),
         "std": list(spec.preprocessing.std),
         "data": "ImageNet-1k",
