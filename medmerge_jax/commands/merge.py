@@ -5,6 +5,7 @@ activations or gradients want a folder of images, without labels: --images FOLDE
 """
 
 import argparse
+import json
 import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image
 from medmerge_jax.images.formats import SUFFIXES
 from medmerge_jax.merging.trees import flatten, without_head
-from medmerge_jax.models import create_model, list_models, mergers
+from medmerge_jax.models import create_model, get_spec, list_models, mergers
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     architecture = models[0][1]["architecture"]
     models += [weights.load_parent(name, architecture) for name in names[1:]]
     fingerprints = _fingerprints(names, models)
+    models = _of_one_normalisation(architecture, models)
     _report(architecture, names, models)
     parents = models[: len(options.parents)]
     agreed = _agreed([card for _, card in parents])
@@ -228,6 +230,22 @@ def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, An
         pixels = list(pool.map(lambda path: read_image(path, size, resize), chosen))
     network = Network(create_model(architecture, num_classes=0), preprocessing)
     return np.asarray(network.normalise(jnp.asarray(np.stack(pixels))))
+
+
+def _of_one_normalisation(
+    architecture: str, models: list[tuple[Any, dict[str, Any]]]
+) -> list[tuple[Any, dict[str, Any]]]:
+    """The models as they are if all want images normalised alike, else adapted to what is usual."""
+    published = get_spec(architecture).preprocessing
+    usual = {"mean": list(published.mean), "std": list(published.std)}
+    kinds = {json.dumps([card.get(key, usual[key]) for key in usual]) for _, card in models}
+    if len(kinds) == 1:
+        return models
+    adapted = [weights.as_published(architecture, *model) for model in models]
+    for (_, before), (_, card) in zip(models, adapted, strict=True):
+        for note in card.get("notes", [])[len(before.get("notes", ())) :]:
+            say(f"{card['file']}: {note}")
+    return adapted
 
 
 def _agreed(cards: Sequence[dict[str, Any]]) -> dict[str, Any]:

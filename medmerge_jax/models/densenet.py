@@ -6,6 +6,7 @@ torchvision's names, so that a parameter's path is its PyTorch name with "/" for
 
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -149,8 +150,28 @@ class DenseNet(nn.Module):
         return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
 
 
-# Older files of torchvision have denselayer1.norm.1.weight for denselayer1.norm1.weight.
-_OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+_SPELLINGS = (
+    # torchvision's older files, and CheXNet's
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    # MONAI
+    (re.compile(r"(denselayer\d+)\.layers\."), r"\1."),
+    (re.compile(r"^class_layers\.out\."), "classifier."),
+)
+
+
+def _usual_name(name: str) -> str:
+    for pattern, usual in _SPELLINGS:
+        name = pattern.sub(usual, name)
+    return name
+
+
+def _other_network(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    if any(len(shape) == 5 for shape in shapes.values()):
+        return "a DenseNet for volumes, with kernels of three axes"
+    if shapes.get("features.conv0.weight", (0, 0))[1] == 4:
+        return "a DenseNet for images of four channels"
+    return ""
+
 
 for _layers, _digits, _depths, _growth, _init_features, _num_features in (
     (121, "a639ec97", (6, 12, 24, 16), 32, 64, 1024),
@@ -172,6 +193,9 @@ for _layers, _digits, _depths, _growth, _init_features, _num_features in (
             torch_file=f"densenet{_layers}-{_digits}.pth",
             min_size=smallest_image(len(_depths)),
             spaces=dense_spaces,
-            modern_name=functools.partial(_OLD_NAME.sub, r"\1\2"),
+            stem="features.conv0",
+            stem_norm="features.norm0",
+            usual_name=_usual_name,
+            other_network=_other_network,
         )
     )

@@ -65,7 +65,12 @@ class ModelSpec:
       spaces: From variables to the hidden units that can be permuted, see `merging.spaces`; None
         if these are not known, so that nothing can be aligned.
       leaf_names: PyTorch's last part of a leaf's name, by collection and the last part of its path.
-      modern_name: From a tensor's name in older published files to today's.
+      stem: PyTorch's name of the first convolution, the one that sees the images; "" if there is
+        none, so that neither grey stems nor another normalisation can be adapted.
+      stem_norm: That of the batch norm behind it.
+      usual_name: From a tensor's name in older files and other libraries to torchvision's.
+      other_network: From shapes by torchvision's name to what other network of this family they
+        are of, in words; "" where that is not known.
       rngs: Names of the random streams that the module takes in training, such as "dropout".
     """
 
@@ -83,7 +88,10 @@ class ModelSpec:
     leaf_names: Mapping[tuple[str, str], str] = dataclasses.field(
         default_factory=lambda: LEAF_NAMES
     )
-    modern_name: Callable[[str], str] = str
+    stem: str = ""
+    stem_norm: str = ""
+    usual_name: Callable[[str], str] = str
+    other_network: Callable[[Mapping[str, tuple[int, ...]]], str] = lambda _: ""
     rngs: tuple[str, ...] = ()
 
     def torch_name(self, collection: str, path: str) -> str:

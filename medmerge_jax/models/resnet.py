@@ -5,7 +5,8 @@ torchvision's names, so that a parameter's path is its PyTorch name with "/" for
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -195,6 +196,37 @@ class CifarResNet(nn.Module):
         return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
 
 
+_NUMBERED = {"0": "conv1", "1": "bn1", **{f"{i + 3}": f"layer{i}" for i in range(1, 5)}}
+"""Children by their number, as `nn.Sequential(*network.children())` names them (RadImageNet)."""
+
+
+def _usual_name(name: str) -> str:
+    first, dot, rest = name.partition(".")
+    return f"{_NUMBERED.get(first, first)}{dot}{rest}".replace(".shortcut.", ".downsample.")
+
+
+def _usual_cifar_name(name: str) -> str:
+    return re.sub(r"^fc\.", "linear.", _usual_name(name))
+
+
+def _other_network(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Of ResNet's many variants; version 1, whose stride is elsewhere, has the same shapes."""
+    stem = shapes.get("conv1.weight", ())
+    if any(len(shape) == 5 for shape in shapes.values()):
+        return "a ResNet for volumes, with kernels of three axes"
+    if "conv1.0.weight" in shapes or len(shapes.get("layer1.0.downsample.1.weight", ())) == 4:
+        return "a ResNet-D or -C (a stem of three convolutions, or averages in the shortcuts)"
+    if any(".se." in name or ".se_module." in name for name in shapes):
+        return "a squeeze-and-excitation ResNet"
+    if len(stem) == 4 and stem[1] == 4:
+        return "a ResNet for images of four channels"
+    if len(stem) == 4 and stem[2] == 3 and stem[0] == 64:
+        return "a ResNet with a stem of 3 x 3, for small images"
+    if len(stem) == 4 and stem[0] == 16 and "layer2.0.downsample.0.weight" in shapes:
+        return "a ResNet for small images whose shortcuts have convolutions"
+    return ""
+
+
 for _depth in (3, 5, 7, 9):
     register(
         ModelSpec(
@@ -205,6 +237,10 @@ for _depth in (3, 5, 7, 9):
             torch_head="linear",
             licence="BSD-2-Clause",
             spaces=residual_spaces,
+            stem="conv1",
+            stem_norm="bn1",
+            usual_name=_usual_cifar_name,
+            other_network=_other_network,
         )
     )
 
@@ -226,5 +262,9 @@ for _layers, _digits, _block, _depths in (
             hub_id=f"timm/resnet{_layers}.tv_in1k",
             torch_file=f"resnet{_layers}-{_digits}.pth",
             spaces=residual_spaces,
+            stem="conv1",
+            stem_norm="bn1",
+            usual_name=_usual_name,
+            other_network=_other_network,
         )
     )

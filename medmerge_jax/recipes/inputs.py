@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,22 @@ def _load_parent(config: Config, value: str, source_directories: dict[str, Path]
         value = os.fspath(source_directories[value.removeprefix("source:")])
     variables, card = weights.load_parent(value, config.architecture)
     fingerprint = weights.model_fingerprint(variables)
-    return variables, {**card, "source": value, "fingerprint": fingerprint}
+    said = len(card.get("notes", ()))
+    variables, card = weights.as_published(config.architecture, variables, card)
+    notes = [*card.get("notes", []), *_of_other_images(config, card)]
+    for note in notes[said:]:
+        say(f"{card['file']}: {note}")
+    return variables, {**card, "notes": notes, "source": value, "fingerprint": fingerprint}
+
+
+def _of_other_images(config: Config, card: dict[str, Any]) -> Iterator[str]:
+    """How a parent's images were prepared otherwise than the config's are."""
+    here = {"image_size": config.image_size, "resize": config.data.resize}
+    for field, value in here.items():
+        if card.get(field, value) != value:
+            yield f"its images had {field} {card[field]}, here it is {value}"
+    if "mean" not in card:
+        yield "nothing says how its images were normalised; it is taken that they were as here"
 
 
 def fill_zeros(parents: dict[str, Parent]) -> dict[str, Parent]:
@@ -215,7 +231,7 @@ def missing_parents(config: Config, names: list[str], sources: list[str]) -> lis
                 f"parents.{name} is empty: give a model directory, a run directory or a weight "
                 f"file, --config.parents.{name}=PATH"
             )
-        elif value not in ("zeros", "random") and not Path(value).expanduser().exists():
+        elif value not in ("zeros", "random") and not weights.path_of(value).exists():
             lines.append(f"parents.{name} = {value}: there is no such file or folder")
     return lines
 

@@ -17,6 +17,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.storage.archives import check_list_of_entries
 
 MOST_TIMES, MOST_BESIDES = 20, 2**20
 """Bytes that an archive may unpack to: so many times its own, and these besides. Images and labels
@@ -62,7 +63,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     """The archive; whatever is wrong with it, then or later, is a UserError."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(_checked(file)) as archive:
             _refuse_bombs(path, archive)
             yield archive
     except UserError:
@@ -74,6 +75,11 @@ def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
             f"{path}: is damaged, incomplete or no .npz file "
             f"({type(error).__name__}: {error}). Fetch or save it again"
         ) from error
+
+
+def _checked(file: IO[bytes]) -> IO[bytes]:
+    check_list_of_entries(file)
+    return file
 
 
 @contextlib.contextmanager

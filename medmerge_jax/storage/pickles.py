@@ -2,9 +2,9 @@
 
 A pickle is a program that may call any function it can import. The unpicklers of this project
 import nothing: each knows the handful of globals that its files are made of, replaced by inert
-stand-ins, and refuses every other. Stand-ins refuse to be modified, so that nothing outlives the
-reading of a file; and what their functions build must not be larger than their arguments, or a
-short pickle could call one of them often on something large.
+stand-ins, and refuses every other or puts an inert placeholder there. Stand-ins refuse to be
+modified, so that nothing outlives the reading of a file; and what their functions build must not
+be larger than their arguments, or a short pickle could call one of them often on something large.
 """
 
 import os
@@ -49,6 +49,41 @@ class StandIn:
 
     def __setstate__(self, state: Any) -> None:
         raise ForbiddenError(f"the pickle modifies {self.name}; refused")
+
+
+class Placeholder:
+    """In place of a global that is not known, and of whatever the pickle makes of it.
+
+    It is made anew for each, takes what is given to it, and does nothing with it: nothing is
+    imported, called or compared.
+
+    Attributes:
+      name: Of the global, "argparse.Namespace".
+      state: Of the object that the pickle makes: mostly the dict of its attributes.
+      items: What a dict of another type holds.
+    """
+
+    __slots__ = ("items", "name", "state")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state: Any = None
+        self.items: dict[Any, Any] = {}
+
+    def __call__(self, *_: Any) -> "Placeholder":
+        """An object of this name; the arguments are dropped."""
+        return Placeholder(self.name)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, _: Any) -> None:
+        """Of a list of another type, whose elements are dropped."""
+
+    add = extend = append
 
 
 def shown(value: Any) -> str:
@@ -110,26 +145,39 @@ class _Input:
 class PlainUnpickler(pickle._Unpickler):
     """Builds nothing but plain containers, numbers, strings and what `find_class` returns.
 
-    Subclasses define `find_class`, and `persistent_load` if they want to.
+    Subclasses define `find_class`, and `persistent_load` if they want to. Objects are made of
+    placeholders alone.
     """
 
     def __init__(self, file: IO[bytes], encoding: str) -> None:
         super().__init__(_Input(file), encoding=encoding)
         self.dispatch = _Opcodes(_ALLOWED)  # type: ignore[misc]
 
-    def find_class(self, module: str, name: str) -> StandIn:
+    def find_class(self, module: str, name: str) -> StandIn | Placeholder:
         """Refuses every global."""
         raise ForbiddenError(f"its pickle asks for {module}.{name}, which is refused")
 
 
 _ORIGINAL: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 
-# These make objects that `copyreg` has numbers for, objects without a call, and buffers from
-# elsewhere.
+# These make objects that `copyreg` has numbers for, and buffers from elsewhere.
 _REFUSED = (
-    pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.NEXT_BUFFER,
-    pickle.READONLY_BUFFER,
+    pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
 )  # fmt: skip
+
+
+def _new_object(number_of_arguments: int) -> Callable[[Any], None]:
+    """An object without a call of its class: Python's own would call its `__new__`."""
+
+    def load(self: Any) -> None:
+        for _ in range(number_of_arguments):
+            self.stack.pop()
+        kind = self.stack.pop()
+        if not isinstance(kind, Placeholder):
+            raise RefusedError(f"its pickle makes an object of {shown(kind)}; refused")
+        self.append(kind())
+
+    return load
 
 
 def _byte_array(self: Any) -> None:
@@ -159,4 +207,6 @@ _ALLOWED = {
     **{code: load for code, load in _ORIGINAL.items() if bytes([code]) not in _REFUSED},
     **{code[0]: _with_checked_keys(code) for code in _KEYS_ON_STACK},
     pickle.BYTEARRAY8[0]: _byte_array,
+    pickle.NEWOBJ[0]: _new_object(1),
+    pickle.NEWOBJ_EX[0]: _new_object(2),
 }

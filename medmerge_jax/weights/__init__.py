@@ -2,6 +2,7 @@
 
 from medmerge_jax.weights.card import shareable
 from medmerge_jax.weights.files import read_tensors, write_safetensors
+from medmerge_jax.weights.fit import path_of
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.models import (
     Model,
@@ -14,15 +15,19 @@ from medmerge_jax.weights.models import (
     save_weights,
 )
 from medmerge_jax.weights.names import variables_from_torch, variables_to_torch
+from medmerge_jax.weights.normalisation import as_published, fold_normalisation
 
 __all__ = [
     "Model",
+    "as_published",
     "find_imagenet_weights",
+    "fold_normalisation",
     "load_model",
     "load_parent",
     "load_weights",
     "model_fingerprint",
     "model_from_card",
+    "path_of",
     "read_tensors",
     "save_model",
     "save_weights",

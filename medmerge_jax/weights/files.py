@@ -1,6 +1,7 @@
 """Files of named tensors."""
 
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -9,9 +10,10 @@ import safetensors
 import safetensors.numpy
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.storage.archives import check_list_of_entries
 from medmerge_jax.storage.atomic import write_atomically
 from medmerge_jax.storage.npz import read_npz
-from medmerge_jax.weights.torch_pickle import read_torch_file
+from medmerge_jax.weights.torch_pickle import StateDicts, read_torch_file
 
 SAFETENSORS_DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -24,22 +26,76 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """All tensors of a file by name, with the file's names, layouts and dtypes.
 
     Args:
-      path: `.safetensors`, `.npz`, or `.pth`/`.pt` (see `torch_pickle`).
+      path: As of `read_state_dicts`. Where it holds several dicts of tensors, the names have their
+        places before them, "state_dict.conv1.weight".
 
     Raises:
-      UserError: There is no such file, its suffix is another, or its content cannot be read.
+      UserError: As of `read_state_dicts`.
     """
-    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-        ".safetensors": _read_safetensors,
-        ".npz": read_npz,
-        ".pth": read_torch_file,
-        ".pt": read_torch_file,
+    state_dicts = read_state_dicts(path)
+    if len(state_dicts) == 1:
+        return next(iter(state_dicts.values()))
+    return {
+        f"{where}.{name}" if where else name: tensor
+        for where, tensors in state_dicts.items()
+        for name, tensor in tensors.items()
     }
+
+
+def read_state_dicts(path: Path) -> StateDicts:
+    """The dicts of tensors in a file by their places in it; the content decides, not the suffix.
+
+    Args:
+      path: Safetensors, NumPy's archive, or what `torch.save` wrote (see `torch_pickle`), under
+        any name.
+
+    Raises:
+      UserError: There is no such file, it is of another kind, or its content cannot be read.
+    """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    if path.suffix not in readers:
-        raise UserError(f"{path}: the suffix is {path.suffix!r}; wanted {', '.join(readers)}")
-    return readers[path.suffix](path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    for kind, offset, magic, advice in _OTHER_KINDS:
+        if start[offset : offset + len(magic)] == magic:
+            raise UserError(f"{path}: is {kind}. {advice}")
+    # A header of JSON behind its length; of suffixes only what must be one of these is left.
+    if start[8:9] == b"{" or path.suffix.lower() == ".safetensors":
+        return {"": _read_safetensors(path)}
+    if path.suffix.lower() == ".npz" or (start[:4] == b"PK\x03\x04" and _is_npz(path)):
+        return {"": read_npz(path)}
+    return read_torch_file(path)
+
+
+_OTHER_KINDS = (
+    ("a file of HDF5, such as Keras writes", 0, b"\x89HDF", "Weights of PyTorch are wanted"),
+    ("compressed by gzip", 0, b"\x1f\x8b", "Unpack it"),
+    ("compressed by xz", 0, b"\xfd7zXZ", "Unpack it"),
+    ("compressed by bzip2", 0, b"BZh", "Unpack it"),
+    ("a page of the web, not what was to be downloaded", 0, b"<", "Fetch it again"),
+    ("a text that points to a file of Git LFS", 0, b"version https://git-lfs", "Run git lfs pull"),
+    (
+        "a tar archive: either of several files, or of PyTorch before 0.2",
+        257,
+        b"ustar",
+        "Unpack it and give the weight file in it; if it is PyTorch's, save it again with PyTorch",
+    ),
+)
+"""Name, offset and first bytes of what is often given in place of weights, and what to do."""
+
+
+def _is_npz(path: Path) -> bool:
+    """Whether an archive holds arrays; what is wrong with one its reader will say."""
+    try:
+        with path.open("rb") as file:
+            check_list_of_entries(file)
+            with zipfile.ZipFile(file) as archive:
+                return any(name.endswith(".npy") for name in archive.namelist())
+    except Exception:  # A malformed archive raises exceptions of many kinds.
+        return False
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

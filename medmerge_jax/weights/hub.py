@@ -11,6 +11,8 @@ from medmerge_jax.models import ModelSpec, get_spec
 from medmerge_jax.storage.atomic import cache_folder
 
 HUB_FILE = "model.safetensors"
+_SECONDS = 3.0
+"""That the hub has to answer in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,9 @@ def _from_hub(spec: ModelSpec, hub_id: str, torch_path: Path) -> LocatedWeights:
 
         # It warns of every retry; what came of them is said below.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        path = Path(hf_hub_download(hub_id, HUB_FILE))
+        # Without network it would try for 24 s; what it has fetched before is taken at once.
+        local = not _reachable(hub_id)
+        path = Path(hf_hub_download(hub_id, HUB_FILE, local_files_only=local))
     except Exception as error:  # No network, no such library, a proxy, a full disk, ...
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
@@ -97,6 +101,17 @@ def _from_hub(spec: ModelSpec, hub_id: str, torch_path: Path) -> LocatedWeights:
             "damaged. Delete it and try again"
         )
     return LocatedWeights(path, sha256, f"{hub_id} on the Hugging Face hub")
+
+
+def _reachable(hub_id: str) -> bool:
+    """Whether the hub answers in a few seconds, at the first attempt."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, HUB_FILE), timeout=_SECONDS)
+    except Exception:  # No network, a proxy, no such repository, ...
+        return False
+    return True
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,12 +20,13 @@ from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage.atomic import read_json, write_json, write_text
 from medmerge_jax.weights.card import readme, shareable
-from medmerge_jax.weights.files import read_tensors, write_safetensors
+from medmerge_jax.weights.files import read_state_dicts, write_safetensors
+from medmerge_jax.weights.fit import split_choice
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.names import (
     Variables,
     fitting_architectures,
-    variables_from_torch,
+    variables_and_notes,
     variables_to_torch,
 )
 
@@ -52,8 +54,13 @@ def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
       UserError: The file cannot be read, or its tensors are not those of the architecture.
     """
     get_spec(architecture)
-    file = _weight_file(Path(path).expanduser())
-    return variables_from_torch(architecture, read_tensors(file), str(file))
+    name, choice = split_choice(os.fspath(path))
+    file = _weight_file(Path(name).expanduser())
+    state_dicts = read_state_dicts(file)
+    variables, notes = variables_and_notes(architecture, state_dicts, str(file), choice)
+    for note in notes:
+        say(f"{file}: {note}")
+    return variables
 
 
 def save_weights(
@@ -212,7 +219,12 @@ def save_model(path: str | PathLike[str], model: Model) -> None:
         write_text(new / README_FILE, readme(card))
         if directory.exists():
             directory.rename(scratch / "old")
-        new.rename(directory)
+        try:
+            new.rename(directory)
+        except BaseException:
+            if (scratch / "old").exists():
+                (scratch / "old").rename(directory)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -252,23 +264,27 @@ def load_parent(
         get_spec(architecture)
         if source == "imagenet":
             return _imagenet_parent(architecture)
-    file = _weight_file(Path(source).expanduser())
+    name, choice = split_choice(os.fspath(source))
+    file = _weight_file(Path(name).expanduser())
     card = {"architecture": architecture, **_read_card(file), "file": str(file)}
     if architecture not in (None, card["architecture"]):
         raise UserError(
             f"{file}: this is a {card['architecture']}, says the card beside it; "
             f"{architecture} is wanted. Merging needs parents of one architecture"
         )
-    tensors = read_tensors(file)
+    state_dicts = read_state_dicts(file)
     if card["architecture"] is None:
-        fitting = fitting_architectures(tensors, str(file))
+        fitting = fitting_architectures(state_dicts)
         if not fitting:
             raise UserError(
                 f"{file}: its tensors fit none of {', '.join(list_models())}; weights with "
                 "torchvision's names of one of these are wanted"
             )
         card["architecture"] = fitting[0]
-    return variables_from_torch(card["architecture"], tensors, str(file)), card
+    variables, notes = variables_and_notes(card["architecture"], state_dicts, str(file), choice)
+    for note in notes:
+        say(f"{file}: {note}")
+    return variables, {**card, **({"notes": list(notes)} if notes else {})}
 
 
 def _check_classes(model: Model, where: str) -> None:
@@ -295,6 +311,7 @@ def _imagenet_parent(architecture: str) -> tuple[Variables, dict[str, Any]]:
         "architecture": architecture,
         "num_classes": 1000,
         "image_size": spec.preprocessing.size,
+        "resize": spec.preprocessing.resize,
         "mean": list(spec.preprocessing.mean),
         "std": list(spec.preprocessing.std),
         "data": "ImageNet-1k",

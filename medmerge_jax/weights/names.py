@@ -21,12 +21,19 @@ import numpy as np
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten, network_order, unflatten
 from medmerge_jax.models import get_spec, list_models
+from medmerge_jax.runtime.progress import say
+from medmerge_jax.weights.fit import (
+    COUNTER,
+    MisfitError,
+    Shape,
+    StateDicts,
+    fit,
+    fits,
+    listed,
+    spread_stem,
+)
 
 Variables = dict[str, Any]
-Shape = tuple[int, ...]
-
-COUNTER = "num_batches_tracked"
-MOST_LISTED = 8
 
 
 class Slot(NamedTuple):
@@ -44,90 +51,126 @@ def variables_from_torch(
 
     Args:
       architecture: One of `models.list_models()`.
-      tensors: By PyTorch name. A `module.` before all names, the older names of torchvision's
-        DenseNets, a head of any number of classes and no head at all are all fine.
+      tensors: By PyTorch name. A prefix before all names, the names of older files and of other
+        libraries, one input channel, any head and tensors beside the network are all fine; what
+        of these there is, is said.
       origin: The file, for messages.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` nested in network order, float32.
 
     Raises:
-      UserError: A tensor is missing, extra, misshapen, not floating point or not finite. Names
-        the tensors, and the architecture that they fit if it is another one.
+      UserError: A tensor of the backbone is missing, extra, misshapen, not floating point or not
+        finite, or a variance is negative. Names the tensors, and the architecture that they fit
+        if it is another one.
     """
-    named = _modern_names(architecture, tensors, origin)
-    slots = _matching_slots(architecture, named, origin)
+    variables, notes = variables_and_notes(architecture, {"": tensors}, origin)
+    for note in notes:
+        say(f"{origin}: {note}")
+    return variables
+
+
+def variables_and_notes(
+    architecture: str, state_dicts: StateDicts, origin: str, choice: str = ""
+) -> tuple[Variables, tuple[str, ...]]:
+    """Flax variables of a file with any number of state dicts, and what was inferred of it.
+
+    Args:
+      architecture: One of `models.list_models()`.
+      state_dicts: By their place in the file.
+      origin: The file, for messages.
+      choice: The state dict or the prefix of names to be taken, see `fit`.
+
+    Raises:
+      UserError: As of `variables_from_torch`; or several fit and none is chosen.
+    """
     spec = get_spec(architecture)
+    backbone = {name: slot.shape for name, slot in _slots(architecture, 0).items()}
+    try:
+        chosen = fit(spec, backbone, state_dicts, origin, choice)
+    except MisfitError as error:
+        fitting = fitting_architectures(state_dicts)
+        hint = f"They fit {' and '.join(fitting)}: is that the architecture you want?"
+        raise UserError(f"{error}\n  {hint}" if fitting else str(error)) from None
+    tensors = state_dicts[chosen.where]
     flat: dict[str, dict[str, np.ndarray]] = {"params": {}, "batch_stats": {}}
-    for name, slot in slots.items():
-        array = _float32(name, named[name], origin)
+    bias = chosen.names.get(f"{spec.torch_head}.bias")
+    for name, slot in _slots(architecture, 0 if bias is None else len(tensors[bias])).items():
+        array = _float32(chosen.names[name], tensors[chosen.names[name]], origin)
+        if name == f"{spec.stem}.weight" and array.shape[1] == 1:
+            array = spread_stem(array)
+        if name.endswith(".running_var") and array.size and array.min() < 0:
+            raise UserError(
+                f"{origin}: tensor {chosen.names[name]!r} holds a negative variance "
+                f"({array.min():g}); the file is damaged or was averaged wrongly"
+            )
         axes = np.argsort(spec.torch_axes(slot.path, array.ndim))
         flat[slot.collection][slot.path] = np.ascontiguousarray(array.transpose(axes))
-    return {collection: unflatten(leaves) for collection, leaves in flat.items()}
+    return {collection: unflatten(leaves) for collection, leaves in flat.items()}, chosen.notes
 
 
-def fitting_architectures(tensors: Mapping[str, np.ndarray], origin: str) -> list[str]:
-    """Names of the architectures that tensors of a file fit, by their names and shapes."""
+def fitting_architectures(state_dicts: StateDicts) -> list[str]:
+    """Names of the architectures that a file fits, by its tensors' names and shapes.
 
-    def fits(architecture: str) -> bool:
-        named = _modern_names(architecture, tensors, origin)
-        shapes = _shapes(named)
-        return _head_fits(architecture, shapes) and not _mismatch(
-            _slots(architecture, _num_classes(architecture, shapes)), shapes
-        )
-
-    return [name for name in list_models() if fits(name)]
+    Args:
+      state_dicts: By their place in the file, see `torch_pickle.read_torch_file`.
+    """
+    return [name for name in list_models() if _fits(name, state_dicts)]
 
 
-def variables_to_torch(architecture: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The PyTorch state dict of Flax variables, which have a head or none.
+def variables_to_torch(
+    architecture: str, variables: Mapping[str, Any], dtype: Any = np.float32
+) -> dict[str, np.ndarray]:
+    """The PyTorch state dict of Flax variables; `load_state_dict(..., strict=True)` takes it.
+
+    Args:
+      architecture: One of `models.list_models()`.
+      variables: `{"params": ..., "batch_stats": ...}`, with a head or without.
+      dtype: Of the arrays.
 
     Returns:
-      float32 arrays by PyTorch name, and int64 zeros for the batch norms' counters, as
-      `load_state_dict(..., strict=True)` takes them.
+      Arrays by PyTorch name, and int64 zeros for the batch norms' counters.
 
     Raises:
       UserError: A leaf is missing, extra or misshapen.
     """
     spec = get_spec(architecture)
     tensors = {
-        spec.torch_name(collection, path): np.asarray(leaf, np.float32).transpose(
+        spec.torch_name(collection, path): np.asarray(leaf, dtype).transpose(
             spec.torch_axes(path, np.ndim(leaf))
         )
         for collection in ("params", "batch_stats")
         for path, leaf in flatten(variables.get(collection, {})).items()
     }
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    head = shapes.get(f"{spec.torch_head}.bias") or shapes.get(f"{spec.torch_head}.weight")
+    slots = _slots(architecture, head[0] if head else 0)
+    _check_written(slots, shapes, architecture)
     complete: dict[str, np.ndarray] = {}
-    for name in _matching_slots(architecture, tensors, "these variables"):
+    for name in slots:
         complete[name] = tensors[name]
         if name.endswith(".running_var"):
-            complete[_counter(name)] = np.zeros((), np.int64)
+            complete[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
     return complete
 
 
-def _modern_names(
-    architecture: str, tensors: Mapping[str, np.ndarray], origin: str
-) -> dict[str, np.ndarray]:
-    modern_name = get_spec(architecture).modern_name
-    prefixed = all(name.startswith("module.") for name in tensors)
-    named: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
-        new = modern_name(name.removeprefix("module.") if prefixed else name)
-        if new in named:
-            raise UserError(f"{origin}: tensor {new!r} is there twice, under an old name too")
-        named[new] = tensor
-    return named
-
-
-def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, Shape]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _num_classes(architecture: str, shapes: Mapping[str, Shape]) -> int:
-    """As the head's tensors say; 0 without a head."""
-    head = get_spec(architecture).torch_head
-    sizes = [shapes[name][:1] for name in (f"{head}.weight", f"{head}.bias") if name in shapes]
-    return next((size[0] for size in sizes if size), 1) if sizes else 0
+def _fits(architecture: str, state_dicts: StateDicts) -> bool:
+    """Tracing a model takes a second, which a look at stem and head mostly spares."""
+    spec = get_spec(architecture)
+    stem, width = f"{spec.stem}.weight", spec.num_features
+    names = [name for tensors in state_dicts.values() for name in tensors]
+    ends = (stem, "0.weight") if spec.stem else ("",)  # by name, or by number
+    if not any(name.endswith(ends) for name in names):
+        return False
+    heads = [
+        tensors[name].shape[1:]
+        for tensors in state_dicts.values()
+        for name in tensors
+        if name.endswith(f"{spec.torch_head}.weight") and tensors[name].ndim == 2
+    ]
+    if heads and (width,) not in heads:
+        return False
+    return fits(spec, {n: slot.shape for n, slot in _slots(architecture, 0).items()}, state_dicts)
 
 
 @functools.lru_cache(maxsize=64)
@@ -142,61 +185,19 @@ def _slots(architecture: str, num_classes: int) -> dict[str, Slot]:
     return dict(sorted(slots.items(), key=lambda item: network_order(item[1].path)))
 
 
-def _counter(running_var: str) -> str:
-    return running_var.removesuffix("running_var") + COUNTER
-
-
-def _mismatch(slots: Mapping[str, Slot], shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """What is missing, extra and misshapen, each as a list of descriptions."""
-    counters = {_counter(name) for name in slots if name.endswith(".running_var")}
-    kinds = {
-        "missing": [f"{name} {slot.shape}" for name, slot in slots.items() if name not in shapes],
-        "extra": [
-            f"{name} {shape}"
-            for name, shape in shapes.items()
-            if name not in slots and name not in counters
-        ],
-        "misshapen": [
-            f"{name} is {shapes[name]}, wanted {slot.shape}"
-            for name, slot in slots.items()
-            if name in shapes and shapes[name] != slot.shape
-        ],
-    }
-    return {kind: entries for kind, entries in kinds.items() if entries}
-
-
-def _matching_slots(
-    architecture: str, tensors: Mapping[str, np.ndarray], origin: str
-) -> dict[str, Slot]:
-    """Those of the architecture, if exactly they are given."""
-    shapes = _shapes(tensors)
-    slots = _slots(architecture, _num_classes(architecture, shapes))
-    problems = _mismatch(slots, shapes)
-    if not problems:
-        return slots
-    lines = [f"{origin}: the tensors do not fit {architecture}."]
-    lines += [f"  {kind}: {_listed(entries)}" for kind, entries in problems.items()]
-    if fitting := fitting_architectures(tensors, origin):
-        lines.append(f"  They fit {' and '.join(fitting)}: is that the architecture you want?")
-    else:
-        lines.append(f"  Give a file of {architecture} with torchvision's tensor names.")
-    raise UserError("\n".join(lines))
-
-
-def _head_fits(architecture: str, shapes: Mapping[str, Shape]) -> bool:
-    """Spares tracing most of the models, a second each; without a head any may fit."""
-    heads = {get_spec(name).torch_head for name in list_models()}
-    given = {head for head in heads if f"{head}.weight" in shapes}
-    spec = get_spec(architecture)
-    return not given or (
-        given == {spec.torch_head}
-        and shapes[f"{spec.torch_head}.weight"][1:] == (spec.num_features,)
-    )
-
-
-def _listed(entries: list[str]) -> str:
-    more = len(entries) - MOST_LISTED
-    return "; ".join(entries[:MOST_LISTED]) + (f"; and {more} more" if more > 0 else "")
+def _check_written(slots: Mapping[str, Slot], shapes: Mapping[str, Shape], name: str) -> None:
+    """Refuses variables that are not those of the architecture."""
+    missing = [f"{name} {slot.shape}" for name, slot in slots.items() if name not in shapes]
+    extra = [f"{name} {shape}" for name, shape in shapes.items() if name not in slots]
+    misshapen = [
+        f"{name} is {shapes[name]}, wanted {slot.shape}"
+        for name, slot in slots.items()
+        if name in shapes and shapes[name] != slot.shape
+    ]
+    kinds = {"missing": missing, "extra": extra, "misshapen": misshapen}
+    lines = [f"  {kind}: {listed(entries, '; ')}" for kind, entries in kinds.items() if entries]
+    if lines:
+        raise UserError("\n".join([f"these variables do not fit {name}.", *lines]))
 
 
 def _float32(name: str, tensor: np.ndarray, origin: str) -> np.ndarray:
@@ -205,7 +206,8 @@ def _float32(name: str, tensor: np.ndarray, origin: str) -> np.ndarray:
         raise UserError(f"{origin}: tensor {name!r} is {tensor.dtype}; floating point is wanted")
     with np.errstate(over="ignore", invalid="ignore"):
         array = tensor.astype(np.float32)
-    if bad := np.count_nonzero(~np.isfinite(array)):
+    if not np.isfinite(array).all():
+        bad = int(np.size(array) - np.isfinite(array).sum())
         raise UserError(
             f"{origin}: tensor {name!r} has {bad} values that are NaN, infinite or beyond "
             "float32's range; the model it comes from was not sound"

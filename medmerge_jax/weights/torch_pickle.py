@@ -1,7 +1,8 @@
 """Reading PyTorch's `.pth` files without PyTorch and without running the pickle's code.
 
-The unpickler here knows the handful of globals that state dicts are made of, each replaced by an
-inert stand-in (see `storage.pickles`), and refuses every other.
+The unpickler here knows the handful of globals that tensors are made of, each replaced by an inert
+stand-in, and puts an inert placeholder in the place of every other (see `storage.pickles`). So
+whatever a checkpoint has beside its tensors, and a whole pickled module too, can be looked through.
 
 Two layouts exist. PyTorch >= 1.6 writes a zip archive with the pickle in `<root>/data.pkl` and
 one entry `<root>/data/<key>` per storage. Before, it was a stream: a magic number, the protocol
@@ -14,7 +15,7 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,8 +23,10 @@ import ml_dtypes
 import numpy as np
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.storage.archives import check_list_of_entries
 from medmerge_jax.storage.pickles import (
     ForbiddenError,
+    Placeholder,
     PlainUnpickler,
     RefusedError,
     StandIn,
@@ -33,11 +36,15 @@ from medmerge_jax.storage.pickles import (
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+DEEPEST = 8
+"""Containers inside each other that are looked through for tensors."""
+MOST_MODULES = 50_000
+"""Of a pickled module: one that holds another twice, that another twice, and so on has no end."""
 ADVICE = (
-    "Only tensors in plain containers are read. If you trust the file, load it with PyTorch "
-    "and save the state dict as .safetensors"
+    "Only the tensors of a file are read. If you trust the file, load it with PyTorch and save "
+    "the state dict as .safetensors"
 )
+StateDicts = dict[str, dict[str, np.ndarray]]
 
 STORAGE_DTYPES = {
     f"{name}Storage": np.dtype(kind)
@@ -50,31 +57,36 @@ STORAGE_DTYPES = {
 }  # fmt: skip
 
 
-def read_torch_file(path: Path) -> dict[str, np.ndarray]:
-    """The state dict in a `.pth` file.
+def read_torch_file(path: Path) -> StateDicts:
+    """The state dicts in a file of `torch.save`.
 
     Args:
-      path: A state dict saved by `torch.save` in either layout, or a checkpoint that is a dict
-        with the state dict under "state_dict", "model_state_dict" or "model" and otherwise
-        plain containers, numbers and strings.
+      path: In either layout, with any content: a state dict, a checkpoint that has one or several
+        at any depth, or a whole module. What it has beside tensors may be of any type, and is left.
 
     Returns:
-      Read-only arrays by tensor name, with the file's dtypes (bfloat16 as ml_dtypes').
+      Read-only arrays by tensor name, with the file's dtypes (bfloat16 as ml_dtypes'), of each
+      dict that holds tensors; by its keys with dots between them, "" of the outermost one.
 
     Raises:
-      UserError: The file is damaged, in another format, or needs more than tensors in plain
-        containers. No code of the file has run.
+      UserError: The file is damaged, in another format, or holds no tensors by name. No code of
+        the file has run.
     """
     try:
         with path.open("rb") as file:
             # Zip archives are known by their first bytes: what `is_zipfile` looks for at the
             # end of a file could also be the data of a tensor in a stream.
             content = _read_zip(file) if file.read(4) == b"PK\x03\x04" else _read_stream(file)
-        return {name: _array(name, tensor) for name, tensor in content.items()}
+        return {
+            where: {name: _array(name, tensor) for name, tensor in tensors.items()}
+            for where, tensors in content.items()
+        }
     except ForbiddenError as error:
         raise UserError(f"{path}: {error}. {ADVICE}") from None
     except RefusedError as error:
         raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # A malformed pickle, zip or size can raise anything.
         raise UserError(
             f"{path}: the file is damaged or incomplete ({type(error).__name__}: {error}). "
@@ -161,32 +173,53 @@ def _rebuild_parameter(data: Any, *_: Any) -> Tensor:
     return data
 
 
+def _rebuild_from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    """`torch._tensor._rebuild_from_type_v2`: a tensor of a class of its own."""
+    if not isinstance(function, StandIn) or not isinstance(arguments, tuple):
+        raise RefusedError("a tensor of another class is built from something unknown")
+    return function(*arguments)
+
+
+def _reconstructor(kind: Any, *_: Any) -> Placeholder:
+    """`copyreg._reconstructor`, which makes an object of its first argument."""
+    return Placeholder(kind.name if isinstance(kind, Placeholder) else "an object")
+
+
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+    ("copyreg", "_reconstructor"): _reconstructor,
+    ("copy_reg", "_reconstructor"): _reconstructor,  # Python 2's
     ("torch", "Size"): _size,
 }
 
 
 class _Unpickler(PlainUnpickler):
-    """Builds nothing but plain containers, numbers, strings and this module's stand-ins."""
+    """Builds nothing but plain containers, numbers, strings, stand-ins and placeholders."""
 
     def __init__(self, file: IO[bytes], buffers: Mapping[str, bytes]) -> None:
         super().__init__(file, "utf-8")  # Python 2 wrote names as byte strings.
         self.buffers = buffers
         self.storages: dict[str, Storage] = {}
 
-    def find_class(self, module: str, name: str) -> StandIn:
+    def find_class(self, module: str, name: str) -> StandIn | Placeholder:
         if (module, name) in _FUNCTIONS:
             return StandIn(f"{module}.{name}", _FUNCTIONS[module, name])
         if module in ("torch", "torch.cuda") and name in STORAGE_DTYPES:
             return StandIn(name)
-        return super().find_class(module, name)
+        return Placeholder(f"{module}.{name}")
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """Storages are saved as ("storage", type, key, device, elements[, view])."""
+    def persistent_load(self, pid: Any) -> Storage | Placeholder:
+        """Storages are saved as ("storage", type, key, device, elements[, view]).
+
+        Before PyTorch 1.6, the classes of modules are saved as ("module", class, file, source).
+        """
+        if isinstance(pid, tuple) and pid[:1] == ("module",) and isinstance(pid[1], Placeholder):
+            return pid[1]
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise ForbiddenError(f"its pickle refers to {shown(pid)}, not to a storage")
         kind, key, size = pid[1], pid[2], pid[4]
@@ -220,12 +253,7 @@ def _load(file: IO[bytes], buffers: Mapping[str, bytes]) -> tuple[Any, dict[str,
     return unpickler.load(), unpickler.storages
 
 
-def _read_stream(file: IO[bytes]) -> dict[str, Tensor]:
-    file.seek(257)
-    if file.read(5) == b"ustar":
-        raise RefusedError(
-            "the tar layout of PyTorch < 0.2 is not read. Load it with PyTorch and save it again"
-        )
+def _read_stream(file: IO[bytes]) -> dict[str, dict[str, Tensor]]:
     file.seek(0)
     try:
         magic, _ = _load(file, {})
@@ -249,7 +277,7 @@ def _read_stream(file: IO[bytes]) -> dict[str, Tensor]:
         raise RefusedError("the list of storages does not match the tensors")
     for key in keys:
         buffers[key] = _stream_bytes(file, storages[key])
-    return _state_dict(content)
+    return _state_dicts(content)
 
 
 def _stream_bytes(file: IO[bytes], storage: Storage) -> bytes:
@@ -273,7 +301,8 @@ def _stream_bytes(file: IO[bytes], storage: Storage) -> bytes:
     return file.read(num_bytes)
 
 
-def _read_zip(file: IO[bytes]) -> dict[str, Tensor]:
+def _read_zip(file: IO[bytes]) -> dict[str, dict[str, Tensor]]:
+    check_list_of_entries(file)
     left = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
@@ -293,16 +322,17 @@ def _read_zip(file: IO[bytes]) -> dict[str, Tensor]:
         buffers: dict[str, bytes] = {}
         data = _entry(archive, pickles[0])
         content, storages = _load(io.BytesIO(data), buffers)
-        state_dict = _state_dict(content)
-        # Only the state dict's storages are read: an optimizer's state may be twice its size.
-        for key in {tensor.storage.key for tensor in state_dict.values()}:
+        state_dicts = _state_dicts(content)
+        # Only the storages of state dicts are read: an optimizer's state may be twice their size.
+        tensors = [tensor for named in state_dicts.values() for tensor in named.values()]
+        for key in dict.fromkeys(tensor.storage.key for tensor in tensors):
             storage = storages[key]
             num_bytes = storage.size * storage.dtype.itemsize
             buffers[key] = _entry(archive, f"{root}data/{key}", num_bytes)
             left -= num_bytes
             if left < 0:
                 raise RefusedError("its entries have more bytes than the file; refused")
-    return state_dict
+    return state_dicts
 
 
 def _entry(archive: zipfile.ZipFile, name: str, num_bytes: int | None = None) -> bytes:
@@ -319,27 +349,74 @@ def _entry(archive: zipfile.ZipFile, name: str, num_bytes: int | None = None) ->
     return archive.read(info)
 
 
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The tensors by name, out of a checkpoint's other entries if need be."""
-    if not isinstance(content, dict):
-        raise RefusedError(f"it holds {_describe(content)}; a state dict is wanted")
-    for key in STATE_DICT_KEYS:
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not content:
-        raise RefusedError("it holds an empty dict; a state dict is wanted")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise RefusedError(
-                f"its entry {shown(name)} is {_describe(tensor)}; a state dict holds tensors by "
-                f"name, by itself or in a dict under {', '.join(map(repr, STATE_DICT_KEYS))}"
-            )
-    return content
+def _state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
+    """Every dict of tensors by name, and every module's, by where it is."""
+    found = dict(_search(content, (), set()))
+    if not found:
+        raise RefusedError(
+            f"it holds {_describe(content)}, and in it no tensors by name; a state dict is wanted, "
+            "by itself or in dicts"
+        )
+    return found
+
+
+def _search(
+    value: Any, keys: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if id(value) in seen or len(keys) > DEEPEST:
+        return
+    seen.add(id(value))
+    if isinstance(value, Placeholder):
+        attributes = _attributes(value)
+        if "_parameters" in attributes and "_modules" in attributes:
+            yield ".".join(keys), dict(_of_module(value, "", [MOST_MODULES]))
+            return
+        children = {**value.items, **attributes}
+    elif isinstance(value, dict):
+        children = value
+    else:
+        return
+    named = {name: child for name, child in children.items() if isinstance(name, str)}
+    tensors = {name: child for name, child in named.items() if isinstance(child, Tensor)}
+    if tensors:
+        yield ".".join(keys), tensors
+    for name, child in named.items():
+        yield from _search(child, (*keys, name), seen)
+
+
+def _of_module(module: Any, prefix: str, left: list[int]) -> Iterator[tuple[str, Tensor]]:
+    """What a module's own `state_dict()` would hold."""
+    left[0] -= 1
+    if left[0] < 0 or prefix.count(".") > 10 * DEEPEST:
+        raise RefusedError("its modules are too many or inside each other; refused")
+    attributes = _attributes(module)
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in _items(attributes.get(kind)):
+            if isinstance(tensor, Tensor):
+                yield f"{prefix}{name}", tensor
+    for name, child in _items(attributes.get("_modules")):
+        yield from _of_module(child, f"{prefix}{name}.", left)
+
+
+def _attributes(value: Any) -> dict[Any, Any]:
+    """Of a placeholder's object; a state may also be (attributes, those in slots)."""
+    state = value.state if isinstance(value, Placeholder) else None
+    if isinstance(state, tuple) and state:
+        state = state[0]
+    return state if isinstance(state, dict) else {}
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    items = value.items if isinstance(value, Placeholder) else value
+    named = items if isinstance(items, dict) else {}
+    return [(name, child) for name, child in named.items() if isinstance(name, str)]
 
 
 def _describe(value: Any) -> str:
-    return f"the global {value.name}" if isinstance(value, StandIn) else type(value).__name__
+    """What the file holds, short whatever its names are."""
+    if isinstance(value, StandIn | Placeholder):
+        return f"the global {shown(value.name)}"
+    return type(value).__name__
 
 
 def _array(name: str, tensor: Tensor) -> np.ndarray:

@@ -1,3 +1,7 @@
+import struct
+import time
+import zipfile
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -69,9 +73,62 @@ def test_single_array_named_npz_is_refused(tmp_path):
         read_tensors(tmp_path / "x.npz")
 
 
-def test_missing_files_and_other_suffixes(tmp_path):
-    with pytest.raises(UserError, match=r"x\.npz: there is no such file"):
-        read_tensors(tmp_path / "x.npz")
-    (tmp_path / "x.h5").touch()
-    with pytest.raises(UserError, match=r"the suffix is '\.h5'; wanted \.safetensors"):
-        read_tensors(tmp_path / "x.h5")
+@pytest.mark.parametrize("suffix", ["", ".pth", ".pth.tar", ".ckpt", ".bin", ".PTH", ".npz"])
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "zip", "stream"])
+def test_the_content_decides_not_the_suffix(torch, tmp_path, kind, suffix):
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".npz" and kind != "npz":
+        pytest.skip("what is called .npz is read as such")
+    if kind == "safetensors":
+        write_safetensors(path, {"a": np.ones(3, np.float32)}, {})
+    elif kind == "npz":
+        with path.open("wb") as file:
+            np.savez(file, a=np.ones(3, np.float32))
+    else:
+        new = kind == "zip"
+        torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=new)
+    np.testing.assert_array_equal(read_tensors(path)["a"], [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x89HDF\r\n", "a file of HDF5.*Weights of PyTorch are wanted"),
+        (b"\x1f\x8b\x08", "compressed by gzip. Unpack it"),
+        (b"<!DOCTYPE html>", "a page of the web.*Fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+        (bytes(257) + b"ustar" + bytes(250), "a tar archive.*Unpack it"),
+        (b"", r"no file of torch\.save"),
+        (b"some text", r"no file of torch\.save"),
+    ],
+)
+def test_other_kinds_of_files_are_named(tmp_path, content, words):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"x.pth: .*{words}"):
+        read_tensors(path)
+    with pytest.raises(UserError, match=r"y\.pth: there is no such file"):
+        read_tensors(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".npz"])
+def test_archives_of_very_many_entries_are_refused_at_once(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+    whole = path.read_bytes()
+    start = whole.index(b"PK\x01\x02")
+    entry, end = whole[start : whole.index(b"PK\x05\x06")], whole[whole.index(b"PK\x05\x06") :]
+    listed = entry * 200_000
+    end = end[:12] + struct.pack("<I", len(listed)) + end[16:]
+    path.write_bytes(whole[:start] + listed + end)
+    begin = time.process_time()
+    with pytest.raises(UserError, match=r"its list of entries has .* refused"):
+        read_tensors(path)
+    assert time.process_time() - begin < 2
+
+
+def test_several_dicts_of_tensors_have_their_places_in_the_names(torch, tmp_path):
+    content = {"a": {"x": torch.ones(1)}, "b": {"c": {"x": torch.zeros(1)}}, "epoch": 3}
+    torch.save(content, tmp_path / "x.ckpt")
+    assert read_tensors(tmp_path / "x.ckpt").keys() == {"a.x", "b.c.x"}

@@ -16,7 +16,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
-    def offline(*_):
+    def offline(*_, **__):
         raise ConnectionError("no route to host\nand more")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
@@ -56,8 +56,8 @@ def test_download(machine, monkeypatch):
     sha256 = hashlib.sha256(content).hexdigest()
     calls = []
 
-    def download(*arguments):
-        calls.append(arguments)
+    def download(*arguments, local_files_only=False):
+        calls.append((*arguments, local_files_only))
         blob = machine / announced
         blob.write_bytes(content)
         link = machine / "model.safetensors"
@@ -68,7 +68,10 @@ def test_download(machine, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     announced = sha256
     found = find_imagenet_weights("densenet121")
-    assert calls == [("timm/densenet121.tv_in1k", "model.safetensors")]
+    assert calls == [("timm/densenet121.tv_in1k", "model.safetensors", True)]
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
+    find_imagenet_weights("densenet121")
+    assert calls[1][2] is False
     assert (found.path, found.sha256) == (machine / "model.safetensors", sha256)
 
     announced = "0" * 64

@@ -1,11 +1,15 @@
+import argparse
 import json
 import os
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.models import create_model
 from medmerge_jax.weights import (
     load_model,
     load_parent,
@@ -232,3 +236,57 @@ def test_files_of_a_model_are_readable_for_all_whom_the_umask_lets(tmp_path, var
 )  # fmt: skip
 def test_what_is_shared_names_files_without_folders(value, shared):
     assert shareable(value) == shared
+
+
+def test_a_model_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path, variables, make_variables, assert_same, monkeypatch
+):
+    save_model(tmp_path / "eyes", model_from_card("resnet20", variables, {}))
+    rename = Path.rename
+
+    def fails(path, target):
+        if path.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    other = model_from_card("resnet20", make_variables("resnet20", seed=1), {})
+    with pytest.raises(OSError, match="Input/output"):
+        save_model(tmp_path / "eyes", other)
+    assert_same(load_parent(tmp_path / "eyes", "resnet20")[0], variables)
+    assert [path.name for path in tmp_path.iterdir()] == ["eyes"]
+
+
+def test_one_of_several_models_in_a_file(
+    torch, tmp_path, variables, make_variables, assert_same, capsys
+):
+    """A checkpoint with companions of any class, and a whole module."""
+    trees = {"state_dict": variables, "state_dict_ema": make_variables("resnet20", seed=1)}
+    content = {
+        where: {
+            f"module.{name}": torch.from_numpy(np.array(tensor))
+            for name, tensor in variables_to_torch("resnet20", tree).items()
+        }
+        for where, tree in trees.items()
+    }
+    content |= {"args": argparse.Namespace(lr=0.1), "epoch": np.float64(3), "when": datetime.now()}
+    torch.save(content, tmp_path / "best.pth.tar")
+    for choice, where in (("", "state_dict"), ("::state_dict_ema", "state_dict_ema")):
+        found, card = load_parent(f"{tmp_path / 'best.pth.tar'}{choice}", "resnet20")
+        assert_same(found, trees[where])
+        assert load_model(f"{tmp_path / 'best.pth.tar'}{choice}").num_classes == 5
+        assert any("'module.', which is taken off" in note for note in card["notes"])
+    said = capsys.readouterr().err
+    assert "holds 2 models, state_dict.module, state_dict_ema.module" in said
+
+
+def test_a_whole_module_is_read_and_never_made(torch, torchvision, tmp_path):
+    network = torchvision.models.resnet18(num_classes=4).eval()
+    torch.save(network, tmp_path / "whole.pt")
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    model = load_model(tmp_path / "whole.pt")
+    assert (model.architecture, model.num_classes) == ("resnet18", 4)
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    logits = create_model("resnet18", 4).apply(model.variables, images, train=False)
+    np.testing.assert_allclose(np.asarray(logits), wanted, atol=1e-5)

@@ -24,6 +24,7 @@ from medmerge_jax.data.splits import stratified_group_split
 from medmerge_jax.errors import UserError
 from medmerge_jax.storage.pickles import (
     ForbiddenError,
+    Placeholder,
     PlainUnpickler,
     RefusedError,
     StandIn,
@@ -328,7 +329,7 @@ _GLOBALS: dict[tuple[str, str], Callable[..., Any] | None] = {
 class _Unpickler(PlainUnpickler):
     """Builds nothing but plain containers, numbers, strings and this module's stand-ins."""
 
-    def find_class(self, module: str, name: str) -> StandIn:
+    def find_class(self, module: str, name: str) -> StandIn | Placeholder:
         if (module, name) not in _GLOBALS:
             return super().find_class(module, name)
         return StandIn(f"{module}.{name}", _GLOBALS[module, name])
