@@ -91,8 +91,8 @@ def quickly(function):
 @pytest.mark.parametrize(
     "name",
     [
-        *("basic blocks", "bottlenecks", "padded shortcuts", "dense blocks"),
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ONE_OF_EACH_KIND),
+        *("basic blocks", "padded shortcuts", "dense blocks"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("bottlenecks", *ONE_OF_EACH_KIND)),
     ],
 )
 def test_units_put_in_another_order_are_so_at_their_taps(name, rng):

@@ -164,6 +164,7 @@ def test_fisher_weights_are_of_each_parents_own_classes(parents, images):
     assert "head" not in found["params"]
 
 
+@pytest.mark.slow
 def test_fisher_of_a_parent_with_several_labels(parents, images):
     """Its labels are independent, so that their Fisher informations add up."""
     a, b = parents

@@ -388,7 +388,8 @@ def test_streamed_and_resident_images_train_to_the_same_bits(
     )
 
 
-@pytest.mark.parametrize("at", [pytest.param((0, 1), marks=pytest.mark.slow), (2, 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [(0, 1), (2, 1)])
 def test_augmented_training_goes_on_as_if_it_had_not_been_interrupted(
     train, images, network, variables, at
 ):

@@ -122,6 +122,7 @@ def test_linear_probe_then_fine_tuning(torch, dtype, parents, head, batches):
     compare(ours, wanted, dtype, "params/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32"], indirect=True)
 def test_both_stages_of_medmerge_through_the_loop(torch, dtype, parents, head, batches, tmp_path):
     images, labels = (
