@@ -142,7 +142,7 @@ def weights(path, architecture="resnet20", change=None):
     if change is not None:
         tensors = {name: np.array(tensor) for name, tensor in read_tensors(path).items()}
         change(tensors)
-        write_safetensors(path, tensors, {"format": "pt"})
+        write_safetensors(path, tensors)
     return path
 
 

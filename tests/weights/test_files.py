@@ -80,7 +80,7 @@ def test_the_content_decides_not_the_suffix(torch, tmp_path, kind, suffix):
     if suffix == ".npz" and kind != "npz":
         pytest.skip("what is called .npz is read as such")
     if kind == "safetensors":
-        write_safetensors(path, {"a": np.ones(3, np.float32)}, {})
+        write_safetensors(path, {"a": np.ones(3, np.float32)})
     elif kind == "npz":
         with path.open("wb") as file:
             np.savez(file, a=np.ones(3, np.float32))
