@@ -406,7 +406,7 @@ BOMBS = {
 def test_bombs_are_refused_at_once(tmp_path, bomb, layout):
     path = tmp_path / "x.pth"
     {"zip": zip_of, "stream": stream_of}[layout](b"\x80\x02" + BOMBS[bomb] + b".", path)
-    start = time.perf_counter()
+    start = time.process_time()
     tracemalloc.start()
     with pytest.raises(UserError, match=r"x\.pth: ") as caught:
         read_torch_file(path)
@@ -414,7 +414,7 @@ def test_bombs_are_refused_at_once(tmp_path, bomb, layout):
     tracemalloc.stop()
     assert len(str(caught.value)) < 500
     assert peak < 2**29
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_endless_pickles_are_refused(tmp_path):
