@@ -1,6 +1,8 @@
 import argparse
+import collections
 import json
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -269,7 +271,16 @@ def test_one_of_several_models_in_a_file(
         }
         for where, tree in trees.items()
     }
-    content |= {"args": argparse.Namespace(lr=0.1), "epoch": np.float64(3), "when": datetime.now()}
+    content |= {
+        "args": argparse.Namespace(lr=0.1, out=Path("x"), device=torch.device("cpu")),
+        "epoch": np.float64(3),
+        "history": collections.defaultdict(list, loss=[np.arange(3), datetime.now()]),
+        "counts": collections.Counter("abca"),
+        "dtype": torch.float32,
+        "size": torch.Size([1, 2]),
+        "names": {"a", "b"},
+        "kind": re.RegexFlag.I,
+    }
     torch.save(content, tmp_path / "best.pth.tar")
     for choice, where in (("", "state_dict"), ("::state_dict_ema", "state_dict_ema")):
         found, card = load_parent(f"{tmp_path / 'best.pth.tar'}{choice}", "resnet20")

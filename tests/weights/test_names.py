@@ -206,6 +206,19 @@ def test_grey_stems_are_spread_over_three_channels(variables, capsys):
     assert "takes one channel" in capsys.readouterr().err
 
 
+def test_weights_of_torchxrayvision(make_variables, capsys):
+    """One channel, and thresholds beside the network."""
+    tensors = variables_to_torch("densenet121", make_variables("densenet121", 18))
+    tensors["features.conv0.weight"] = tensors["features.conv0.weight"][:, :1]
+    tensors["op_threshs"] = np.zeros(18, np.float32)
+    found = variables_from_torch("densenet121", tensors, "x.pth")
+    assert found["params"]["features"]["conv0"]["kernel"].shape == (7, 7, 3, 64)
+    assert found["params"]["head"]["bias"].shape == (18,)
+    said = capsys.readouterr().err
+    assert "takes one channel" in said
+    assert "1 tensors beside the network are left out: op_threshs" in said
+
+
 def test_other_networks_are_refused_by_name(make_variables):
     tensors = variables_to_torch("resnet18", make_variables("resnet18"))
     kernel = tensors["conv1.weight"]
