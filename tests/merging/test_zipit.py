@@ -275,8 +275,8 @@ def case_of(name):
 
 @pytest.fixture(
     params=[
-        *("cifar", "densenet"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet20", "resnet18")),
+        "cifar",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("densenet", "resnet20", "resnet18")),
     ]
 )
 def case(request):

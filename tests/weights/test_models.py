@@ -291,12 +291,21 @@ def test_one_of_several_models_in_a_file(
     assert "holds 2 models, state_dict.module, state_dict_ema.module" in said
 
 
-def test_a_whole_module_is_read_and_never_made(torch, torchvision, tmp_path):
+def test_a_whole_module_is_read_and_never_made(torch, torchvision, tmp_path, assert_same):
     network = torchvision.models.resnet18(num_classes=4).eval()
     torch.save(network, tmp_path / "whole.pt")
-    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    torch.save(network.state_dict(), tmp_path / "state.pt")
     model = load_model(tmp_path / "whole.pt")
     assert (model.architecture, model.num_classes) == ("resnet18", 4)
+    assert_same(model.variables, load_weights("resnet18", tmp_path / "state.pt"))
+
+
+@pytest.mark.slow
+def test_a_whole_module_gives_pytorch_s_logits(torch, torchvision, tmp_path):
+    network = torchvision.models.resnet18(num_classes=4).eval()
+    torch.save(network, tmp_path / "whole.pt")
+    model = load_model(tmp_path / "whole.pt")
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     logits = create_model("resnet18", 4).apply(model.variables, images, train=False)
