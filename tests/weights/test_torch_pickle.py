@@ -254,6 +254,14 @@ def test_misused_opcodes_are_one_clear_error(tmp_path, attack, layout):
         read_torch_file(path)
 
 
+@pytest.mark.parametrize("attack", [name for name in OPCODE_ATTACKS if "make an object" in name])
+def test_objects_are_made_of_placeholders_alone(tmp_path, attack):
+    """Also where what is made would be harmless, as an empty OrderedDict is."""
+    path = zip_of(b"\x80\x02" + OPCODE_ATTACKS[attack] + b".", tmp_path / "x.pth")
+    with pytest.raises(UserError, match="its pickle makes an object of StandIn; refused"):
+        read_torch_file(path)
+
+
 def test_tensors_and_storages_cannot_be_modified(tmp_path):
     data = tensor_pickle((2, 3), (3, 1))
     for change in (data.replace(b"Rs.", b"R}bs."), data.replace(b"tQ", b"tQ}b")):
