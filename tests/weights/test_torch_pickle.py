@@ -262,6 +262,13 @@ def test_objects_are_made_of_placeholders_alone(tmp_path, attack):
         read_torch_file(path)
 
 
+@pytest.mark.parametrize("name", ["EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"])
+def test_opcodes_that_reach_outside_of_the_file_are_refused_by_name(tmp_path, name):
+    data = b"\x80\x05" + getattr(pickle, name) + b"\x01\0\0\0."
+    with pytest.raises(UserError, match=f"its pickle uses the opcode {name}, which is refused"):
+        read_torch_file(zip_of(data, tmp_path / "x.pth"))
+
+
 def test_tensors_and_storages_cannot_be_modified(tmp_path):
     data = tensor_pickle((2, 3), (3, 1))
     for change in (data.replace(b"Rs.", b"R}bs."), data.replace(b"tQ", b"tQ}b")):
