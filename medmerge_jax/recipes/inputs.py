@@ -71,6 +71,10 @@ def _read_data(config: Config, workdir: Path) -> DataSet:
             multilabel=data.multilabel,
             fractions=data.fractions,
             seed=data.split_seed,
+            missing_labels=data.missing_labels,
+            exclude=data.exclude,
+            uncertain=data.uncertain,
+            blank=data.blank,
         )
     if data.kind == "official":
         return official_data_set(
@@ -81,6 +85,8 @@ def _read_data(config: Config, workdir: Path) -> DataSet:
             split_table=Path(data.split_table).expanduser() if data.split_table else "",
             fractions=data.fractions,
             seed=data.split_seed,
+            uncertain=data.uncertain,
+            blank=data.blank,
         )
     if data.kind == "synthetic":
         root = workdir / "data" / data.name
@@ -88,7 +94,8 @@ def _read_data(config: Config, workdir: Path) -> DataSet:
         counts = dict(zip(SPLITS, data.synthetic.counts, strict=True))
         drawn = {"seed": data.synthetic.seed, "appearance": data.synthetic.appearance}
         write_synthetic(root, data.synthetic.kind, counts, size=config.image_size, **drawn)
-    return image_folder(root, data.classes or None, data.fractions, data.split_seed)
+    exclude = () if data.kind == "synthetic" else data.exclude
+    return image_folder(root, data.classes or None, data.fractions, data.split_seed, exclude)
 
 
 def missing_data(data: Data) -> list[str]:
