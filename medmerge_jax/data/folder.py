@@ -185,7 +185,8 @@ class _Layout:
         ]
         others = [path.name for path in self._finder.folders(base) if path.name not in named]
         if others:
-            notes.append(f"folders that are no splits are left out: {', '.join(others)}")
+            many = count(len(others), "folder")
+            notes.append(f"{many} left out beside the splits{EXAMPLES}{', '.join(others[:5])}")
         return notes
 
     def _classes_first(
@@ -217,13 +218,13 @@ class _Layout:
         return homes, [base, *folders], list(dict.fromkeys(notes))
 
     def _refuse_no_classes(self, loose: list[Path], homes: list[_Home]) -> None:
-        folder = loose[0].parent
-        hint = f"; perhaps data.root = {self._root.parent}" if folder == self._root else ""
+        in_root = all(path.parent == self._root for path in loose)
+        hint = f"; perhaps data.root = {self._root.parent}" if in_root else ""
         others = f" beside the only class {homes[0].name!r}" if homes else ""
         raise UserError(
-            f"{folder}: holds {len(loose)} images{others} but no classes: the name of an image's "
-            f"folder is its class, and data.root is the folder above the classes{hint}; images "
-            "whose classes are in a table are read with data.kind = 'table'"
+            f"{self._root}: holds {len(loose)} images{others} but no classes: the name of an "
+            f"image's folder is its class, and data.root is the folder above the classes{hint}; "
+            "images whose classes are in a table are read with data.kind = 'table'"
         )
 
 

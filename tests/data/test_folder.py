@@ -1,4 +1,3 @@
-
 import numpy as np
 import pytest
 
@@ -60,7 +59,9 @@ def test_litter_is_ignored_and_other_files_are_counted(tmp_path, write_images):
 def test_other_folders_beside_the_splits_are_named(tmp_path, write_images):
     fill(write_images, tmp_path, {"train/x": 1, "val/x": 1, "test/x": 1, "labels/x": 1})
     assert image_folder(tmp_path).classes == ("x",)
-    assert "folders that are no splits are left out: labels" in notes(image_folder(tmp_path))
+    assert "1 folder is left out beside the splits, for instance labels" in notes(
+        image_folder(tmp_path)
+    )
 
 
 def test_images_may_lie_deeper(tmp_path, write_images):
