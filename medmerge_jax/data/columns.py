@@ -101,7 +101,7 @@ def _labels(sheet: Sheet, image: str | None, multilabel: bool) -> tuple[list[str
     usual = [name for name in sheet.usual("label_columns") if name != image]
     if image and plain(image) == "imagename" and "target" in sheet.header:  # ISIC 2020
         usual = list(dict.fromkeys(["target", *usual]))
-    if multilabel and usual and not any("|" in cell for cell in sheet.values(usual[0])):
+    if multilabel and usual and not holds_lists(sheet.values(usual[0])):
         return [], []
     if usual:
         others = ", ".join(map(repr, usual[1:]))
@@ -114,6 +114,15 @@ def _labels(sheet: Sheet, image: str | None, multilabel: bool) -> tuple[list[str
     if never:
         notes.append(f"columns that are never 1 are no classes: {', '.join(never)}")
     return (classes, notes) if len(classes) > 1 else ([], [])
+
+
+def holds_lists(cells: Sequence[str]) -> bool:
+    """Whether the cells of the one column of several labels are lists of names, "Edema|Mass".
+
+    Otherwise they are 0, 1 or nothing.
+    """
+    filled = [cell for cell in cells if cell.lower() not in ("", "nan", "-1", "-1.0")]
+    return any("|" in cell for cell in filled) or all(_flag(cell) is None for cell in filled)
 
 
 def _one_hot(sheet: Sheet) -> list[str]:

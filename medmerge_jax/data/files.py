@@ -44,7 +44,8 @@ class ImageFinder:
     def __init__(self, root: Path, exclude: Collection[str] = ()):
         self.linked: set[Path] = set()
         self._root = root
-        self._patterns = [pattern.lower() for pattern in exclude]
+        patterns = (exclude,) if isinstance(exclude, str) else exclude
+        self._patterns = [pattern.lower() for pattern in patterns]
         self._others: set[Path] = set()
         self._excluded: set[Path] = set()
         self._litter: set[Path] = set()

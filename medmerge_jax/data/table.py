@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from medmerge_jax.data.columns import choose_columns
+from medmerge_jax.data.columns import choose_columns, holds_lists
 from medmerge_jax.data.dataset import EXAMPLES, DataSet, Split, build
 from medmerge_jax.data.files import count, find_images, refuse_no_folder
 from medmerge_jax.data.folder import refuse_same_spelling, sorted_names
@@ -103,7 +103,8 @@ def image_table(
     )
     notes = [*sheet.notes, *columns.notes]
     rows = sheet.rows
-    listed = multilabel and len(columns.labels) == 1 and _holds_lists(rows, columns.labels[0])
+    listed = multilabel and len(columns.labels) == 1
+    listed = listed and holds_lists(sheet.values(columns.labels[0]))
     if listed or not multilabel:
         drop = missing_labels == "drop"
         rows, left_out = _without_missing(sheet, columns.labels, classes, drop)
@@ -116,7 +117,7 @@ def image_table(
         notes += read
     elif multilabel or len(columns.labels) > 1:
         names, labels = _label_matrix(
-            sheet, rows, columns.labels, classes, multilabel, uncertain, blank
+            sheet, rows, columns.labels, classes, multilabel, uncertain, blank, notes
         )
     else:
         names, labels = _label_vector(sheet, rows, columns.labels[0], classes)
@@ -181,11 +182,6 @@ def _without_repeats(rows: Sequence[Row], told: Sequence[str]) -> tuple[list[Row
     return [row for row in rows if row.line not in again], [note]
 
 
-def _holds_lists(rows: Sequence[Row], column: str) -> bool:
-    """Whether cells are names, and not 0, 1 or nothing."""
-    return any("|" in row[column] for row in rows)
-
-
 def _label_lists(
     rows: Sequence[Row], column: str, classes: Sequence[str]
 ) -> tuple[list[str], np.ndarray, list[str]]:
@@ -248,7 +244,9 @@ def _label_matrix(
     multilabel: bool,
     uncertain: str,
     blank: str,
+    notes: list[str],
 ) -> tuple[list[str], np.ndarray]:
+    """A column per class; adds to the notes what blank labels count as."""
     names = list(classes) or columns
     if sorted(names) != sorted(columns):
         raise UserError(
@@ -268,6 +266,9 @@ def _label_matrix(
         for row in rows
     ]
     codes = np.array(labels, np.float32)
+    if blanks := int(np.isnan(codes).sum()):
+        many = "1 blank label counts" if blanks == 1 else f"{blanks} blank labels count"
+        notes.append(f"{many} as {blank or 'unknown'}; data.blank overrules it")
     read = np.where(np.isnan(codes), np.float32(MEANINGS[blank or "unknown"]), codes)
     return names, np.where(codes == -1, np.float32(MEANINGS[uncertain or "unknown"]), read)
 

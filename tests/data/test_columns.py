@@ -188,6 +188,13 @@ def test_the_table_of_nih(make):
         make(text, multilabel=True, classes=("Edema", "Effusion"))
 
 
+def test_one_label_in_each_cell_is_a_list_too(make):
+    text = table("image,label", lambda i: f"{i},{('Edema', 'Mass')[i % 2]}")
+    dataset = make(text, *images(), multilabel=True)
+    assert (dataset.multilabel, dataset.classes) == (True, ("Edema", "Mass"))
+    assert labels_by_id(dataset)["1"] == [0, 1]
+
+
 def test_the_table_of_ham10000(make):
     header = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
     text = table(header, lambda i: f"HAM_{i // 2},{i},{('nv', 'mel')[i % 2]},histo,5.0,male,,v")
@@ -260,6 +267,7 @@ def test_uncertain_and_blank_labels(make, uncertain, blank, expected):
     options = {"label_columns": ("A", "B"), "multilabel": True}
     dataset = make(text, *names, **options, uncertain=uncertain, blank=blank)
     np.testing.assert_array_equal(dataset.splits["train"].labels, expected)
+    assert f"1 blank label counts as {blank or 'unknown'}" in said(dataset)
     with pytest.raises(UserError, match="line 2: column 'A' holds '-1'"):
         make(text, **options)
 
