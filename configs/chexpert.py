@@ -4,9 +4,10 @@ r"""The CheXpert parent of `configs/rsna_pneumonia.py`: fine-tuned from ImageNet
         --config.data.root=CheXpert-v1.0-small
 
 Data: CheXpert-v1.0-small (or the large one), as downloaded: `train.csv`, `valid.csv` and, if you
-have it, `test.csv`, with their folders. The frontal images. An uncertain label counts as absent;
---config.data.variant=ones counts it as present, =ignore leaves it out of the loss. Without
-`test.csv` some of the training patients are the test split.
+have it, `test.csv`, with their folders. The frontal images. An uncertain label (-1) counts as
+absent: --config.data.uncertain=one counts it as present, =unknown leaves it out of the loss; so
+does --config.data.blank=unknown with labels that are empty, which count as absent too. Without
+`test.csv` some of the training patients are the test split, the same ones whatever is chosen.
 
 The paper (arXiv 2403.11646) does not say how its parent was trained, and gives no figure for it;
 what it is good for is in `configs/rsna_pneumonia.py`. Here: all weights, 5 epochs, AdamW at 1e-4
@@ -37,5 +38,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.name = "chexpert"
     config.data.kind = "official"
     config.data.root = "CheXpert-v1.0-small"
-    config.data.variant = "zeros"
+    config.data.uncertain = "zero"
+    config.data.blank = "zero"
     return config

@@ -28,6 +28,7 @@ _LONGEST = 200
 _COMPARED = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge")
 _MERGED = ("uniform", "weight_matching", "zipit")
 _PRECISIONS = ("auto", "float32", "bfloat16")
+_MEANINGS = ("", "zero", "one", "unknown")
 Option = bool | int | float | str | tuple[Any, ...] | list[Any] | None
 
 
@@ -72,8 +73,14 @@ class Data:
     table: str = field("", "CSV with image, label(s), and optionally split and group")
     image_column: str = field("", "of the table; empty: found by its usual names")
     label_columns: tuple[str, ...] = field((), "of the table; empty: found by its usual names")
-    split_column: str = field("", "of the table; empty: found by its usual names")
-    group_column: str = field("", "of the table; empty: found by its usual names")
+    split_column: str = field("", "of the table; empty: found by its usual names; none: no column")
+    group_column: str = field("", "of the table; empty: found by its usual names; none: no column")
+    missing_labels: str = field(
+        "error", "rows of a table without a label", choices=("error", "drop")
+    )
+    exclude: tuple[str, ...] = field((), "patterns of files and folders left out, as *_mask*")
+    uncertain: str = field("", "what -1 of several labels counts as", choices=_MEANINGS)
+    blank: str = field("", "what an empty one of several labels counts as", choices=_MEANINGS)
     classes: tuple[str, ...] = field((), "names in order; empty: all that occur, sorted")
     multilabel: bool = field(False, "whether an image has any number of the classes")
     ordinal: bool | None = field(None, "whether classes have an order; None: as their names say")

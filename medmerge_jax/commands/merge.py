@@ -17,6 +17,7 @@ import numpy as np
 
 from medmerge_jax import weights
 from medmerge_jax.commands import entry
+from medmerge_jax.data.files import find_images
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image
 from medmerge_jax.images.formats import SUFFIXES
@@ -218,7 +219,10 @@ def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, An
     folder = options.images.expanduser()
     if not folder.is_dir():
         raise UserError(f"--images {folder}: there is no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES))
+    paths, notes = find_images(folder)
+    paths.sort()
+    for note in notes:
+        say(f"--images: {note}")
     if not paths:
         raise UserError(f"--images {folder}: holds no image ({', '.join(SUFFIXES)})")
     preprocessing = weights.model_from_card(architecture, {}, agreed).preprocessing

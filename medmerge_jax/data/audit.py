@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medmerge_jax.data.dataset import DataSet
+from medmerge_jax.data.dataset import EXAMPLES, DataSet
 from medmerge_jax.data.hashing import ImageHashes, find_overlap
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
@@ -16,8 +16,6 @@ from medmerge_jax.weights.card import last_component
 
 AUDIT_FILE = "data_audit.json"
 _EXAMPLES = 5
-EXAMPLES = ", for instance "
-"""Before the examples in a data set's notes."""
 _WITH_EXAMPLES = ("groups", "duplicates", "parents")
 
 

@@ -11,6 +11,9 @@ import numpy as np
 from medmerge_jax.data.splits import SPLITS, check_fractions, stratified_group_split
 from medmerge_jax.errors import UserError
 
+EXAMPLES = ", for instance "
+"""Before the examples in a data set's notes, which come last: what is shared is cut off there."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -174,6 +177,7 @@ def build(
     seed: int,
     *,
     split_by_group: bool = True,
+    strata: np.ndarray | None = None,
     notes: Sequence[str] = (),
 ) -> DataSet:
     """Puts a data set together, making the splits that are missing.
@@ -187,6 +191,7 @@ def build(
       fractions: Of train, val, test.
       seed: Of the splits that are made.
       split_by_group: Whether the splits that are made keep groups together.
+      strata: Labels by which the splits that are made are stratified; None: those of `images`.
       notes: See `DataSet`; which splits are made is added.
     """
     multilabel = images.labels.ndim == 2
@@ -194,7 +199,8 @@ def build(
         images, labels=images.labels.astype(np.float32 if multilabel else np.int32)
     )
     groups = None if images.groups is None or not split_by_group else np.asarray(images.groups)
-    assignment, made = _complete_assignment(images.labels, groups, assignment, fractions, seed)
+    strata = images.labels if strata is None else strata
+    assignment, made = _complete_assignment(strata, groups, assignment, fractions, seed)
     splits = {
         split: images.take(np.flatnonzero(assignment == index))
         for index, split in enumerate(SPLITS)

@@ -1,14 +1,17 @@
 """Strict reading of tables: whatever is wrong is named with file and line."""
 
+import codecs
 import csv
 import dataclasses
 import difflib
+import io
 import itertools
+import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medmerge_jax.data.splits import SPLIT_NAMES
+from medmerge_jax.data.splits import SPLITS, plain, split_of
 from medmerge_jax.errors import UserError
 
 _USUAL_NAMES = {
@@ -17,6 +20,32 @@ _USUAL_NAMES = {
     "split_column": ("split",),
     "group_column": ("group", "patient", "patient_id", "lesion_id"),
 }
+"""The first that is there is taken."""
+
+_MORE_NAMES = {
+    "image_column": (
+        "imagename", "imageindex", "imagefile", "imagefilename", "imagepath", "filepath", "imgname",
+        "imgid", "imgpath", "img", "imageno", "photo", "picture",
+    ),
+    "label_columns": (
+        "labels", "dx", "findinglabels", "findinglabel", "finding", "findings", "category",
+        "classname", "labelname", "classid", "labelid", "grade", "severity",
+    ),
+    "split_column": ("partition", "set", "subset", "fold", "phase", "dataset", "datasplit"),
+    "group_column": (
+        "patientcode", "patientnumber", "patientno", "patientname", "patientkey", "pid",
+        "subject", "subjectid", "subjectcode", "subjectno", "participant", "participantid",
+        "participantcode", "personid", "mrn", "case", "caseid", "caseno", "casenumber",
+        "studyinstanceuid", "studyid", "study", "accessionnumber", "examid", "lesion", "lesioncode",
+    ),
+}  # fmt: skip
+"""Taken where none of the usual names is there; as `splits.plain` makes them."""
+
+MEANINGS = {"zero": 0.0, "one": 1.0, "unknown": math.nan}
+"""What a label that is uncertain or blank may count as."""
+
+NO_COLUMN = "none"
+"""As the name of a split or group column: none is taken, whatever there is."""
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
@@ -40,11 +69,16 @@ class Row(dict[str, str]):
     def number(self, column: str, allowed: Collection[float], otherwise: str = "") -> float:
         """The number in a cell; the error also says what else, `otherwise`, may be there.
 
+        Where 0 and 1 are allowed and nothing else, False and True are these.
+
         Raises:
           UserError: It is none of those allowed, or no number.
         """
+        cell = self[column]
+        if set(allowed) == {0, 1}:
+            cell = {"false": "0", "true": "1"}.get(cell.lower(), cell)
         try:
-            value = float(self[column])
+            value = float(cell)
         except ValueError:
             value = float("nan")
         if value not in allowed:
@@ -60,11 +94,11 @@ class Row(dict[str, str]):
         Raises:
           UserError: It names none.
         """
-        index = SPLIT_NAMES.get(self[column].lower())
+        index = split_of(self[column])
         if index is None:
             raise self.error(
                 f"the split in column {column!r} is {self[column]!r}; one of "
-                f"{', '.join(SPLIT_NAMES)} is wanted"
+                f"{', '.join(SPLITS)} is wanted, or a usual spelling of these"
             )
         return index
 
@@ -121,22 +155,40 @@ class Sheet:
       header: The names of the columns, as they stand there.
       rows: All rows below the header.
       delimiter: Between the cells.
+      notes: What is unusual about the file, a sentence each.
     """
 
     path: Path
     header: list[str]
     rows: list[Row]
     delimiter: str = ","
+    notes: tuple[str, ...] = ()
 
     def column(self, field: str, name: str) -> str | None:
         """The column `name`; if that is empty the first of the usual ones, None without."""
+        if name == NO_COLUMN and name not in self.header:
+            return None
         if name:
             return self.named(field, name)
+        found = self.usual(field)
+        return self.named(field, found[0]) if found else None
+
+    def usual(self, field: str) -> list[str]:
+        """All columns with a usual name for a field, the one that is preferred first."""
         lower = [column.lower() for column in self.header]
-        for usual in _USUAL_NAMES[field]:
-            if usual in lower:
-                return self.named(field, self.header[lower.index(usual)])
-        return None
+        keys = [plain(column) for column in self.header]
+        names = [self.header[lower.index(one)] for one in _USUAL_NAMES[field] if one in lower]
+        others = [*(plain(one) for one in _USUAL_NAMES[field]), *_MORE_NAMES[field]]
+        names += [self.header[keys.index(one)] for one in others if one in keys]
+        return list(dict.fromkeys(names))
+
+    def strictly_usual(self, field: str, name: str) -> bool:
+        """Whether a name is one of those that are taken whatever the cells are."""
+        return name.lower() in _USUAL_NAMES[field]
+
+    def values(self, column: str) -> list[str]:
+        """The cells of a column."""
+        return [row[column] for row in self.rows]
 
     def named(self, field: str, name: str) -> str:
         """`name`, if there is exactly one such column."""
@@ -152,11 +204,11 @@ class Sheet:
             f"{self.delimiter_hint()}"
         )
 
-    def undetected(self, field: str) -> UserError:
+    def undetected(self, field: str, hint: str = "") -> UserError:
         """The error for a column that is needed and cannot be found."""
         return UserError(
             f"{self.path}: set data.{field} to one of the columns {self.header}; none of them has "
-            f"a usual name ({', '.join(_USUAL_NAMES[field])}){self.delimiter_hint()}"
+            f"a usual name ({', '.join(_USUAL_NAMES[field])}){self.delimiter_hint()}{hint}"
         )
 
     def delimiter_hint(self) -> str:
@@ -167,6 +219,25 @@ class Sheet:
                     other = _DELIMITERS[self.delimiter]
                     return f". It is separated by {spoken}; save it with {other}"
         return ""
+
+
+def read_any_sheet(path: Path) -> Sheet:
+    """Reads a table of unknown origin: the encoding and the delimiter are found.
+
+    UTF-8, UTF-16, or else Windows' Latin-1; commas, semicolons, tabs or bars. What is not UTF-8
+    with commas stands in the notes.
+
+    Raises:
+      UserError: See `read_sheet`.
+    """
+    content = _content(path)
+    encoding, spoken = _encoding(content, path)
+    text = content.decode(encoding)
+    delimiter = _delimiter(text)
+    notes = [f"{path.name} is not UTF-8 but read as {spoken}"] if spoken else []
+    if delimiter != ",":
+        notes.append(f"{path.name} is separated by {_DELIMITERS[delimiter]}")
+    return _sheet(path, text, delimiter, tuple(notes))
 
 
 def read_sheet(path: Path, delimiter: str = ",") -> Sheet:
@@ -180,22 +251,71 @@ def read_sheet(path: Path, delimiter: str = ",") -> Sheet:
       UserError: The file is missing, is no such file, has no rows, or has rows that are not as
         long as the header.
     """
-    lines: list[tuple[list[str], int]] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
-            for cells in reader:
-                stripped = [cell.strip() for cell in cells]
-                if any(stripped):
-                    lines.append((stripped, reader.line_num))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; the table of labels is wanted") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        text = _content(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: is not a UTF-8 text file ({error}); save it as CSV UTF-8"
         ) from error
+    return _sheet(path, text, delimiter)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file; the table of labels is wanted") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _encoding(content: bytes, path: Path) -> tuple[str, str]:
+    """Python's name of an encoding, and what to call it if it is not UTF-8."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        candidates = [("utf-16", "UTF-16")]
+    elif content[1:40:2].count(0) > 15:
+        candidates = [("utf-16-le", "UTF-16")]
+    else:
+        candidates = [("utf-8-sig", "")]
+        if not any(byte < 32 and byte not in b"\t\n\f\r" for byte in set(content)):
+            candidates += [("cp1252", "Latin-1"), ("latin-1", "Latin-1")]
+    for encoding, spoken in candidates:
+        try:
+            content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        return encoding, spoken
+    raise UserError(
+        f"{path}: is not a text file in UTF-8, UTF-16 or Latin-1 (it begins with "
+        f"{content[:8]!r}); save it as CSV UTF-8"
+    )
+
+
+def _delimiter(text: str) -> str:
+    """A comma, unless another delimiter alone gives all rows as many cells as the header."""
+    if _is_separated(text, ","):
+        return ","
+    fitting = [one for one in _DELIMITERS if _is_separated(text, one)]
+    return fitting[0] if len(fitting) == 1 else ","
+
+
+def _is_separated(text: str, delimiter: str) -> bool:
+    try:
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+        lengths = {len(cells) for cells in lines if any(cell.strip() for cell in cells)}
+    except csv.Error:
+        return False
+    return len(lengths) == 1 and lengths != {1}
+
+
+def _sheet(path: Path, text: str, delimiter: str, notes: tuple[str, ...] = ()) -> Sheet:
+    lines: list[tuple[list[str], int]] = []
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+        for cells in reader:
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped):
+                lines.append((stripped, reader.line_num))
     except csv.Error as error:
         line = lines[-1][1] + 1 if lines else 1
         raise UserError(f"{path}: is not a CSV file ({error}, at line {line})") from error
@@ -210,7 +330,7 @@ def read_sheet(path: Path, delimiter: str = ",") -> Sheet:
                 f"field with {_DELIMITERS[delimiter]} must be in double quotes"
             )
     rows = [Row(dict(zip(header, cells, strict=True)), path, line) for cells, line in body]
-    return Sheet(path, header, rows, delimiter)
+    return Sheet(path, header, rows, delimiter, notes)
 
 
 def read_table(path: Path, columns: Sequence[str], delimiter: str = ",") -> list[Row]:

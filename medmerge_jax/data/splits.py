@@ -1,5 +1,6 @@
 """Splits that keep the classes' proportions and never part a group."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,10 +9,64 @@ from medmerge_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
-SPLIT_NAMES = {
-    "train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2,
-}  # fmt: skip
-"""What folders and tables call the splits, in lower case, to the index into `SPLITS`."""
+_SPELLINGS = (
+    ("train", "training", "trn", "trainval", "trainvalid", "trainvalidation", "trainingvalidation"),
+    ("val", "valid", "validation", "validate", "validating", "dev", "eval"),
+    ("test", "testing", "tst", "holdout", "heldout"),
+)
+"""What folders and tables call the splits, as `plain` makes it. What holds train and val together
+is train: val is taken from it."""
+
+_BESIDE = ("dataset", "data", "set", "split", "images", "image", "imgs", "img", "folder")
+"""May stand before or behind the name of a split: train_set, Test Images."""
+
+_LOOKS_LIKE_SPLIT = re.compile(
+    r"(?:^|_)(?:"
+    r"(?:train|training|trainval|test|testing|val|valid|validation|holdout)_?\d*"
+    r"|(?:fold|cv|part|split|subset|set)_?(?:\d+|[a-e])"
+    r"|(?:batch|chunk|shard|images|imgs|archive|volume|zip|download)_?\d+"
+    r"|unlabell?ed"
+    r")(?:_|$)"
+)
+"""Of names in lower case with "_" between words."""
+
+
+def plain(name: str) -> str:
+    """A name without case, spaces, underscores and other marks, to compare it with others.
+
+    >>> plain("Patient ID") == plain("patient_id") == plain("patientId")
+    True
+    """
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def split_of(name: str) -> int | None:
+    """The index into `SPLITS` of the split that a folder or a cell names; None if it names none.
+
+    >>> [split_of(name) for name in ("Training", "val_set", "Test images", "cat")]
+    [0, 1, 2, None]
+    """
+    key = plain(name)
+    keys = {key}
+    for word in _BESIDE:
+        keys |= {key.removesuffix(word), key.removeprefix(word)}
+    found = [index for index, names in enumerate(_SPELLINGS) if keys & set(names)]
+    return found[0] if found else None
+
+
+def holds_validation(name: str) -> bool:
+    """Whether a name of a training split says that validation images are in it too."""
+    return split_of(name) == 0 and "val" in plain(name)
+
+
+def looks_like_split(name: str) -> bool:
+    """Whether a name is that of a split, or like that of a split, a fold or part of a download.
+
+    >>> [looks_like_split(name) for name in ("test2", "fold_1", "HAM_part_2", "Grade 1", "contest")]
+    [True, True, True, False, False]
+    """
+    words = re.sub(r"[\W_]+", "_", name).casefold()
+    return split_of(name) is not None or bool(_LOOKS_LIKE_SPLIT.search(words))
 
 
 def stratified_group_split(

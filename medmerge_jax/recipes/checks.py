@@ -141,6 +141,8 @@ def _data_mistakes(data: Data) -> Iterator[str]:
         except UserError as error:
             yield f"data.name = {data.name!r}, data.variant = {data.variant!r}: {error}"
         return
+    if not data.multilabel and (data.uncertain or data.blank):
+        yield "data.uncertain, data.blank: are only for data.multilabel and for CheXpert"
     for name, value in (("variant", data.variant), ("split_table", data.split_table)):
         if value:
             yield f"data.{name} = {value!r}: is only for data.kind = 'official'"

@@ -58,6 +58,7 @@ def load_data(config: Config, workdir: Path) -> DataSet:
 def _read_data(config: Config, workdir: Path) -> DataSet:
     data, root = config.data, Path(config.data.root).expanduser()
     splits: dict[str, Any] = {"fractions": data.fractions, "seed": data.split_seed}
+    meanings = {"uncertain": data.uncertain, "blank": data.blank}
     if data.kind == "table":
         return image_table(
             Path(data.table).expanduser(),
@@ -68,19 +69,23 @@ def _read_data(config: Config, workdir: Path) -> DataSet:
             group_column=data.group_column,
             classes=data.classes,
             multilabel=data.multilabel,
+            missing_labels=data.missing_labels,
+            exclude=data.exclude,
+            **meanings,
             **splits,
         )
     if data.kind == "official":
         table = Path(data.split_table).expanduser() if data.split_table else ""
         splits.update(variant=data.variant, split_by=data.split_by, split_table=table)
-        return official_data_set(data.name, root, **splits)
+        return official_data_set(data.name, root, **meanings, **splits)
     if data.kind == "synthetic":
         root = workdir / "data" / data.name
         atomic.remove_leftovers(root.parent, [data.name])  # of a process killed while it drew
         counts = dict(zip(SPLITS, data.synthetic.counts, strict=True))
         drawn = {"seed": data.synthetic.seed, "appearance": data.synthetic.appearance}
         write_synthetic(root, data.synthetic.kind, counts, size=config.image_size, **drawn)
-    return image_folder(root, data.classes or None, **splits)
+    exclude = () if data.kind == "synthetic" else data.exclude
+    return image_folder(root, data.classes or None, exclude=exclude, **splits)
 
 
 def missing_data(data: Data) -> list[str]:

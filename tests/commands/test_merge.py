@@ -99,6 +99,17 @@ def test_calibration_images(models, images, method, monkeypatch):
     assert_same(mm.load_weights("resnet20", out), jax.device_get(wanted))
 
 
+def test_hidden_files_are_no_images(models):
+    """What a data set's reader ignores is no image to calibrate with either."""
+    for name in ("._x.png", "@eaDir/x.png", ".cache/x.png"):
+        (models / "hidden" / name).parent.mkdir(parents=True, exist_ok=True)
+        (models / "hidden" / name).write_bytes(b"")
+    parents = [str(models / "a.safetensors"), str(models / "b")]
+    images = ["--images", str(models / "hidden")]
+    with pytest.raises(UserError, match="hidden: holds no image"):
+        main(["--method", "zipit", "--out", str(models / "out"), *images, *parents])
+
+
 def test_heads_of_other_classes_are_dropped(models):
     out = models / "backbone"
     parents = [str(models / "a.safetensors"), str(models / "c.safetensors")]

@@ -1,5 +1,3 @@
-import logging
-
 import numpy as np
 import pytest
 
@@ -38,24 +36,32 @@ def test_names_of_splits_and_suffixes(tmp_path, write_images, val):
     assert [len(dataset.splits[name]) for name in ("train", "val", "test")] == [4, 4, 4]
 
 
-def test_litter_is_ignored_and_other_files_are_counted(tmp_path, write_images, caplog):
+def notes(dataset):
+    return "\n".join(dataset.notes)
+
+
+def test_litter_is_ignored_and_other_files_are_counted(tmp_path, write_images):
     fill(write_images, tmp_path, {"train/x": 2, "train/y": 1, "val/x": 1, "test/x": 1})
     fill(write_images, tmp_path, {"__MACOSX/x": 1, "train/__MACOSX": 1, "train/.git": 1})
     for name in (".DS_Store", "Thumbs.db", "._000.png"):
         (tmp_path / "train/x" / name).write_bytes(b"")
     assert len(image_folder(tmp_path).splits["train"]) == 3
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert image_folder(tmp_path).notes == (
+        "2 folders are left out that computers leave for themselves: __MACOSX",
+    )
     for name in ("notes.txt", "a.gif"):
         (tmp_path / "train/x" / name).write_bytes(b"")
     assert len(image_folder(tmp_path).splits["train"]) == 3
-    assert "ignored 2 files" in caplog.text
-    assert "a.gif" in caplog.text
+    assert "2 files are left out: no name ends in .jpg" in notes(image_folder(tmp_path))
+    assert ", for instance train/x/a.gif" in notes(image_folder(tmp_path))
 
 
-def test_other_folders_beside_the_splits_are_named(tmp_path, write_images, caplog):
+def test_other_folders_beside_the_splits_are_named(tmp_path, write_images):
     fill(write_images, tmp_path, {"train/x": 1, "val/x": 1, "test/x": 1, "labels/x": 1})
     assert image_folder(tmp_path).classes == ("x",)
-    assert "ignored the folders ['labels']" in caplog.text
+    assert "1 folder is left out beside the splits, for instance labels" in notes(
+        image_folder(tmp_path)
+    )
 
 
 def test_images_may_lie_deeper(tmp_path, write_images):
@@ -86,8 +92,7 @@ def test_without_splits_they_are_made(tmp_path, write_images):
 
 
 @pytest.mark.parametrize("given", [("val",), ("test",), ()])
-def test_missing_splits_are_taken_from_train(tmp_path, write_images, caplog, given):
-    caplog.set_level(logging.INFO)
+def test_missing_splits_are_taken_from_train(tmp_path, write_images, given):
     fill(write_images, tmp_path, {"train/x": 40, "train/y": 40})
     for name in given:
         fill(write_images, tmp_path, {f"{name}/x": 3, f"{name}/y": 2})
@@ -99,7 +104,7 @@ def test_missing_splits_are_taken_from_train(tmp_path, write_images, caplog, giv
         assert len(split) == (5 if name in given else 8)
     assert sum(map(len, dataset.splits.values())) == 80 + 5 * len(given)
     missing = " and ".join(name for name in ("val", "test") if name not in given)
-    assert f"no {missing} split is given, taken from train" in caplog.text
+    assert f"no {missing} split is given; taken from train (stratified, seed 0)" in dataset.notes
 
 
 def test_nothing_is_taken_where_the_fraction_is_zero(tmp_path, write_images):

@@ -54,6 +54,9 @@ def test_fields_reach_the_data_set(config, tmp_path):
         ({"variant": "x"}, "data.variant = 'x'.*one of pooled, kaggle is wanted"),
         ({"split_by": "patient"}, "data.split_by = 'patient': .*one of group, image"),
         ({"kind": "folder", "variant": "kaggle"}, "data.variant = 'kaggle': is only for"),
+        ({"kind": "folder", "blank": "zero"}, r"data\.uncertain, data\.blank: are only for"),
+        ({"blank": "nothing"}, "data.blank = 'nothing': .*zero, one, unknown"),
+        ({"missing_labels": "skip"}, "data.missing_labels = 'skip': .*error, drop"),
         ({"kind": "folder", "split_table": "x.csv"}, r"data.split_table = 'x\.csv': is only for"),
     ],
 )

@@ -6,7 +6,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from medmerge_jax.data.official.records import Records, described
-from medmerge_jax.data.sheets import Row, claim, read_table
+from medmerge_jax.data.sheets import MEANINGS, Row, claim, read_table
+from medmerge_jax.errors import UserError
 
 CLASSES = (
     "Enlarged Cardiomediastinum",
@@ -29,37 +30,58 @@ one left out here is "No Finding", which is not an observation but says that non
 
 NO_FINDING = "No Finding"
 
+SUPPORT_DEVICES = "Support Devices"
+
 VARIANTS = ("zeros", "ones", "ignore")
 """An uncertain label (-1) becomes 0, 1, or unknown."""
 
-_UNCERTAIN = {"zeros": 0.0, "ones": 1.0, "ignore": np.nan}
+_UNCERTAIN = dict(zip(VARIANTS, MEANINGS, strict=True))
 
 _TABLES = {"train.csv": "train", "valid.csv": "val", "test.csv": "test"}
 
 _VIEW = "Frontal/Lateral"
 
 
-def read_chexpert(root: Path, variant: str = "") -> Records:
+def read_chexpert(root: Path, variant: str = "", uncertain: str = "", blank: str = "") -> Records:
     """The frontal images of CheXpert with 13 labels each.
 
-    An empty label is 0, as in the authors' baseline. `train.csv` is the training split,
+    An uncertain label (-1) is what `uncertain` says, "zero", "one" or "unknown", or else what the
+    variant does. An empty one is what `blank` says, or else 0, as in the authors' baseline; where
+    there is "No Finding" it is 0, but for support devices. Whatever they are, the splits that are
+    made are the same: those of zeros. `train.csv` is the training split,
     `valid.csv` the validation split and `test.csv`, if there is one, the test split; otherwise
     the test images are left to the caller. A patient is a group.
     Paths in the tables may begin with any folder ("CheXpert-v1.0-small/train/...").
     """
-    uncertain = _UNCERTAIN[variant or VARIANTS[0]]
+    if variant and uncertain and _UNCERTAIN[variant] != uncertain:
+        raise UserError(
+            f"data.variant = {variant!r} and data.uncertain = {uncertain!r} say different things; "
+            "leave one of them empty"
+        )
+    uncertain = uncertain or _UNCERTAIN[variant or VARIANTS[0]]
+    blank = blank or "zero"
     rows = [
         (split, row, image)
         for name, split in _TABLES.items()
         if split != "test" or (root / name).exists()
         for row, image in _frontal_rows(root / name, split)
     ]
-    labels = [[_label(row, column, uncertain) for column in CLASSES] for _, row, _ in rows]
+    codes = np.array([[_code(row, column) for column in CLASSES] for _, row, _ in rows], np.float32)
+    codes = codes.reshape(-1, len(CLASSES))
+    is_uncertain, is_blank = codes == -1, np.isnan(codes)
+    labels = np.where(is_uncertain, np.float32(MEANINGS[uncertain]), codes)
+    labels = np.where(is_blank, np.float32(MEANINGS[blank]), labels)
+    note = (
+        f"{is_uncertain.sum()} uncertain labels count as {uncertain} and {is_blank.sum()} blank "
+        f"ones as {blank}; data.uncertain and data.blank overrule it"
+    )
     return Records(
         classes=CLASSES,
         ids=tuple(image for _, _, image in rows),
         paths=tuple(row.image_file(root / image) for _, row, image in rows),
-        labels=np.array(labels, np.float32).reshape(-1, len(CLASSES)),
+        labels=labels,
+        strata=np.where(is_uncertain | is_blank, np.float32(0), codes),
+        notes=(note,),
         groups=tuple(image.split("/")[1] for _, _, image in rows),
         splits=tuple(split for split, _, _ in rows),
     )
@@ -92,13 +114,19 @@ def _image_path(row: Row) -> str:
     return "/".join(parts[folders[0] :])
 
 
-def _label(row: Row, column: str, uncertain: float) -> float:
-    if not row[column]:
-        return 0.0
-    value = row.number(column, (0, 1, -1))
-    return uncertain if value == -1 else value
+def _code(row: Row, column: str) -> float:
+    """0, 1, -1 where it is uncertain, NaN where it is blank."""
+    if row[column]:
+        return row.number(column, (0, 1, -1))
+    nothing = row[NO_FINDING] in ("1", "1.0") and column != SUPPORT_DEVICES
+    return 0.0 if nothing else np.nan
 
 
 LAYOUT = described(
-    "chexpert", read_chexpert, variants=VARIANTS, channels=1, multilabel=lambda variant: True
+    "chexpert",
+    read_chexpert,
+    variants=VARIANTS,
+    channels=1,
+    multilabel=lambda variant: True,
+    has_uncertain=True,
 )

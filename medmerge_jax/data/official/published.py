@@ -57,6 +57,8 @@ def official_data_set(
     split_table: str | os.PathLike[str] = "",
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
+    uncertain: str = "",
+    blank: str = "",
 ) -> DataSet:
     """One of the papers' data sets, as downloaded.
 
@@ -75,17 +77,23 @@ def official_data_set(
         It must give each image one split, and nothing else. Other columns are ignored.
       fractions: Of train, val and test, where splits are made.
       seed: Of the splits that are made.
+      uncertain: What an uncertain label counts as, "zero", "one" or "unknown"; by default as the
+        variant says.
+      blank: What an empty label counts as, likewise; by default as the authors read it.
 
     Raises:
       UserError: Anything that is not as published, with file and row.
     """
     chosen = layout(name, variant)
+    said = {key: value for key, value in (("uncertain", uncertain), ("blank", blank)) if value}
+    if said and not chosen.has_uncertain:
+        raise UserError(f"the data set {name} has no labels that are uncertain or blank")
     if split_by not in SPLIT_BY:
         raise UserError(f"split_by is {split_by!r}; one of {', '.join(SPLIT_BY)} is wanted")
     if not Path(root).exists():
         raise UserError(f"{root}: there is no such folder.\n{chosen.instructions}")
     try:
-        records = chosen.read(Path(root), variant)
+        records = chosen.read(Path(root), variant, **said)
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UserError(f"{error}.\n{chosen.instructions}") from error
@@ -96,7 +104,17 @@ def official_data_set(
         fractions = (1.0, 0.0, 0.0)  # No split that the table leaves empty is taken from train.
     elif records.splits is not None:
         splits = np.array([SPLITS.index(split) for split in records.splits])
-    return build(name, records.classes, records, splits, fractions, seed, split_by_group=by_group)
+    return build(
+        name,
+        records.classes,
+        records,
+        splits,
+        fractions,
+        seed,
+        split_by_group=by_group,
+        strata=records.strata,
+        notes=records.notes,
+    )
 
 
 def layout(name: str, variant: str = "") -> Layout:

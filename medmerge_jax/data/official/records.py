@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medmerge_jax.data.dataset import Split
 
 ABOUT: dict[str, dict[str, Any]] = tomllib.loads(
@@ -21,10 +23,14 @@ class Records(Split):
     Attributes:
       classes: Names in the published order.
       splits: "train", "val" or "test" of each image as published; None where there is none.
+      strata: Labels by which splits that are made are stratified; None: `labels`.
+      notes: What was inferred, a sentence each.
     """
 
     classes: tuple[str, ...]
     splits: tuple[str, ...] | None = None
+    strata: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +40,8 @@ class Layout:
     Attributes:
       name: In configs and in TFDS.
       read: Called with the folder, which holds what `instructions` say, and a variant, of which ""
-        means the first. Anything else is a UserError that names file and line.
+        means the first; and with `uncertain` and `blank`, if it has them. Anything else is a
+        UserError that names file and line.
       description: What the data set is.
       citation: BibTeX.
       licence: As stated by the publisher.
@@ -43,10 +50,11 @@ class Layout:
       variants: That `read` knows; the first is the default.
       channels: Of the images in TFDS: 1 where all are greyscale.
       multilabel: Whether an image has any number of classes, by variant.
+      has_uncertain: Whether labels may be uncertain or blank.
     """
 
     name: str
-    read: Callable[[Path, str], Records]
+    read: Callable[..., Records]
     description: str
     citation: str
     licence: str
@@ -55,8 +63,9 @@ class Layout:
     variants: tuple[str, ...] = ("",)
     channels: int = 3
     multilabel: Callable[[str], bool] = lambda variant: False
+    has_uncertain: bool = False
 
 
-def described(name: str, read: Callable[[Path, str], Records], **facts: Any) -> Layout:
+def described(name: str, read: Callable[..., Records], **facts: Any) -> Layout:
     """The layout `name`, of which `ABOUT` says what it is; `facts` are the other fields."""
     return Layout(name=name, read=read, **ABOUT[name], **facts)

@@ -94,6 +94,59 @@ def test_every_label(root, variant, uncertain):
         assert split == {"train": "train", "valid": "val", "test": "test"}[folder]
 
 
+VALUES = {"": None, "zero": 0.0, "one": 1.0, "unknown": np.nan}
+
+
+@pytest.mark.parametrize("uncertain", VALUES)
+@pytest.mark.parametrize("blank", VALUES)
+def test_uncertain_and_blank_labels(root, uncertain, blank):
+    records = read_chexpert(root, uncertain=uncertain, blank=blank)
+    row = list(records.ids).index(TRAIN[1][0])
+    values = {"u": VALUES[uncertain] or 0.0, "b": VALUES[blank] or 0.0, "0": 0.0, "1": 1.0}
+    expected = [values[letter] for letter in "bu1buububub1b"]
+    np.testing.assert_array_equal(records.labels[row], np.array(expected, np.float32))
+    # "No Finding" makes the others 0 where they are blank, but for support devices.
+    row = list(records.ids).index(TRAIN[0][0])
+    np.testing.assert_array_equal(records.labels[row], [0.0] * 12 + [1.0])
+    (note,) = records.notes
+    assert f"uncertain labels count as {uncertain or 'zero'} and" in note
+    assert f"blank ones as {blank or 'zero'};" in note
+
+
+def test_support_devices_stay_blank_without_a_finding(root):
+    write(root, "train.csv", changed(1, "0.0,,,,1.0", "0.0,,,,"))
+    labels = read_chexpert(root, blank="unknown").labels[0]
+    np.testing.assert_array_equal(labels, [0.0] * 12 + [np.nan])
+
+
+def test_one_split_for_all_variants(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for patient in range(1, 81):
+        image = f"train/patient{patient:05d}/study1/view1_frontal.jpg"
+        rows.append((image, "," + ",".join(rng.choice(["", "1.0", "0.0", "-1.0"], 13))))
+    for path in [path for path, _ in rows] + [path for path, _ in VALID]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"image")
+    write(tmp_path, "train.csv", lines(rows))
+    write(tmp_path, "valid.csv", lines(VALID))
+    options = [{"variant": name} for name in ("", "zeros", "ones", "ignore")]
+    options += [{"uncertain": one, "blank": "unknown"} for one in ("zero", "one", "unknown")]
+    sets = [official_data_set("chexpert", tmp_path, **chosen) for chosen in options]
+    assert len(sets[0].splits["test"]) > 5
+    for dataset in sets:
+        for name, split in dataset.splits.items():
+            assert split.ids == sets[0].splits[name].ids
+    assert not np.array_equal(sets[0].splits["train"].labels, sets[2].splits["train"].labels)
+
+
+def test_contradicting_options(root):
+    with pytest.raises(UserError, match=r"data\.variant = 'ones' and data\.uncertain = 'zero' say"):
+        official_data_set("chexpert", root, variant="ones", uncertain="zero")
+    with pytest.raises(UserError, match="aptos2019 has no labels that are uncertain"):
+        official_data_set("aptos2019", root, blank="zero")
+
+
 def test_the_pixels_are_those_of_the_row(root):
     records = read_chexpert(root)
     numbers = {path: number for number, (path, _) in enumerate([*TRAIN, *VALID])}

@@ -103,9 +103,9 @@ def change(rows, row, column, value):
             "line 5: the class of .* but the data set says",
         ),
         (
-            lambda rows: change(rows, 3, 2, "holdout"),
+            lambda rows: change(rows, 3, 2, "elsewhere"),
             None,
-            "line 5: the split in column 'split' is 'holdout'",
+            "line 5: the split in column 'split' is 'elsewhere'",
         ),
         (lambda rows: change(rows, 3, 2, ""), None, "line 5: the split in column 'split' is ''"),
         (lambda rows: [*rows, rows[0]], None, "line 27: .* has a row already, at line 2"),
