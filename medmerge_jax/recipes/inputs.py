@@ -58,7 +58,7 @@ def load_data(config: Config, workdir: Path) -> DataSet:
 def _read_data(config: Config, workdir: Path) -> DataSet:
     data, root = config.data, Path(config.data.root).expanduser()
     splits: dict[str, Any] = {"fractions": data.fractions, "seed": data.split_seed}
-    meanings = {"uncertain": data.uncertain, "blank": data.blank}
+    meanings: dict[str, Any] = {"uncertain": data.uncertain, "blank": data.blank}
     if data.kind == "table":
         return image_table(
             Path(data.table).expanduser(),

@@ -262,6 +262,22 @@ def test_objects_are_made_of_placeholders_alone(tmp_path, attack):
         read_torch_file(path)
 
 
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ("set attributes of a global", r"modifies torch\._utils\._rebuild_tensor_v2; refused"),
+        ("set slots of a global", r"modifies torch\._utils\._rebuild_tensor_v2; refused"),
+        ("call a storage type", "calls FloatStorage; refused"),
+        ("unhashable key", "a dict with the key dict; refused"),
+        ("tensor of a dict", "from something that is not a storage"),
+    ],
+)
+def test_misuse_of_what_is_known_is_refused_by_name(tmp_path, attack, words):
+    path = zip_of(b"\x80\x02" + OPCODE_ATTACKS[attack] + b".", tmp_path / "x.pth")
+    with pytest.raises(UserError, match=words):
+        read_torch_file(path)
+
+
 @pytest.mark.parametrize("name", ["EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"])
 def test_opcodes_that_reach_outside_of_the_file_are_refused_by_name(tmp_path, name):
     data = b"\x80\x05" + getattr(pickle, name) + b"\x01\0\0\0."
