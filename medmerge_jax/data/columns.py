@@ -1,6 +1,7 @@
 """Which columns of a table hold the image, the labels, the split and the group."""
 
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -221,7 +222,7 @@ def _proposal(
             and not _SUGGESTS_GROUP.search(plain(name))
             and 1 < len(set(sheet.values(name))) <= min(_MOST_CLASSES, len(sheet.rows) - 1)
         ][:1]
-        flags += [f"--config.data.label_columns=({labels[0]!r},)"] if labels else []
+        flags += [f"--config.data.label_columns=({json.dumps(labels[0])},)"] if labels else []
     return f". Perhaps {' '.join(map(shlex.quote, flags))}" if flags else ""
 
 

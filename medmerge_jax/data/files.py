@@ -63,11 +63,13 @@ class ImageFinder:
         """The folders in a folder, by name."""
         return [path for path, is_folder, _ in self._list(parent) if is_folder]
 
+    def files(self, parent: Path) -> list[Path]:
+        """The files directly in a folder, by name."""
+        return [path for path, is_folder, _ in self._list(parent) if not is_folder]
+
     def loose(self, parent: Path) -> list[Path]:
         """The image files directly in a folder, which has folders for images."""
-        images = [
-            path for path, is_folder, _ in self._list(parent) if not is_folder and _is_image(path)
-        ]
+        images = [path for path in self.files(parent) if is_image(path)]
         self._loose |= set(images)
         return images
 
@@ -88,7 +90,7 @@ class ImageFinder:
             for path, is_folder, is_link in self._list(directory):
                 if is_folder:
                     (links if is_link else queue).append(path)
-                elif _is_image(path):
+                elif is_image(path):
                     real = os.path.realpath(path) if is_link else f"{home}/{path.name}"
                     self._file_links |= is_link
                     found.append((is_link, real, path))
@@ -182,5 +184,6 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun} is" if number == 1 else f"{number} {noun}s are"
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is called like an image."""
     return path.name.lower().endswith(SUFFIXES)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medmerge_jax.data.dataset import EXAMPLES, DataSet, Split, build
-from medmerge_jax.data.files import ImageFinder, count, refuse_no_folder
+from medmerge_jax.data.files import ImageFinder, count, is_image, refuse_no_folder
 from medmerge_jax.data.splits import SPLITS, holds_validation, looks_like_split, split_of
 from medmerge_jax.errors import UserError
 
@@ -196,6 +196,8 @@ class _Layout:
         folders = self._finder.folders(base)
         inner = {folder: self._splits(folder) for folder in folders}
         if not any(inner.values()):
+            self._refuse_hidden_classes(folders)
+            notes += self._alike(folders)
             return [_Home(folder, folder.name, None) for folder in folders], [base], notes
         without = [folder.name for folder, splits in inner.items() if not splits]
         if without:
@@ -216,6 +218,26 @@ class _Layout:
         ]
         homes.sort(key=lambda home: (home.split or 0, home.name))
         return homes, [base, *folders], list(dict.fromkeys(notes))
+
+    def _refuse_hidden_classes(self, folders: list[Path]) -> None:
+        """One class is no data set; there may be several in its folder."""
+        if len(folders) == 1 and folders[0].name not in self._classes:
+            inner = self._finder.folders(folders[0])
+            if len(inner) > 1 and not any(map(is_image, self._finder.files(folders[0]))):
+                raise UserError(
+                    f"{self._root}: the only folder is {folders[0].name!r}; if its folders are the "
+                    f"classes ({inner[0].name}, ...), set data.root = {folders[0]}"
+                )
+
+    def _alike(self, folders: list[Path]) -> list[str]:
+        """A sentence if all classes have the same folders, which may be the classes themselves."""
+        inner = {tuple(path.name for path in self._finder.folders(one)) for one in folders}
+        if len(folders) < 2 or len(inner) > 1 or len(min(inner)) < 2:
+            return []
+        return [
+            f"each class has the same folders inside ({', '.join(min(inner)[:5])}): their names "
+            "are not the classes, those of the folders above are"
+        ]
 
     def _refuse_no_classes(self, loose: list[Path], homes: list[_Home]) -> None:
         in_root = all(path.parent == self._root for path in loose)
@@ -250,8 +272,12 @@ def _refuse_other_meanings(root: Path, names: list[str]) -> None:
     strange = [name for name in names if looks_like_split(name)]
     what = "a split, a fold or a part of a download"
     if not strange and any(_is_called(name, "images", "image", "imgs", "img") for name in names):
-        strange = [name for name in names if _MASK_FOLDER.fullmatch(name.lower())]
-        what = "masks of the images beside it"
+        strange = [
+            name
+            for name in names
+            if _MASK_FOLDER.fullmatch(name.lower()) or _is_called(name, "labels", "label")
+        ]
+        what = "what belongs to the images beside it, as masks do"
     if strange:
         raise UserError(
             f"{root}: is {', '.join(map(repr, strange))} a class, or {what}? The folders that "

@@ -233,6 +233,8 @@ def read_any_sheet(path: Path) -> Sheet:
     content = _content(path)
     encoding, spoken = _encoding(content, path)
     text = content.decode(encoding)
+    if text.startswith("sep=") and text[4:5] in _DELIMITERS:  # as Excel understands it
+        text = text[5:].lstrip(" ;,\t|")  # The rest of this line is an empty one.
     delimiter = _delimiter(text)
     notes = [f"{path.name} is not UTF-8 but read as {spoken}"] if spoken else []
     if delimiter != ",":
@@ -296,6 +298,9 @@ def _delimiter(text: str) -> str:
     if _is_separated(text, ","):
         return ","
     fitting = [one for one in _DELIMITERS if _is_separated(text, one)]
+    header = text.lstrip().partition("\n")[0]
+    if not fitting and "," not in header:
+        fitting = [one for one in _DELIMITERS if one in header]
     return fitting[0] if len(fitting) == 1 else ","
 
 

@@ -22,7 +22,7 @@ _BESIDE = ("dataset", "data", "set", "split", "images", "image", "imgs", "img", 
 
 _LOOKS_LIKE_SPLIT = re.compile(
     r"(?:^|_)(?:"
-    r"(?:train|training|trainval|test|testing|val|valid|validation|holdout)_?\d*"
+    r"(?:train|training|trainval|test|testing|val|valid|validation|holdout)_?(?:\d*|[a-e])"
     r"|(?:fold|cv|part|split|subset|set)_?(?:\d+|[a-e])"
     r"|(?:batch|chunk|shard|images|imgs|archive|volume|zip|download)_?\d+"
     r"|unlabell?ed"

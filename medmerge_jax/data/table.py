@@ -121,6 +121,7 @@ def image_table(
         )
     else:
         names, labels = _label_vector(sheet, rows, columns.labels[0], classes)
+    notes += [f"{name!r} is read as a class" for name in names if name.lower() == "none"]
     split, group = columns.split, columns.group
     splits = None if split is None else np.array([row.split(split) for row in rows])
     if group is None:

@@ -309,6 +309,19 @@ def test_other_folders_are_those_of_all_rows(make):
         make("image,label,split\ntrain/9.png,x,train\n", "test/9.png")
 
 
+def test_python_s_none_is_said(make):
+    dataset = make(table("image,label", lambda i: f"{i},{('None', 'Mild')[i % 2]}"), *images())
+    assert "'None' is read as a class" in dataset.notes
+
+
+def test_delimiters_of_excel_and_of_uneven_rows(make):
+    names = ("a.png", "b.png")
+    text = "image;label;split\na;x;train\nb;y;val\n"
+    assert make(f"sep=;\n{text}", *names).classes == ("x", "y")
+    with pytest.raises(UserError, match="line 4: has 2 fields, the header has 3"):
+        make(text + "c;x\n")
+
+
 def test_the_column_that_names_images_is_said(make):
     with pytest.raises(UserError, match="the column 'where' names images that are there"):
         make("id,label,split,where\n7,x,train,a.png\n", "a.png")

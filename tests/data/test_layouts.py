@@ -79,6 +79,7 @@ def test_train_and_val_together_are_split(tmp_path, name):
         ("images_001", "images_002"), ("HAM_images_part_1", "HAM_images_part_2"),
         ("batch1", "batch2"), ("test2", "cat"), ("chest_xray_train", "chest_xray_val"),
         ("labeled", "unlabeled"), ("set_a", "set_b"), ("images", "masks"), ("imgs", "lesion_masks"),
+        ("images", "labels"), ("trainA", "testA", "trainB", "testB"),
     ],
 )  # fmt: skip
 def test_what_looks_like_no_class_is_a_question(tmp_path, names):
@@ -236,6 +237,18 @@ def test_classes_that_differ_by_case_or_spaces(tmp_path):
         image_folder(tmp_path)
     names = ("NV", "MEL", "nv", "Mel ")
     assert image_folder(tmp_path, classes=names).classes == names
+
+
+def test_classes_in_the_only_folder(tmp_path):
+    fill(tmp_path, "data/a", "data/b")
+    with pytest.raises(UserError, match=r"the only folder is 'data'; .* data\.root = .*/data"):
+        image_folder(tmp_path)
+
+
+def test_the_same_folders_in_all_classes_are_said(tmp_path):
+    fill(tmp_path, *grid(("patient 1", "patient 2"), "01"))
+    note = "each class has the same folders inside (0, 1): their names are not the classes"
+    assert note in said(image_folder(tmp_path))
 
 
 def test_natural_order_of_classes_and_what_it_means(tmp_path):
