@@ -85,6 +85,14 @@ class Data:
     split_seed: int = field(0, "of the splits that are made")
     exclude_overlap: bool = field(False, "remove val and test images that a parent has seen")
     resize: str = field("squash", "to the square, or the centre of it", choices="resize")
+    intensity: int = field(
+        0, "white of 16-bit images; 0: as their greatest value says", at_least=0, at_most=65535
+    )
+    window: tuple[float, ...] = field((), "values of deep images that are black and white")
+    background: str = field("black", "under transparent pixels", choices=("black", "white"))
+    unreadable: str = field(
+        "error", "skip: leave files out, at most 1 in 100", choices=("error", "skip")
+    )
     loader: str = field("auto", "resident on the device if it fits", choices="loader")
     synthetic: Synthetic = field(Synthetic(), "of drawn images")
 

@@ -16,16 +16,21 @@ import numpy as np
 
 from medmerge_jax import weights
 from medmerge_jax.commands import entry
+from medmerge_jax.data.folder import find_images
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image
 from medmerge_jax.images.formats import SUFFIXES
 from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models import Preprocessing, create_model, get_spec, list_models, mergers
 from medmerge_jax.models.network import Network
+from medmerge_jax.models.preprocessing import Rendering
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
 
-_FROM_ALL = ("image_size", "resize", "mean", "std", "classes", "multilabel")
+_FROM_ALL = (
+    *("image_size", "resize", "mean", "std", "classes", "multilabel"),
+    *("intensity", "window", "background"),
+)
 """Fields of the parents' cards that the merged model's card takes over if all agree."""
 
 
@@ -206,7 +211,7 @@ def _images(
     spec, folder = get_spec(architecture), options.images.expanduser()
     if not folder.is_dir():
         raise UserError(f"--images {folder}: there is no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES))
+    paths = sorted(find_images(folder))
     if not paths:
         raise UserError(f"--images {folder}: holds no image ({', '.join(SUFFIXES)})")
     agreed = _agreed(cards)
@@ -216,9 +221,10 @@ def _images(
     chosen = [paths[row] for row in sorted(order[: options.num_images].tolist())]
     say(f"{len(chosen)} of {len(paths)} images of {folder}, {size} px")
     resize = agreed.get("resize", spec.preprocessing.resize)
-    preprocessing = Preprocessing(size, resize, tuple(mean), tuple(std))
+    rendering = Rendering.of_card(agreed)
+    preprocessing = Preprocessing(size, resize, tuple(mean), tuple(std), rendering)
     with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda path: read_image(path, size, preprocessing.resize), chosen))
+        pixels = list(pool.map(lambda path: read_image(path, size, resize, rendering), chosen))
     network = Network(create_model(architecture, num_classes=0), preprocessing)
     return np.asarray(network.normalise(jnp.asarray(np.stack(pixels))))
 

@@ -1,6 +1,7 @@
 """Whether a config makes sense, and what there is to choose from."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator
 
 from medmerge_jax.config import (
@@ -127,6 +128,12 @@ def _field_mistakes(field: Field) -> Iterator[str]:
 
 
 def _data_mistakes(data: Data) -> Iterator[str]:
+    if data.window and not (len(data.window) == 2 and data.window[0] < data.window[1]):
+        yield f"data.window = {shown(data.window)}: two numbers are wanted, the lower one first"
+    elif data.window and not all(map(math.isfinite, data.window)):
+        yield f"data.window = {shown(data.window)}: finite numbers are wanted"
+    if data.window and data.intensity:
+        yield "data.window and data.intensity: both say what is white; give one of them"
     if len(data.synthetic.counts) != 3:
         yield f"data.synthetic.counts = {data.synthetic.counts}: train, val, test are wanted"
     if data.kind == "official":

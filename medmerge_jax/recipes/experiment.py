@@ -18,6 +18,7 @@ from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
 from medmerge_jax.models.network import Network
+from medmerge_jax.models.preprocessing import PLAIN, Rendering
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.runtime import mesh as mesh_lib
 from medmerge_jax.runtime import processes
@@ -42,6 +43,7 @@ class Inputs:
       fingerprint: Of the data: labels, splits and pixels.
       hashes: Of the images, and of those that the parents were trained on.
       audit: See `data.audit.audit`.
+      rendering: How the images' numbers became 8 bits.
       mesh: The devices, see `runtime.mesh`.
       features: Filled by linear probes: a parent's features, by (parent, split).
     """
@@ -53,6 +55,7 @@ class Inputs:
     fingerprint: str
     hashes: ImageHashes
     audit: dict[str, Any]
+    rendering: Rendering = PLAIN
     mesh: jax.sharding.Mesh | None = None
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -103,7 +106,10 @@ class Experiment:
         self._rngs = spec.rngs
         self._role = spec.role
         self.preprocessing = dataclasses.replace(
-            spec.preprocessing, size=config.image_size, resize=config.data.resize
+            spec.preprocessing,
+            size=config.image_size,
+            resize=config.data.resize,
+            rendering=inputs.rendering,
         )
         self._dtype = compute_dtype(config.precision)
         self._augmentation = POLICIES.get(config.augmentation)

@@ -12,6 +12,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.images import Pixels
 from medmerge_jax.models import get_spec
+from medmerge_jax.models.preprocessing import Rendering
 from medmerge_jax.recipes import inputs
 from medmerge_jax.recipes.checks import needed_parents
 from medmerge_jax.recipes.experiment import Inputs
@@ -59,6 +60,7 @@ class Prepared:
     parents: dict[str, Parent]
     hashes: ImageHashes
     audit: dict[str, Any]
+    rendering: Rendering
 
     @property
     def fingerprint(self) -> str:
@@ -82,7 +84,7 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
     names = needed_parents(config)
     on_disk = [name for name in names if not config.parents[name].startswith("source:")]
     parents = inputs.load_parents(config, on_disk, {})
-    pixels = inputs.decode(config, dataset)
+    dataset, pixels, rendering = inputs.decode(config, dataset)
     trained_on: dict[str, ImageHashes | None] = {}
     for name in names:
         value = config.parents[name]
@@ -94,7 +96,7 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
         elif value not in ("imagenet", "random", "zeros"):
             trained_on[name] = inputs.hashes_of_parent(parents[name][1])
     dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
-    return Prepared(config, dataset, pixels, parents, hashes, audit)
+    return Prepared(config, dataset, pixels, parents, hashes, audit, rendering)
 
 
 def _check_order(config: Config, dataset: DataSet) -> None:
@@ -136,5 +138,6 @@ def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
         fingerprint=prepared.fingerprint,
         hashes=prepared.hashes,
         audit=prepared.audit,
+        rendering=prepared.rendering,
         mesh=mesh,
     )

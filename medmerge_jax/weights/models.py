@@ -14,7 +14,13 @@ import numpy as np
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec, list_models
-from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.models.preprocessing import (
+    BACKGROUNDS,
+    DEEPEST,
+    Preprocessing,
+    Rendering,
+    is_window,
+)
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage.atomic import read_json, write_json, write_text
@@ -115,6 +121,7 @@ class Model:
             "resize": self.preprocessing.resize,
             "mean": list(self.preprocessing.mean),
             "std": list(self.preprocessing.std),
+            **self.preprocessing.rendering.card(),
         }
         rest = {"versions": package_versions(), **self.provenance}
         card: dict[str, Any] = shareable({**model, **{k: rest[k] for k in rest if k not in model}})
@@ -131,6 +138,7 @@ def model_from_card(
         card.get("resize", published.resize),
         tuple(card.get("mean", published.mean)),
         tuple(card.get("std", published.std)),
+        Rendering.of_card(card),
     )
     return Model(
         architecture,
@@ -364,7 +372,7 @@ def _is_colour(value: Any) -> bool:
 
 _MODEL_FIELDS = (
     *("format", "architecture", "num_classes", "classes", "multilabel"),
-    *("image_size", "resize", "mean", "std"),
+    *("image_size", "resize", "mean", "std", "intensity", "window", "background"),
 )
 
 # What this program reads of a card; the other fields are the users'.
@@ -374,6 +382,9 @@ _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "names"),
     "image_size": (lambda value: _is_count(value) and 0 < value < 2**14, "a number of pixels"),
     "resize": (_is_text, "a name"),
+    "intensity": (lambda value: _is_count(value) and 0 < value <= DEEPEST, "1 to 65535"),
+    "window": (is_window, "two numbers, the lower one first,"),
+    "background": (lambda value: value in BACKGROUNDS, " or ".join(BACKGROUNDS)),
     "mean": (_is_colour, "a number for each colour"),
     "std": (lambda value: _is_colour(value) and min(value) > 0, "a number above 0 for each colour"),
     "multilabel": (lambda value: isinstance(value, bool), "true or false"),
