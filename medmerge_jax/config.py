@@ -159,7 +159,9 @@ class Config:
     """
 
     recipe: str = field("medmerge", "what is done, see the README", choices="recipe")
-    architecture: str = field("densenet121", "of the model and its parents", choices="architecture")
+    architecture: str = field(
+        "densenet121", "of the model; empty: as its parents say", choices="architecture"
+    )
     image_size: int = field(224, "side of the images in pixels", at_least=1)
     seed: int = field(0, "of heads, orders and augmentation", at_least=0)
     parents: dict[str, str] = field({"b": "", "c": "imagenet"}, "models to start from, by name")

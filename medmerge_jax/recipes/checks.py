@@ -30,7 +30,7 @@ from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.training.schedules import SCHEDULES
 
 CHOICES: dict[str, Callable[[], Collection[str]]] = {
-    "architecture": list_models,
+    "architecture": lambda: ("", *list_models()),
     "augmentation": lambda: ("none", *POLICIES),
     "constraint": lambda: CONSTRAINTS,
     "drawing": lambda: DRAWINGS,

@@ -32,7 +32,7 @@ from medmerge_jax.images import Pixels, cached_pixels, intensity
 from medmerge_jax.images.cache import UnreadableError, unreadable_text
 from medmerge_jax.merging import zeros_parent
 from medmerge_jax.merging.trees import without_head
-from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models import create_model, get_spec, list_models
 from medmerge_jax.models.preprocessing import DEEPEST, Rendering
 from medmerge_jax.runtime.progress import Bar, say
 from medmerge_jax.storage import atomic
@@ -51,6 +51,33 @@ DATA_KINDS = {
     "synthetic": (),
 }
 """The ways of giving images and labels, and the paths in `config.data` that each needs."""
+
+
+def with_architecture(config: Config) -> Config:
+    """The config; an empty architecture, of it or its sources, is that of the parents.
+
+    Raises:
+      UserError: No parent says one, or two say different ones.
+    """
+    sources = {name: with_architecture(source) for name, source in config.sources.items()}
+    config = dataclasses.replace(config, sources=sources)
+    if config.architecture:
+        return config
+    found: dict[str, str] = {}
+    for name, value in config.parents.items():
+        if value.startswith("source:") and value.removeprefix("source:") in sources:
+            found[name] = sources[value.removeprefix("source:")].architecture
+        elif value and value not in ("imagenet", "random", "zeros") and ":" not in value:
+            found[name] = weights.find_architecture(value)
+    if len(set(found.values())) != 1:
+        said = ", ".join(f"{name} is a {one}" for name, one in found.items())
+        raise UserError(
+            f"config.architecture is empty, and {said or 'no parent says one'}: set it to one of "
+            f"{', '.join(list_models())}"
+        )
+    name, architecture = next(iter(found.items()))
+    say(f"architecture {architecture}: as parent {name} says; config.architecture overrules it")
+    return dataclasses.replace(config, architecture=architecture)
 
 
 def load_data(config: Config, workdir: Path) -> DataSet:
