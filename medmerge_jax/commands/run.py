@@ -148,8 +148,8 @@ def _tuple(path: str, kind: Any, text: str) -> str:
             return repr(tuple(part(one) for one in parts))
         except ValueError as error:
             raise UserError(
-                f"--config.{path}={text}: wanted is {part.__name__}, or several with commas between "
-                "them"
+                f"--config.{path}={text}: wanted is {part.__name__}, or several with commas "
+                "between them"
             ) from error
     if not isinstance(value, tuple | list):
         value = (words,) if part is str and not isinstance(value, str) else (value,)

@@ -30,7 +30,7 @@ from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.training.schedules import SCHEDULES
 
 CHOICES: dict[str, Callable[[], Collection[str]]] = {
-    "architecture": lambda: ("", *list_models()),
+    "architecture": list_models,
     "augmentation": lambda: ("none", *POLICIES),
     "constraint": lambda: CONSTRAINTS,
     "drawing": lambda: DRAWINGS,
@@ -120,7 +120,8 @@ def _field_mistakes(field: Field) -> Iterator[str]:
     several = isinstance(field.value, tuple)
     for value in field.value if several else [field.value]:
         is_value = f"{'has' if several else '='} {shown(value)}"
-        if choices and value not in choices:
+        inferred = field.path == "architecture" and value == ""  # from the parents
+        if choices and value not in choices and not inferred:
             yield f"{field.path} {is_value}: {nearest(value, choices)}"
         # Written so that a NaN is none of these.
         if field.at_least is not None and not field.at_least <= value <= field.at_most:

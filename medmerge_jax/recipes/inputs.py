@@ -67,7 +67,7 @@ def with_architecture(config: Config) -> Config:
     for name, value in config.parents.items():
         if value.startswith("source:") and value.removeprefix("source:") in sources:
             found[name] = sources[value.removeprefix("source:")].architecture
-        elif value and value not in ("imagenet", "random", "zeros") and ":" not in value:
+        elif value not in ("", "imagenet", "random", "zeros") and not value.startswith("source:"):
             found[name] = weights.find_architecture(value)
     if len(set(found.values())) != 1:
         said = ", ".join(f"{name} is a {one}" for name, one in found.items())

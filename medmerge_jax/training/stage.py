@@ -19,7 +19,7 @@ class Stage:
       schedule: See `schedules.learning_rates`.
       warmup_epochs: Of linear warm-up, may be a fraction.
       weight_decay: Of AdamW.
-      select: "best" epoch by validation `metric`, the first of equals, or the "last"; the last, too,
+      select: "best" epoch by validation `metric`, the first of equals, or the "last"; that, too,
         if the metric is undefined in all.
       metric: A name of `metrics.METRICS`.
       checkpoint_seconds: Least time between two checkpoints, and before the first; the last epoch
