@@ -63,7 +63,7 @@ class _Measure:
     def __init__(self, options: argparse.Namespace):
         config = parse(_parent(options, 0))
         dataset = load_data(config, options.workdir)
-        pixels = decode(config, dataset)
+        dataset, pixels, _ = decode(config, dataset)
         spec = get_spec(options.architecture)
         model = mm.create_model(options.architecture, num_classes=dataset.num_classes)
         self.architecture = options.architecture

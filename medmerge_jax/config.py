@@ -88,6 +88,14 @@ class Data:
     split_seed: int = field(0, "of the splits that are made")
     exclude_overlap: bool = field(False, "remove val and test images that a parent has seen")
     resize: str = field("squash", "to the square, or the centre of it", choices="resize")
+    intensity: int = field(
+        0, "white of 16-bit images; 0: as their greatest value says", at_least=0, at_most=65535
+    )
+    window: tuple[float, ...] = field((), "values of deep images that are black and white")
+    background: str = field("black", "under transparent pixels", choices=("black", "white"))
+    unreadable: str = field(
+        "error", "skip: leave files out, at most 1 in 100", choices=("error", "skip")
+    )
     loader: str = field("auto", "resident on the device if it fits", choices="loader")
     synthetic: Synthetic = field(Synthetic(), "of drawn images")
 
@@ -154,7 +162,9 @@ class Config:
     """
 
     recipe: str = field("medmerge", "what is done, see the README", choices="recipe")
-    architecture: str = field("densenet121", "of the model and its parents", choices="architecture")
+    architecture: str = field(
+        "densenet121", "of the model; empty: as its parents say", choices="architecture"
+    )
     image_size: int = field(224, "side of the images in pixels", at_least=1)
     seed: int = field(0, "of heads, orders and augmentation", at_least=0)
     parents: dict[str, str] = field({"b": "", "c": "imagenet"}, "models to start from, by name")

@@ -27,7 +27,10 @@ from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
 
-_FROM_ALL = ("image_size", "resize", "mean", "std", "classes", "multilabel")
+_FROM_ALL = (
+    *("image_size", "resize", "mean", "std", "classes", "multilabel"),
+    *("intensity", "window", "background"),
+)
 """Fields of the parents' cards that the merged model's card takes over if all agree."""
 
 _Models = Sequence[tuple[Any, dict[str, Any]]]
@@ -230,8 +233,9 @@ def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, An
     order = np.random.default_rng(options.image_seed).permutation(len(paths))
     chosen = [paths[row] for row in sorted(order[: options.num_images].tolist())]
     say(f"{len(chosen)} of {len(paths)} images of {folder}, {size} px")
+    rendering = preprocessing.rendering
     with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda path: read_image(path, size, resize), chosen))
+        pixels = list(pool.map(lambda path: read_image(path, size, resize, rendering), chosen))
     network = Network(create_model(architecture, num_classes=0), preprocessing)
     return np.asarray(network.normalise(jnp.asarray(np.stack(pixels))))
 

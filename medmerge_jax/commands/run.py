@@ -4,8 +4,10 @@ Fields of the config are changed on the command line: --config.batch_size=32. Th
 resumes what was interrupted and prints the results of what is finished.
 """
 
+import ast
 import re
 import traceback
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from medmerge_jax.commands import entry
+from medmerge_jax.config import Config, fields
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
 
@@ -42,6 +45,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     accept_new_attributes=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if it is not there.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Check all that can be checked without training, and end."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, of several processes; SLURM needs none of these."
 )
@@ -52,7 +58,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line and runs what it says."""
     if set(entry.HELP) & set(arguments):
-        ours = (_CONFIG, _WORKDIR, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+        ours = (_CONFIG, _WORKDIR, _DRY_RUN, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
         lines = [f"  --{holder.name:16}{flags.FLAGS[holder.name].help}" for holder in ours]
         print(_HELP.replace("OPTIONS", "\n".join(lines)).rstrip())
     else:
@@ -67,6 +73,8 @@ def _run(argv: list[str]) -> None:
     if config is None or workdir is None:
         missing = "--config FILE" if config is None else "--workdir FOLDER"
         raise UserError(f"{missing} is missing, as in: {_USAGE}")
+    if not workdir.strip():
+        raise UserError(f"--workdir is empty; a folder is wanted, as in: {_USAGE}")
     if not flags.FLAGS["verbosity"].present:
         # The libraries' notes are not for our readers; their errors come to us as exceptions too.
         logging.set_verbosity(logging.FATAL)
@@ -77,7 +85,9 @@ def _run(argv: list[str]) -> None:
     from medmerge_jax.analysis import results_text
     from medmerge_jax.studies import run
 
-    results = run(config, workdir)
+    results = run(config, workdir, dry_run=_DRY_RUN.value)
+    if _DRY_RUN.value:
+        return
     if processes.is_first():
         print(results_text(results))
     processes.wait_for_all()  # for as long as the first writes its report
@@ -85,7 +95,7 @@ def _run(argv: list[str]) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
-        rest: list[str] = flags.FLAGS(argv)
+        rest: list[str] = flags.FLAGS(_with_tuples(argv))
         # ml_collections tells only on an access that a file could not be read.
         if _CONFIG.value is not None and not hasattr(_CONFIG.value, "recipe"):
             raise UserError(
@@ -97,6 +107,66 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file is a program: it may raise anything
         raise UserError(_explain(error)) from error
     return rest
+
+
+def _with_tuples(argv: list[str]) -> list[str]:
+    """The arguments, with the values of fields of several parts as Python writes tuples.
+
+    So that they may stand with parentheses and quotes or without: label_columns=Finding Labels.
+    """
+    kinds = {one.path: one.kind for one in fields(Config())}
+    result, field = [], ""
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if field:  # its value is an argument by itself
+            result.append(_tuple(field, kinds[field], argument))
+            field = ""
+            continue
+        path = re.sub(r"^--?config\.(sources\.[^.]+\.)*", "", name)
+        if path == name or typing.get_origin(kinds.get(path)) is not tuple:
+            result.append(argument)
+        elif equals:
+            result.append(f"{name}={_tuple(path, kinds[path], value)}")
+        else:
+            result.append(argument)
+            field = path
+    return result
+
+
+def _tuple(path: str, kind: Any, text: str) -> str:
+    (part, *_), words = typing.get_args(kind), text.strip()
+    try:
+        value = ast.literal_eval(words)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        inner = words[1:-1] if words[:1] + words[-1:] in ("()", "[]") else words
+        parts = [one.strip().strip("'\"") for one in inner.split(",") if one.strip()]
+        try:
+            return repr(tuple(part(one) for one in parts))
+        except ValueError as error:
+            raise UserError(
+                f"--config.{path}={text}: wanted is {part.__name__}, or several with commas "
+                "between them"
+            ) from error
+    if not isinstance(value, tuple | list):
+        value = (words,) if part is str and not isinstance(value, str) else (value,)
+    return repr(tuple(value)) if part is not str else repr(tuple(_texts(value, words)))
+
+
+def _texts(value: tuple[Any, ...] | list[Any], words: str) -> list[Any]:
+    """The parts, numbers among them as they were written: classes=0,1,02."""
+    if all(isinstance(one, str) for one in value):
+        return list(value)
+    return [one.strip().strip("'\"") for one in words.strip("()[]").split(",") if one.strip()]
+
+
+def _hint(error: Exception) -> str:
+    """The field of the config that an unknown flag may mean."""
+    name = getattr(error, "flagname", "")
+    paths = [one.path for one in fields(Config())]
+    meant = [path for path in paths if path == name or path.endswith(f".{name}")]
+    return (
+        f"; fields of the config are set by --config.{' or --config.'.join(meant)}" if meant else ""
+    )
 
 
 def _explain(error: Exception) -> str:
@@ -116,7 +186,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, KeyError | AttributeError):
         text = re.sub(r"^Key (\S+) does not exist and [^.]*locked", r"\1", _short(error))
         return f"the command line cannot be used: the config has no field {text}"
-    return f"the command line cannot be used: {error}"
+    return f"the command line cannot be used: {error}{_hint(error)}"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

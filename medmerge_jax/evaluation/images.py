@@ -76,7 +76,8 @@ def _pixels(
 ) -> np.ndarray:
     """uint8 (size, size, 3)."""
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image).expanduser(), preprocessing.size, preprocessing.resize)
+        path = Path(image).expanduser()
+        return read_image(path, preprocessing.size, preprocessing.resize, preprocessing.rendering)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise UserError(

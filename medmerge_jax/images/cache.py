@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -22,17 +22,21 @@ import PIL
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image, resize_pixels
+from medmerge_jax.models.preprocessing import PLAIN, Rendering
 from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage import atomic, locks
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised whenever the same files would give other pixels than before."""
 
 _CHUNK = 16
 """Images per task: enough to hide the cost of a task, few enough for a smooth progress bar."""
 
-_LISTED = 10
-"""Unreadable images that an error lists by name."""
+_SAMPLED = 64
+"""Files of which some bytes belong to the key."""
+
+_SAMPLE = 2**16
+"""Bytes at the beginning and at the end of each of these."""
 
 
 class Images(Protocol):
@@ -67,6 +71,24 @@ class Pixels:
     sha256: str
 
 
+class UnreadableError(UserError):
+    """Some images cannot be read.
+
+    Attributes:
+      problems: Why, a line for each, by row.
+    """
+
+    def __init__(self, problems: dict[int, str], total: int):
+        super().__init__(unreadable_text(problems.values(), total))
+        self.problems = problems
+
+
+def unreadable_text(problems: Iterable[str], total: int) -> str:
+    """What is said of images that cannot be read, all of them."""
+    lines = [f"  {problem}" for problem in problems]
+    return "\n".join([f"{len(lines)} of {total} images cannot be read:", *lines])
+
+
 def cached_pixels(
     split: Images,
     size: int,
@@ -74,15 +96,17 @@ def cached_pixels(
     cache_dir: Path,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    rendering: Rendering = PLAIN,
 ) -> Pixels:
     """The split's images as `decode.read_image` gives them, decoded at most once.
 
     Images that come decoded (`Images.pixels`) are only resized.
 
-    The file's name is a hash of all that shapes it: ids, sizes and modification times of the
-    images (or of the archives that they come from), size, resize and the version of Pillow. It
-    appears whole or not at all; several processes may ask for the same one. What an interrupted
-    process had decoded is kept beside it with checksums, and the next call goes on from there.
+    The file's name is a hash of all that shapes it: the folder, ids, sizes and times (of
+    modification and of change) of the images or of the archives that they come from, the bytes of
+    some of them, size, resize, rendering and the version of Pillow. It appears whole or not at
+    all; several processes may ask for the same one. What an interrupted process had decoded is
+    kept beside it with checksums, and the next call goes on from there.
 
     Args:
       split: The images.
@@ -92,14 +116,28 @@ def cached_pixels(
       workers: Threads that decode; the number of usable cores by default.
       progress: Called as progress(done, total) from the calling thread, first with what was done
         before.
+      rendering: See `decode.read_image`.
 
     Raises:
-      UserError: Images that cannot be read, all at once; or the cache cannot be written.
+      UnreadableError: Images that cannot be read, all at once. They are noted in the cache, so
+        that the next call need not decode the others to find them.
+      UserError: The cache cannot be written.
     """
     if not len(split):
         raise UserError("a split without images has no pixels; give the split images")
-    name, progress = _key(split, size, resize), progress or (lambda done, total: None)
+    decoded = None if split.pixels is None else split.pixels.shape
+    look = dataclasses.astuple(rendering)
+    shapers = [_FORMAT, PIL.__version__, size, resize, look, decoded, state_of(split)]
+    name = hashlib.sha256(json.dumps(shapers).encode()).hexdigest()[:32]
+    progress = progress or (lambda done, total: None)
     array_path, card_path = cache_dir / f"{name}.npy", cache_dir / f"{name}.json"
+    damaged_path = cache_dir / f"{name}.unreadable.json"
+
+    def read(row: int) -> np.ndarray:
+        if split.pixels is None:
+            return read_image(split.paths[row], size, resize, rendering)
+        return resize_pixels(split.pixels[row], size, resize)
+
     shape = (len(split), size, size, 3)
     cached = _open(array_path, card_path, shape)
     if cached is None:
@@ -110,13 +148,18 @@ def cached_pixels(
             with locks.waited_for(cache_dir / f"{name}.lock") as locked:
                 cached = _open(array_path, card_path, shape)
                 if cached is None:  # No other process has made it meanwhile.
+                    _raise_again(damaged_path, read, len(split))
                     with _part(array_path, shape, locked) as part:
-                        _fill(part, split, size, resize, workers or usable_cores(), progress)
+                        _fill(part, read, shape, workers or usable_cores(), progress)
                         # The card comes before the array: of a process that is killed between the
                         # two, the part remains.
                         card = {"sha256": part.digest.hexdigest(), "shape": list(shape)}
                         atomic.write_json(card_path, card)
                     cached = _open(array_path, card_path, shape)
+        except UnreadableError as error:
+            with contextlib.suppress(OSError):
+                atomic.write_json(damaged_path, sorted(error.problems))
+            raise
         except OSError as error:
             what = f"the cache of decoded images cannot be written ({error.strerror})"
             if error.errno in atomic.DISK_FULL:
@@ -131,21 +174,61 @@ def cached_pixels(
     return cached
 
 
-def _key(split: Images, size: int, resize: str) -> str:
-    stats: dict[Path, tuple[int, int]] = {}
-    problems = []
+def state_of(split: Images) -> str:
+    """A hash by which the files of another data set, or these after a change, are told apart.
+
+    Names, sizes and times of modification do not suffice: archives and copies keep the times, and
+    files of uncompressed pixels have one size.
+
+    Raises:
+      UnreadableError: Files that are not there.
+    """
+    stats: dict[Path, tuple[int, int, int]] = {}
+    missing: dict[Path, str] = {}
     for path in dict.fromkeys(split.paths):  # Decoded images share an archive.
         try:
             stat = path.stat()
         except OSError as error:
-            problems.append(f"{path}: {error.strerror}")
+            missing[path] = f"{path}: {error.strerror}"
         else:
-            stats[path] = (stat.st_size, stat.st_mtime_ns)
-    _raise_unreadable(problems, len(split))
+            stats[path] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if missing:
+        problems = {row: missing[p] for row, p in enumerate(split.paths) if p in missing}
+        raise UnreadableError(problems, len(split))
+    folder = Path(os.path.commonpath({path.parent.absolute() for path in stats})).resolve()
     states = [(name, *stats[path]) for name, path in zip(split.ids, split.paths, strict=True)]
-    decoded = None if split.pixels is None else split.pixels.shape
-    shapers = [_FORMAT, PIL.__version__, size, resize, decoded, states]
-    return hashlib.sha256(json.dumps(shapers).encode()).hexdigest()[:32]
+    described = [os.fspath(folder), states, _sampled_bytes(list(stats))]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _sampled_bytes(paths: list[Path]) -> str:
+    """sha256 of the first and last bytes of some of the files, evenly chosen."""
+    digest = hashlib.sha256()
+    for path in paths[:: -(-len(paths) // _SAMPLED)]:
+        # A file that cannot be opened is found when it is decoded.
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def _raise_again(noted: Path, read: Callable[[int], np.ndarray], total: int) -> None:
+    """Raises an UnreadableError at once if the rows that could not be read still cannot."""
+    try:
+        rows = [int(row) for row in atomic.read_json(noted)]
+    except (OSError, ValueError, TypeError):
+        return
+    problems = {}
+    for row in rows:
+        try:
+            read(row)
+        except UserError as error:
+            problems[row] = str(error)
+        except IndexError:
+            return
+    if len(problems) == len(rows) > 0:
+        raise UnreadableError(problems, total)
 
 
 def _open(array_path: Path, card_path: Path, shape: tuple[int, ...]) -> Pixels | None:
@@ -251,9 +334,8 @@ def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
 
 def _fill(
     part: _Part,
-    split: Images,
-    size: int,
-    resize: str,
+    read: Callable[[int], np.ndarray],
+    shape: tuple[int, ...],
     workers: int,
     progress: Callable[[int, int], None],
 ) -> None:
@@ -263,24 +345,20 @@ def _fill(
     processes would have to be spawned, never forked, from a process that may have started JAX.
     """
 
-    def decode_rows(rows: range) -> tuple[np.ndarray, list[str]]:
-        pixels = np.zeros((len(rows), size, size, 3), np.uint8)
-        problems = []
+    def decode_rows(rows: range) -> tuple[np.ndarray, dict[int, str]]:
+        pixels = np.zeros((len(rows), *shape[1:]), np.uint8)
+        problems = {}
         for place, row in enumerate(rows):
             try:
-                pixels[place] = (
-                    read_image(split.paths[row], size, resize)
-                    if split.pixels is None
-                    else resize_pixels(split.pixels[row], size, resize)
-                )
+                pixels[place] = read(row)
             except UserError as error:
-                problems.append(str(error))
+                problems[row] = str(error)
         return pixels, problems
 
-    total, done = len(split), part.rows
+    total, done = shape[0], part.rows
     chunks = (range(total)[first : first + _CHUNK] for first in range(done, total, _CHUNK))
-    problems: list[str] = []
-    pending: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
+    problems: dict[int, str] = {}
+    pending: deque[Future[tuple[np.ndarray, dict[int, str]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         while done < total:
@@ -288,17 +366,11 @@ def _fill(
             room = 4 * workers + 1 - len(pending)
             pending.extend(pool.submit(decode_rows, rows) for rows in islice(chunks, room))
             pixels, chunk_problems = pending.popleft().result()
-            problems += chunk_problems
+            problems |= chunk_problems
             if not problems:
                 part.append(pixels)
             done += len(pixels)
     finally:
         pool.shutdown(cancel_futures=True)
-    _raise_unreadable(problems, total)
-
-
-def _raise_unreadable(problems: list[str], total: int) -> None:
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems[:_LISTED])
-        more = f"\n  ... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise UserError(f"{len(problems)} of {total} images cannot be read:\n{listed}{more}")
+        raise UnreadableError(problems, total)

@@ -25,7 +25,7 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _RUN_LENGTHS = "1.2.840.10008.1.2.5"
 
 
-def read_dicom(path: Path) -> Image.Image:
+def read_dicom(path: Path, window: tuple[float, float] | None = None) -> Image.Image:
     """Decodes a DICOM file of one frame as a viewer shows it.
 
     Stored values of 1 to 16 bits, signed or not, go through the modality look-up table or rescale
@@ -33,10 +33,13 @@ def read_dicom(path: Path) -> Image.Image:
     LINEAR_EXACT or SIGMOID; DICOM PS3.3 C.11.1 and C.11.2). Without either, up to 8 bits keep
     their whole range, so that 8-bit files come out unchanged; more bits are stretched from the
     darkest to the brightest pixel, because most of the range is usually empty. MONOCHROME1 is
-    inverted, so that more is always brighter.
+    inverted, so that more is always brighter. Padding (PixelPaddingValue, alone or with
+    PixelPaddingRangeLimit) is black, and no part of what is stretched.
 
     Args:
       path: The file.
+      window: The modality's values, as Hounsfield units, that are black and white, instead of
+        what the file says of it.
 
     Returns:
       An image of mode "L", or "RGB" where the file has colours.
@@ -62,7 +65,7 @@ def read_dicom(path: Path) -> Image.Image:
         _refuse_deflated(file)
         dataset = pydicom.dcmread(file)
         pixels = _pixels(dataset)
-        return _colour(dataset, pixels) if pixels.ndim == 3 else _grey(dataset, pixels)
+        return _colour(dataset, pixels) if pixels.ndim == 3 else _grey(dataset, pixels, window)
 
 
 def _refuse_deflated(file: BinaryIO) -> None:
@@ -173,25 +176,59 @@ def _colour(dataset: "Dataset", pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _grey(dataset: "Dataset", pixels: np.ndarray) -> Image.Image:
+def _grey(
+    dataset: "Dataset", pixels: np.ndarray, window: tuple[float, float] | None
+) -> Image.Image:
     # The brightness depends on the stored value alone, of which there are at most 65536, fewer
     # than pixels.
-    low, high = int(pixels.min()), int(pixels.max())
-    table = _to_8_bits(_brightness(dataset, low, high))
+    padding = _padding(dataset)
+    if padding is not None:
+        outside = (pixels >= padding[0]) & (pixels <= padding[1])
+        picture = pixels[~outside]
+        if not picture.size:
+            raise UserError(f"all pixels are padding (PixelPaddingValue {padding}); remove it")
+        low, high = int(picture.min()), int(picture.max())
+    else:
+        low, high = int(pixels.min()), int(pixels.max())
+    table = _to_8_bits(_brightness(dataset, low, high, window))
+    if padding is not None:
+        index = np.clip(pixels.astype(np.int32), low, high) - low
+        return Image.fromarray(np.where(outside, np.uint8(0), table[index]))
     index = pixels if low == 0 and pixels.dtype.kind == "u" else pixels.astype(np.int32) - low
     return Image.fromarray(table[index])
+
+
+def _padding(dataset: "Dataset") -> tuple[int, int] | None:
+    """The stored values from and to which a pixel is no part of the picture (PS3.3 C.7.5.1.1.2)."""
+    ends = []
+    for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        value = dataset.get(name)
+        if isinstance(value, bytes):  # The element says that its type is unknown.
+            order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
+            value = int(np.frombuffer(value[:2], f"{order}u2")[0]) if len(value) >= 2 else None
+        number = _first(value)
+        if number is None:
+            break
+        # Some devices write the bits of a negative number as one without a sign.
+        signed = dataset.PixelRepresentation == 1 and number >= 2 ** (dataset.BitsAllocated - 1)
+        ends.append(int(number) - (2**dataset.BitsAllocated if signed else 0))
+    return (min(ends), max(ends)) if ends else None
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return np.floor(np.clip(values, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
 
 
-def _brightness(dataset: "Dataset", low: int, high: int) -> np.ndarray:
+def _brightness(
+    dataset: "Dataset", low: int, high: int, window: tuple[float, float] | None
+) -> np.ndarray:
     """Of each stored value from `low` to `high`: 0 is black, 1 is white."""
     values, black, white = _modality(dataset, np.arange(low, high + 1))
     tables = [item for item in dataset.get("VOILUTSequence") or [] if _is_table(item)]
     center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
-    if tables:
+    if window is not None:
+        bright = np.clip((values - window[0]) / (window[1] - window[0]), 0.0, 1.0)
+    elif tables:
         entries, top = _look_up(dataset, tables[0], values)
         bright = entries / top
     elif center is not None and width is not None:

@@ -8,12 +8,16 @@ from PIL import Image
 
 from medmerge_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 """Suffixes of the image files in data sets, in lower case."""
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
 """Pillow's names of the formats that are read, whatever the suffix. Others are not: an EPS file
 is a program, which Pillow would have Ghostscript run."""
+
+
+_PREAMBLE = 128
+"""Bytes of a DICOM file that may be anything."""
 
 
 @contextlib.contextmanager
@@ -33,6 +37,11 @@ def reading(path: Path, expected: str, unrecognised: type[Exception]) -> Iterato
         raise UserError(f"{path}: there is no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder; {expected} is wanted") from error
+    except PermissionError as error:
+        raise UserError(
+            f"{path}: may not be read ({error.strerror}); give yourself the right to, as with "
+            "chmod u+r"
+        ) from error
     except unrecognised as error:
         with path.open("rb") as file:
             beginning = file.read(16)
@@ -43,8 +52,16 @@ def reading(path: Path, expected: str, unrecognised: type[Exception]) -> Iterato
     except MemoryError:
         raise
     except Exception as error:  # Decoders raise anything on damaged files.
+        if isinstance(error, OSError) and error.errno:  # The disk's, not the decoder's.
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be decoded ({reason}); replace the file") from error
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as a DICOM file does, whatever its suffix."""
+    with path.open("rb") as file:
+        return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
 
 
 def refuse_bombs(height: int, width: int) -> None:

@@ -1,6 +1,7 @@
 """Whether a config makes sense, and what there is to choose from."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator
 
 from medmerge_jax.config import (
@@ -125,7 +126,8 @@ def _field_mistakes(field: Field) -> Iterator[str]:
     several = isinstance(field.value, tuple)
     for value in field.value if several else [field.value]:
         is_value = f"{'has' if several else '='} {shown(value)}"
-        if choices and value not in choices:
+        inferred = field.path == "architecture" and value == ""  # from the parents
+        if choices and value not in choices and not inferred:
             yield f"{field.path} {is_value}: {nearest(value, choices)}"
         # Written so that a NaN is none of these.
         if field.at_least is not None and not field.at_least <= value <= field.at_most:
@@ -133,6 +135,12 @@ def _field_mistakes(field: Field) -> Iterator[str]:
 
 
 def _data_mistakes(data: Data) -> Iterator[str]:
+    if data.window and not (len(data.window) == 2 and data.window[0] < data.window[1]):
+        yield f"data.window = {shown(data.window)}: two numbers are wanted, the lower one first"
+    elif data.window and not all(map(math.isfinite, data.window)):
+        yield f"data.window = {shown(data.window)}: finite numbers are wanted"
+    if data.window and data.intensity:
+        yield "data.window and data.intensity: both say what is white; give one of them"
     if len(data.synthetic.counts) != 3:
         yield f"data.synthetic.counts = {data.synthetic.counts}: train, val, test are wanted"
     if data.kind == "official":

@@ -19,6 +19,7 @@ from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
 from medmerge_jax.models.network import Network
+from medmerge_jax.models.preprocessing import Rendering
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.runtime import mesh as mesh_lib
 from medmerge_jax.runtime import processes
@@ -42,6 +43,7 @@ class Prepared:
     parents: dict[str, Parent]  # by name
     hashes: ImageHashes  # of the images, and of those that the parents were trained on
     audit: dict[str, Any]  # see `data.audit`
+    rendering: Rendering  # how the images' numbers became 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,10 @@ class Experiment:
         self.inputs = inputs
         self._spec = get_spec(config.architecture)
         self.preprocessing = dataclasses.replace(
-            self._spec.preprocessing, size=config.image_size, resize=config.data.resize
+            self._spec.preprocessing,
+            size=config.image_size,
+            resize=config.data.resize,
+            rendering=inputs.rendering,
         )
         self._dtype = compute_dtype(config.precision)
         self._augmentation = POLICIES.get(config.augmentation)

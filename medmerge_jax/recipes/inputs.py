@@ -24,18 +24,24 @@ from medmerge_jax.data import (
     official_data_set,
     write_synthetic,
 )
-from medmerge_jax.data.audit import overlapping, short_text, without
+from medmerge_jax.data.audit import EXAMPLES, overlapping, short_text, without
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
-from medmerge_jax.images import Pixels, cached_pixels
+from medmerge_jax.images import Pixels, cached_pixels, intensity
+from medmerge_jax.images.cache import UnreadableError, unreadable_text
 from medmerge_jax.merging import zeros_parent
 from medmerge_jax.merging.trees import without_head
-from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models import create_model, get_spec, list_models
+from medmerge_jax.models.preprocessing import DEEPEST, Rendering
 from medmerge_jax.runtime.progress import Bar, say
 from medmerge_jax.storage import atomic
 from medmerge_jax.training.parameterization import Tree
 
 Parent = tuple[Tree, dict[str, Any]]
+
+
+_SKIPPED = 0.01
+"""The share of unreadable images that may be left out."""
 
 DATA_KINDS = {
     "folder": ("root",),
@@ -44,6 +50,33 @@ DATA_KINDS = {
     "synthetic": (),
 }
 """The ways of giving images and labels, and the paths in `config.data` that each needs."""
+
+
+def with_architecture(config: Config) -> Config:
+    """The config; an empty architecture, of it or its sources, is that of the parents.
+
+    Raises:
+      UserError: No parent says one, or two say different ones.
+    """
+    sources = {name: with_architecture(source) for name, source in config.sources.items()}
+    config = dataclasses.replace(config, sources=sources)
+    if config.architecture:
+        return config
+    found: dict[str, str] = {}
+    for name, value in config.parents.items():
+        if value.startswith("source:") and value.removeprefix("source:") in sources:
+            found[name] = sources[value.removeprefix("source:")].architecture
+        elif value not in ("", "imagenet", "random", "zeros") and not value.startswith("source:"):
+            found[name] = weights.find_architecture(value)
+    if len(set(found.values())) != 1:
+        said = ", ".join(f"{name} is a {one}" for name, one in found.items())
+        raise UserError(
+            f"config.architecture is empty, and {said or 'no parent says one'}: set it to one of "
+            f"{', '.join(list_models())}"
+        )
+    name, architecture = next(iter(found.items()))
+    say(f"architecture {architecture}: as parent {name} says; config.architecture overrules it")
+    return dataclasses.replace(config, architecture=architecture)
 
 
 def load_data(config: Config, workdir: Path) -> DataSet:
@@ -105,15 +138,79 @@ def missing_data(data: Data) -> list[str]:
     return lines
 
 
-def decode(config: Config, dataset: DataSet) -> dict[str, Pixels]:
-    """The images of each split, decoded once and kept on the disk."""
-    pixels = {}
-    size, resize, cache = config.image_size, config.data.resize, atomic.cache_folder("images")
-    for name in SPLITS:
-        split = dataset.splits[name]
-        with Bar(f"decoding {dataset.name} {name}", len(split), "images") as bar:
-            pixels[name] = cached_pixels(split, size, resize, cache, progress=bar.to)
-    return pixels
+def decode(config: Config, dataset: DataSet) -> tuple[DataSet, dict[str, Pixels], Rendering]:
+    """The images of each split, decoded once and kept on the disk, and how they were rendered.
+
+    The data set has what was inferred in its notes, and lacks images that could not be read if
+    `config.data.unreadable` is "skip".
+
+    Raises:
+      UserError: Images cannot be read; it names those of all splits.
+    """
+    data = config.data
+    rendering, inferred = _rendering(data, dataset)
+    total, skipped = sum(map(len, dataset.splits.values())), list[str]()
+    while True:  # Files that are not there are found first, then those that cannot be decoded.
+        pixels, unreadable = {}, dict[str, dict[int, str]]()
+        for name in SPLITS:
+            try:
+                pixels[name] = _decode_split(config, dataset, name, rendering)
+            except UnreadableError as error:
+                unreadable[name] = error.problems
+        if not unreadable:
+            break
+        problems = [line for rows in unreadable.values() for line in rows.values()]
+        skipped += problems
+        _check_unreadable(data, problems if data.unreadable == "error" else skipped, total)
+        rows = {
+            name: np.isin(np.arange(len(dataset.splits[name])), list(unreadable.get(name, ())))
+            for name in SPLITS
+        }
+        dataset = without(dataset, rows)
+        dataset.check()
+    if skipped:
+        inferred.append(
+            f"{len(skipped)} of {total} images cannot be read and are left out (data.unreadable = "
+            f"'skip'){EXAMPLES}{'; '.join(skipped)}"
+        )
+    for note in inferred:
+        say(f"data {data.name}: {note}")
+    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *inferred))
+    return dataset, pixels, rendering
+
+
+def _decode_split(config: Config, dataset: DataSet, name: str, rendering: Rendering) -> Pixels:
+    split = dataset.splits[name]
+    with Bar(f"decoding {dataset.name} {name}", len(split), "images") as bar:
+        return cached_pixels(
+            split,
+            config.image_size,
+            config.data.resize,
+            atomic.cache_folder("images"),
+            progress=bar.to,
+            rendering=rendering,
+        )
+
+
+def _rendering(data: Data, dataset: DataSet) -> tuple[Rendering, list[str]]:
+    """How the numbers in the files become 8 bits, and what is to be said of it."""
+    window = (data.window[0], data.window[1]) if data.window else None
+    rendering = Rendering(data.intensity or DEEPEST, window, data.background)
+    automatic = not data.intensity and window is None
+    folder = atomic.cache_folder("images")
+    measured = intensity.measure(dataset.splits.values(), folder, values=automatic)
+    rendering = intensity.choose(measured, rendering, automatic=automatic)
+    return rendering, list(intensity.notes(measured, rendering, automatic=automatic))
+
+
+def _check_unreadable(data: Data, problems: list[str], total: int) -> None:
+    most = int(_SKIPPED * total)
+    if data.unreadable == "skip" and len(problems) <= most:
+        return
+    hint = f"data.unreadable = 'skip' leaves out {most} of {total} at most; these are more"
+    if len(problems) <= most:
+        hint = "data.unreadable = 'skip' leaves them out"
+    raise UserError(f"{unreadable_text(problems, total)}\n{hint}")
 
 
 def audit_data(

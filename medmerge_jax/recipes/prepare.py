@@ -4,11 +4,14 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
+
 from medmerge_jax.config import Config
 from medmerge_jax.data import DataSet, ImageHashes, load_hashes, make_batches
 from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, titles
+from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.models import get_spec
 from medmerge_jax.recipes import inputs
 from medmerge_jax.recipes.checks import needed_parents
@@ -55,10 +58,11 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
     dataset = inputs.load_data(config, workdir)
     dataset.check()
     _check_order(config, dataset)
+    _check_metric(config, dataset)
     values = {name: config.parents[name] for name in needed_parents(config)}
     on_disk = [name for name, value in values.items() if not value.startswith("source:")]
     parents = inputs.load_parents(config, on_disk, {})
-    pixels = inputs.decode(config, dataset)
+    dataset, pixels, rendering = inputs.decode(config, dataset)
     trained_on: dict[str, ImageHashes | None] = {}
     for name, value in values.items():
         source = value.removeprefix("source:")
@@ -72,10 +76,11 @@ def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prep
             file = source_folder(workdir, source) / HASHES_FILE
             trained_on[name] = load_hashes(file)[0] if file.exists() else None
     dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
+    _check_metric(config, dataset)  # here, because images may have been left out
     checksums = {name: of_split.sha256 for name, of_split in pixels.items()}
     hashed = json.dumps([dataset.fingerprint(), checksums], sort_keys=True)
     fingerprint = hashlib.sha256(hashed.encode()).hexdigest()
-    return Prepared(config, dataset, pixels, fingerprint, parents, hashes, audit)
+    return Prepared(config, dataset, pixels, fingerprint, parents, hashes, audit, rendering)
 
 
 def _check_order(config: Config, dataset: DataSet) -> None:
@@ -90,6 +95,27 @@ def _check_order(config: Config, dataset: DataSet) -> None:
     if config.select.metric in unknown and config.select.epoch == "best":
         raise UserError(f"select.metric = {config.select.metric!r}: {hint}")
     say(f"{' and '.join(unknown.values())} not reported: {hint}")
+
+
+def _check_metric(config: Config, dataset: DataSet) -> None:
+    """Refuses to select epochs by what the validation labels leave undefined, whatever is said."""
+    if config.select.epoch != "best":
+        return
+    name, labels = config.select.metric, dataset.splits["val"].labels
+    right = np.nan_to_num(labels) if dataset.multilabel else np.eye(dataset.num_classes)[labels]
+    guesses = np.random.default_rng(0).normal(size=right.shape)
+    for logits in (2.0 * right - 1.0, 1.0 - 2.0 * right, guesses):
+        said = Predictions(logits, labels, dataset.multilabel, ordinal=dataset.ordered)
+        if METRICS[name](said) is not None:
+            return
+    counts = ", ".join(f"{one} {n}" for one, n in dataset.counts()["val"].items())
+    what = f"the {len(labels)} validation images ({counts}) give it no value"
+    if dataset.multilabel and METRICS[name].multilabel is None:
+        what = "it has no meaning where an image has several labels"
+    raise UserError(
+        f"select.metric = {name!r} can never be defined on {dataset.name}: {what}. Choose another "
+        "(as 'loss'), give the validation split images of all classes, or select.epoch = 'last'"
+    )
 
 
 def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:

@@ -10,6 +10,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.recipes import prepare
 from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.experiment import Prepared
+from medmerge_jax.recipes.inputs import with_architecture
 from medmerge_jax.recipes.run import finished, record, run_recipe
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
@@ -17,20 +18,27 @@ from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies.compare import compare
 
 
-def run(config: AnyConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def run(
+    config: AnyConfig, workdir: str | os.PathLike[str], *, dry_run: bool = False
+) -> dict[str, Any]:
     """Runs, resumes, or returns the results of, the experiment in `workdir`.
 
     Args:
       config: What `get_config()` of a config file returns, for example.
       workdir: The run directory; made if it is not there.
+      dry_run: Check all that can be checked without training: fields, paths, tables, every image
+        (decoded, and kept in the cache), labels, splits, parents. Nothing but drawn images is left
+        in the workdir.
 
     Returns:
-      The content of results.json.
+      The content of results.json; of a dry run nothing.
 
     Raises:
       UserError: Before anything is compiled or written, if a field, path or file is unusable.
     """
-    config, workdir = check_config(config), Path(workdir).expanduser()
+    if not os.fspath(workdir).strip():
+        raise UserError("the workdir is empty; a folder is wanted")
+    config, workdir = with_architecture(check_config(config)), Path(workdir).expanduser()
     directory = RunDirectory(workdir)
     with directory.locked():
         processes.from_first(lambda: directory.check_config(to_json(config)))
@@ -47,6 +55,9 @@ def run(config: AnyConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
             for name in untrained:
                 prepared[name] = prepare.prepare(config.sources[name], workdir, prepared)
             target = prepare.prepare(config, workdir, prepared)
+        if dry_run:
+            _say_checked(target, list(prepared))
+            return {}
         # What could be refused is past: from here on the directory belongs to this config.
         record(config, directory, target)
         for name, source in prepared.items():
@@ -57,6 +68,16 @@ def run(config: AnyConfig, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         if config.recipe == "compare":
             return compare(config, directory, inputs)
         return run_recipe(config, directory, inputs)
+
+
+def _say_checked(target: Prepared, sources: list[str]) -> None:
+    counts = {name: len(split) for name, split in target.dataset.splits.items()}
+    images = ", ".join(f"{name} {count}" for name, count in counts.items())
+    say(
+        f"dry run: config, paths, images ({images}, all decoded), labels, splits, parents "
+        f"{sorted(target.parents)} and sources {sources} are usable; nothing was trained, so "
+        "whether the batches fit into memory and the training converges was not checked"
+    )
 
 
 def _source_order(config: Config) -> list[str]:

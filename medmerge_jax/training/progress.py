@@ -94,6 +94,11 @@ class Progress:
         values["finished"] = stopped or self.epoch == stage.epochs
         if stopped:
             say(f"{stage.name}: ends after epoch {self.epoch}, {stage.patience} without progress")
+        if self.finished and stage.select == "best" and values["best_value"] is None:
+            say(
+                f"{stage.name}: {stage.metric} was undefined on the validation images in every "
+                f"epoch, so the last epoch, {self.epoch}, is taken; select.metric names another"
+            )
         since = time.monotonic() - self._last_save
         # All processes save, or none: the clock of one decides.
         due = processes.from_first(lambda: since >= stage.checkpoint_seconds)
@@ -138,10 +143,10 @@ class Progress:
         self._saved, self.saved_position = (self.epoch, self.step), self.position()
 
     def _is_best(self, value: float | None) -> bool:
-        """The first epoch is, and the first whose metric is defined; of equals the first."""
-        if self.values["best_epoch"] == 0 or value is None:
-            return self.values["best_epoch"] == 0
-        return self.values["best_value"] is None or self._gain(value) > 0
+        """Of equals the first is; as long as the metric is undefined, the newest epoch."""
+        if self.values["best_value"] is None:
+            return True
+        return value is not None and self._gain(value) > 0
 
     def _gain(self, value: float) -> float:
         """By how much the value is better than the best so far."""

@@ -19,7 +19,9 @@ class Stage(config.Stage):
 
     name: str  # of its checkpoints and its lines in metrics.jsonl
     weight_decay: float = 1e-2  # of AdamW
-    select: str = "best"  # epoch by validation metric, the first of equals; or the "last"
+    # The "best" epoch by validation metric, the first of equals; or the "last", as where the metric
+    # is undefined in all.
+    select: str = "best"
     metric: str = "macro_f1"
     checkpoint_seconds: float = 30.0  # least time before each; the last epoch always has one
     augmentation: Policy | None = None  # what is evaluated is never augmented

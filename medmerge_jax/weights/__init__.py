@@ -6,6 +6,7 @@ from medmerge_jax.weights.fit import path_of
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.models import (
     Model,
+    find_architecture,
     load_model,
     load_parent,
     load_weights,
@@ -20,6 +21,7 @@ from medmerge_jax.weights.normalisation import as_published, fold_normalisation
 __all__ = [
     "Model",
     "as_published",
+    "find_architecture",
     "find_imagenet_weights",
     "fold_normalisation",
     "load_model",

@@ -70,6 +70,7 @@ def _cell(value: Any) -> str:
 
 _SHOWN = (
     *("architecture", "classes", "multilabel", "image_size", "resize", "mean", "std"),
+    *("intensity", "window", "background"),
     *("recipe", "seed", "data_fingerprint", "licence"),
 )
 

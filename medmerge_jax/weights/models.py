@@ -15,13 +15,19 @@ import numpy as np
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec, list_models
-from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.models.preprocessing import (
+    BACKGROUNDS,
+    DEEPEST,
+    Preprocessing,
+    Rendering,
+    is_window,
+)
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage.atomic import read_json, write_json, write_text
 from medmerge_jax.weights.card import readme, shareable
 from medmerge_jax.weights.files import read_state_dicts, write_safetensors
-from medmerge_jax.weights.fit import split_choice
+from medmerge_jax.weights.fit import StateDicts, path_of, split_choice
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.names import (
     Variables,
@@ -136,6 +142,7 @@ def model_from_card(
         card.get("resize", published.resize),
         tuple(card.get("mean", published.mean)),
         tuple(card.get("std", published.std)),
+        Rendering.of_card(card),
     )
     return Model(
         architecture,
@@ -274,17 +281,31 @@ def load_parent(
         )
     state_dicts = read_state_dicts(file)
     if card["architecture"] is None:
-        fitting = fitting_architectures(state_dicts)
-        if not fitting:
-            raise UserError(
-                f"{file}: its tensors fit none of {', '.join(list_models())}; weights with "
-                "torchvision's names of one of these are wanted"
-            )
-        card["architecture"] = fitting[0]
+        card["architecture"] = _fitting(state_dicts, file)
     variables, notes = variables_and_notes(card["architecture"], state_dicts, str(file), choice)
     for note in notes:
         say(f"{file}: {note}")
     return variables, {**card, **({"notes": list(notes)} if notes else {})}
+
+
+def find_architecture(source: str | PathLike[str]) -> str:
+    """The architecture of a parent, as its card says or as its tensors do.
+
+    Raises:
+      UserError: There is no such file, or it fits no architecture.
+    """
+    file = _weight_file(path_of(os.fspath(source)))
+    return _read_card(file).get("architecture") or _fitting(read_state_dicts(file), file)
+
+
+def _fitting(state_dicts: StateDicts, file: Path) -> str:
+    fitting = fitting_architectures(state_dicts)
+    if not fitting:
+        raise UserError(
+            f"{file}: its tensors fit none of {', '.join(list_models())}; weights with "
+            "torchvision's names of one of these are wanted"
+        )
+    return fitting[0]
 
 
 def _check_classes(model: Model, where: str) -> None:
@@ -363,8 +384,11 @@ def _read_card(file: Path) -> dict[str, Any]:
 
 def _preprocessing_fields(preprocessing: Preprocessing) -> dict[str, Any]:
     """As the card has them."""
-    fields = dataclasses.asdict(preprocessing)
-    return {"image_size": fields.pop("size"), **fields}
+    return {
+        "image_size": preprocessing.size,
+        **{name: getattr(preprocessing, name) for name in ("resize", "mean", "std")},
+        **preprocessing.rendering.card(),
+    }
 
 
 def _is_count(value: Any) -> bool:
@@ -381,7 +405,7 @@ def _is_colour(value: Any) -> bool:
 
 _MODEL_FIELDS = (
     "format", "architecture", "num_classes", "classes", "multilabel", "image_size", "resize",
-    "mean", "std", "file",
+    "mean", "std", "intensity", "window", "background", "file",
 )  # fmt: skip
 
 # What this program reads of a card; the other fields are the users'.
@@ -390,6 +414,9 @@ _CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_classes": (_is_count, "a number of classes"),
     "classes": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "names"),
     "image_size": (lambda value: _is_count(value) and 0 < value < 2**14, "a number of pixels"),
+    "intensity": (lambda value: _is_count(value) and 0 < value <= DEEPEST, "1 to 65535"),
+    "window": (is_window, "two numbers, the lower one first,"),
+    "background": (lambda value: value in BACKGROUNDS, " or ".join(BACKGROUNDS)),
     "mean": (_is_colour, "a number for each colour"),
     "std": (lambda value: _is_colour(value) and min(value) > 0, "a number above 0 for each colour"),
     "multilabel": (lambda value: isinstance(value, bool), "true or false"),

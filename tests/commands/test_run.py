@@ -248,6 +248,8 @@ def test_a_workdir_lost_while_it_trains(program, folder_flags, tmp_path, deed, w
         ("--config.ft.epochs=many", ("many",)),
         ("--config.recipe=medmrge", ("recipe", "did you mean 'medmerge'")),
         ("--config.data.root=/nowhere", ("data.root", "/nowhere")),
+        ("--workdir=", ("--workdir is empty",)),
+        ("--batch_size=32", ("--config.batch_size",)),
     ],
 )
 def test_a_field_that_cannot_be_used(program, folder_flags, tmp_path, flag, words):

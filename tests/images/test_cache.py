@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -33,9 +34,9 @@ def decoded(monkeypatch):
     seen = []
     real = decode.read_image
 
-    def read_image(path, size, resize):
+    def read_image(path, *how):
         seen.append(path)
-        return real(path, size, resize)
+        return real(path, *how)
 
     monkeypatch.setattr(cache, "read_image", read_image)
     return seen
@@ -97,13 +98,62 @@ def test_a_second_call_decodes_and_writes_nothing(tmp_path, split, decoded, monk
     np.testing.assert_array_equal(first.array, second.array)
 
 
-def test_the_cache_follows_the_images_when_they_move(tmp_path, split, decoded):
-    cached_pixels(split, 8, "squash", tmp_path / "cache")
+def test_another_set_of_equal_names_sizes_and_times_is_another_set(tmp_path, split, decoded):
+    """As two downloads whose files are uncompressed and came out of archives."""
+    first = cached_pixels(split, 8, "squash", tmp_path / "cache")
+    others = []
+    for path in split.paths:
+        others.append(tmp_path / "second" / "images" / path.name)
+        others[-1].parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (200, 10, 10)).save(others[-1])
+    size = max(path.stat().st_size for path in (*split.paths, *others))
+    for path in (*split.paths, *others):
+        os.truncate(path, size)  # what follows an image's end is not read
+        os.utime(path, ns=(0, 0))
+    first = cached_pixels(split, 8, "squash", tmp_path / "cache")
+    second = cached_pixels(split_of(others), 8, "squash", tmp_path / "cache")
+    assert np.array_equal(second.array[7, 4, 4], (200, 10, 10))
+    assert second.sha256 != first.sha256
     decoded.clear()
-    (tmp_path / "images").rename(tmp_path / "moved")
-    moved = split_of([tmp_path / "moved" / path.name for path in split.paths])
-    cached_pixels(moved, 8, "squash", tmp_path / "cache")
+    assert cached_pixels(split, 8, "squash", tmp_path / "cache").sha256 == first.sha256
     assert not decoded
+
+
+@pytest.mark.parametrize("swapped", ["the content", "the folder"])
+def test_files_that_are_changed_in_place_with_their_times_kept(tmp_path, split, decoded, swapped):
+    """`rsync --inplace --times`, or a folder that takes another's place."""
+    before = np.array(cached_pixels(split, 8, "squash", tmp_path / "cache").array)
+    state = split.paths[5].stat()
+    if swapped == "the content":
+        data = split.paths[6].read_bytes().ljust(state.st_size, b"\0")
+        split.paths[5].write_bytes(data)
+        split.paths[5].write_bytes(data[: state.st_size])
+    else:
+        (tmp_path / "images").rename(tmp_path / "moved")
+        split = split_of([tmp_path / "moved" / path.name for path in split.paths])
+    os.utime(split.paths[5], ns=(state.st_atime_ns, state.st_mtime_ns))
+    decoded.clear()
+    after = cached_pixels(split, 8, "squash", tmp_path / "cache").array
+    assert sorted(decoded) == sorted(split.paths)
+    np.testing.assert_array_equal(after[6:], before[6:])
+
+
+def test_the_sampled_bytes_are_those_of_the_beginning_and_the_end(tmp_path, monkeypatch):
+    """Where a file system has no times of change."""
+    paths = []
+    for number in range(300):
+        paths.append(tmp_path / f"{number}.bmp")
+        paths[-1].write_bytes(bytes(10))
+    before = cache._sampled_bytes(paths)
+    paths[0].write_bytes(bytes(9) + b"x")
+    assert cache._sampled_bytes(paths) != before
+    monkeypatch.setattr(cache, "_SAMPLE", 4)
+    paths[0].write_bytes(bytes(10))
+    middle = cache._sampled_bytes(paths)
+    paths[0].write_bytes(bytes(4) + b"xx" + bytes(4))
+    assert cache._sampled_bytes(paths) == middle
+    paths[0].write_bytes(bytes(9) + b"x")
+    assert cache._sampled_bytes(paths) != middle
 
 
 def test_whatever_shapes_the_pixels_makes_another_cache(tmp_path, split, decoded, monkeypatch):
@@ -188,7 +238,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, split, decoded, damage, pattern
     assert not decoded
 
 
-def test_all_unreadable_images_are_in_one_error(tmp_path, split):
+def test_all_unreadable_images_are_in_one_error(tmp_path, split, decoded):
     for path in split.paths[10:25]:
         path.write_text("This is no image.")
     split.paths[30].write_bytes(b"")
@@ -196,12 +246,35 @@ def test_all_unreadable_images_are_in_one_error(tmp_path, split):
         cached_pixels(split, 8, "squash", tmp_path / "cache", workers=3)
     lines = str(error.value).splitlines()
     assert lines[0] == f"16 of {N} images cannot be read:"
-    for path, line in zip(split.paths[10:20], lines[1:11], strict=True):
+    damaged = [*split.paths[10:25], split.paths[30]]
+    for path, line in zip(damaged, lines[1:], strict=True):
         assert str(path) in line
-    assert all("is not an image" in line for line in lines[1:11])
-    assert lines[11:] == ["  ... and 6 more"]
+    assert all("is not an image" in line for line in lines[1:16])
+    assert "the file is empty" in lines[16]
     assert not cache_of(tmp_path)
     assert not cache_of(tmp_path, ".*.npy.*")
+    decoded.clear()
+    with pytest.raises(cache.UnreadableError) as again:
+        cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert sorted(decoded) == sorted(damaged)  # not the others, which may be 35,000
+    assert again.value.problems == error.value.problems
+    (noted,) = cache_of(tmp_path, "*.unreadable.json")
+    assert json.loads(noted.read_text()) == [*range(10, 25), 30]
+
+
+def test_images_that_become_readable_by_themselves(tmp_path, split, decoded, monkeypatch):
+    """As when a decoder is installed: what is noted in the cache is tried again."""
+    counted = cache.read_image
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="no decoder"):
+        patched.setattr(cache, "read_image", no_decoder)
+        cached_pixels(split, 8, "squash", tmp_path / "cache")
+    assert cache.read_image is counted
+    pixels = cached_pixels(split, 8, "squash", tmp_path / "cache")
+    np.testing.assert_array_equal(pixels.array[3], decode.read_image(split.paths[3], 8))
+
+
+def no_decoder(path, *how):
+    raise UserError(f"{path}: no decoder is installed")
 
 
 def test_missing_images_are_in_one_error(tmp_path, split):
@@ -460,11 +533,11 @@ def _build_slowly(split, folder, log, hang_at):
     log.touch()
     real = decode.read_image
 
-    def read_image(path, size, resize):
+    def read_image(path, *how):
         with log.open("a") as file:
             file.write(f"{path.name}\n")
         time.sleep(600 if int(path.stem) >= hang_at else 0.005)
-        return real(path, size, resize)
+        return real(path, *how)
 
     cache.read_image = read_image
     pixels = cached_pixels(split, 8, "squash", folder, 2)

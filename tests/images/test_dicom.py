@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.images import read_image
 from medmerge_jax.images.dicom import read_dicom
 
 pydicom = pytest.importorskip("pydicom")
@@ -459,3 +460,41 @@ def test_elements_get_no_more_memory_than_the_file_has(save, tmp_path):
         read_dicom(tmp_path / "b.dcm")
     assert tracemalloc.get_traced_memory()[1] < 2**26
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("dtype, padding", [(np.uint16, 0), (np.int16, -2000), (np.int16, 63536)])
+def test_padding_is_black_and_no_part_of_the_range(save, rng, kind, dtype, padding):
+    picture = rng.integers(1000, 1100, (6, 9)).astype(dtype)
+    picture[1, 1], picture[2, 2] = 1000, 1099
+    pixels = picture.copy()
+    pixels[:, 0] = padding if padding < 2**15 else padding - 2**16
+    path = save(pixels, PhotometricInterpretation=kind)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new("PixelPaddingValue", "US" if padding >= 0 else "SS", padding)
+    dataset.save_as(path)
+    expected = (picture.astype(float) - 1000) / 99
+    expected = scaled(1 - expected if kind == "MONOCHROME1" else expected)
+    expected[:, 0] = 0
+    np.testing.assert_array_equal(read(path), expected)
+
+
+def test_a_range_of_padding(save):
+    pixels = np.array([[0, 5, 9, 500, 600, 700]], np.uint16)
+    path = save(pixels, PixelPaddingValue=9, PixelPaddingRangeLimit=0)
+    np.testing.assert_array_equal(read(path), [[0, 0, 0, 0, 128, 255]])
+    with pytest.raises(UserError, match="all pixels are padding"):
+        read(save(pixels, PixelPaddingValue=0, PixelPaddingRangeLimit=700))
+
+
+def test_a_window_of_ones_own_is_in_the_units_of_the_modality(save):
+    pixels = np.array([[0, 1000, 1050, 1100, 4000]], np.uint16)
+    path = save(pixels, RescaleIntercept=-1024, RescaleSlope=1, WindowCenter=0, WindowWidth=9)
+    image = read_dicom(path, (-24, 76))
+    np.testing.assert_array_equal(np.asarray(image), scaled((pixels - 1024.0 + 24) / 100))
+
+
+def test_a_dicom_file_without_suffix(save):
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    path = save(pixels, "IM000001")
+    np.testing.assert_array_equal(read_image(path, 4)[..., 0], pixels)

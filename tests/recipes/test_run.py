@@ -1,5 +1,6 @@
 """Every recipe and every option of it, from a config to results, on the smallest real run."""
 
+import dataclasses
 import json
 
 import ml_collections
@@ -11,13 +12,15 @@ from PIL import Image
 
 import medmerge_jax as mm
 from medmerge_jax import merging
-from medmerge_jax.config import parse
+from medmerge_jax.config import Select, parse
+from medmerge_jax.data import DataSet, Split
+from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes import experiment, inputs
 from medmerge_jax.recipes.checks import check_config
-from medmerge_jax.recipes.prepare import prepare
+from medmerge_jax.recipes.prepare import _check_metric, prepare
 from medmerge_jax.studies import run
 from medmerge_jax.training.stage import Stage
 from medmerge_jax.weights import load_parent, save_weights
@@ -362,3 +365,50 @@ def test_epochs_are_not_selected_by_an_order_that_means_nothing(config, tmp_path
         config.data.ordinal = ordinal
         dataset = inputs.load_data(parse(config), tmp_path)
         assert (dataset.name, dataset.ordered) == ("skin", ordered)
+
+
+@pytest.mark.parametrize("metric", ["macro_auc", "kappa"])
+def test_a_metric_that_can_never_be_defined_is_refused_before_training(metric):
+    config = parse(tiny_config.get_config())
+    labels = (
+        np.array([[0.0, 1.0], [1.0, 0.0]], np.float32) if metric == "kappa" else np.zeros(4, int)
+    )
+    split = Split(tuple("wxyz")[: len(labels)], (), labels)
+    dataset = DataSet("d", ("a", "b"), metric == "kappa", dict.fromkeys(SPLITS, split))
+    chosen = dataclasses.replace(config, select=Select("best", metric))
+    with pytest.raises(UserError, match=f"select.metric = '{metric}' can never be defined on d"):
+        _check_metric(chosen, dataset)
+    _check_metric(dataclasses.replace(config, select=Select("last", metric)), dataset)
+    _check_metric(dataclasses.replace(config, select=Select("best", "loss")), dataset)
+
+
+def test_a_dry_run_checks_everything_and_trains_nothing(config, tmp_path, capfd):
+    assert run(config, tmp_path / "run", dry_run=True) == {}
+    said = capfd.readouterr().err
+    assert "dry run: config, paths, images (train 16, val 8, test 12, all decoded)" in said
+    assert "nothing was trained, so whether the batches fit into memory" in said
+    assert not [p for p in tmp_path.glob("run/*") if p.name not in ("data", ".lock")]
+    config.parents.b = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere: there is no such file"):
+        run(config, tmp_path / "run", dry_run=True)
+    with pytest.raises(UserError, match="workdir is empty"):
+        run(config, "")
+
+
+def test_the_architecture_is_that_of_the_parents(config, tmp_path, capfd):
+    save_weights(tmp_path / "b.safetensors", "resnet20", variables_of(0))
+    config.architecture, config.parents.b = "", str(tmp_path / "b.safetensors")
+    found = inputs.with_architecture(check_config(config))
+    assert found.architecture == "resnet20"
+    assert "architecture resnet20: as parent b says; config.architecture" in capfd.readouterr().err
+    config.parents.b = "imagenet"
+    with pytest.raises(UserError, match="architecture is empty, and no parent says one: set it"):
+        inputs.with_architecture(check_config(config))
+    for name, one in (("b", "resnet20"), ("c", "resnet32")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        (folder / "model.json").write_text(json.dumps({"architecture": one}))
+        config.parents[name] = str(folder)
+    with pytest.raises(UserError, match="b is a resnet20, c is a resnet32"):
+        inputs.with_architecture(check_config(config))

@@ -231,12 +231,14 @@ def scripted(monkeypatch, values, metric="loss"):
         ("loss", [0.5, 0.3, 0.3, 0.4], 2),  # the lowest; of equals the first
         ("accuracy", [0.5, 0.7, 0.7, 0.6], 2),
         ("kappa", [None, None, -0.5, -0.5], 3),  # the first that is defined
-        ("kappa", [None] * 4, 1),
+        ("kappa", [None] * 4, 4),  # the last, and it is said
     ],
 )
-def test_which_epoch_is_the_best(train, monkeypatch, metric, values, selected):
+def test_which_epoch_is_the_best(train, monkeypatch, capfd, metric, values, selected):
     scripted(monkeypatch, values, metric)
     result = train(dataclasses.replace(STAGE, metric=metric))
+    said = "kappa was undefined on the validation images in every epoch, so the last epoch, 4,"
+    assert (said in capfd.readouterr().err) == (set(values) == {None})
     assert result.summary["selected_epoch"] == selected
     assert result.summary[f"best_val_{metric}"] == values[selected - 1]
     shorter = dataclasses.replace(STAGE, epochs=selected, select="last", metric=metric)

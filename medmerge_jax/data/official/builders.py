@@ -124,7 +124,11 @@ def _manual_folder(dl_manager: Any, layout: Layout) -> str:
 
 
 def _image_file(path: Path, channels: int) -> Path | io.BytesIO:
-    """The file itself where TFDS decodes it as this program does; otherwise a PNG of the image."""
+    """The file itself where TFDS decodes it as this program does; otherwise a PNG of the image.
+
+    It is decoded in either case, or a damaged file would show when somebody reads what was built.
+    """
+    decoded = full_image(path)
     with (
         contextlib.suppress(OSError, SyntaxError, ValueError),
         Image.open(path, formats=("JPEG", "PNG")) as image,
@@ -132,7 +136,7 @@ def _image_file(path: Path, channels: int) -> Path | io.BytesIO:
         plain = image.format in ("JPEG", "PNG") and image.mode == _MODES[channels]
         if plain and not image.has_transparency_data and is_upright(image):
             return path
-    return _png(full_image(path), channels)
+    return _png(decoded, channels)
 
 
 def _png(image: Image.Image, channels: int) -> io.BytesIO:

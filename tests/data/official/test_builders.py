@@ -116,6 +116,15 @@ def test_an_unreadable_image_is_named(tmp_path):
         prepare("aptos2019", tmp_path / "manual", tmp_path / "tfds")
 
 
+def test_an_image_that_is_cut_short_is_not_stored(tmp_path):
+    """Its header is whole, so that it would be found by whoever reads what was built."""
+    expected = small_layouts.aptos2019(tmp_path / "manual")
+    path = tmp_path / "manual" / "train_images" / f"{list(expected)[7]}.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=f"{path.name}: cannot be decoded"):
+        prepare("aptos2019", tmp_path / "manual", tmp_path / "tfds")
+
+
 def test_files_that_need_no_change_are_stored_as_they_are(tmp_path):
     small_layouts.eyepacs(tmp_path / "manual")
     builder = prepare("eyepacs", tmp_path / "manual", tmp_path / "tfds")
