@@ -351,17 +351,21 @@ def _entry(archive: zipfile.ZipFile, name: str, num_bytes: int | None = None) ->
 
 def _state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
     """Every dict of tensors by name, and every module's, by where it is."""
-    found = dict(_search(content, (), set()))
-    if not found:
-        raise RefusedError(
-            f"it holds {_describe(content)}, and in it no tensors by name; a state dict is wanted, "
-            "by itself or in dicts"
+    unknown: dict[str, None] = {}
+    state_dicts = dict(_search(content, (), set(), unknown))
+    if not state_dicts:
+        left = (
+            f" (of {', '.join(map(shown, list(unknown)[:3]))} nothing is made)" if unknown else ""
         )
-    return found
+        raise RefusedError(
+            f"it holds {_describe(content)}, and in it no tensors by name{left}; a state dict is "
+            "wanted, by itself or in dicts"
+        )
+    return state_dicts
 
 
 def _search(
-    value: Any, keys: tuple[str, ...], seen: set[int]
+    value: Any, keys: tuple[str, ...], seen: set[int], unknown: dict[str, None]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     if id(value) in seen or len(keys) > DEEPEST:
         return
@@ -371,6 +375,7 @@ def _search(
         if "_parameters" in attributes and "_modules" in attributes:
             yield ".".join(keys), dict(_of_module(value, "", [MOST_MODULES]))
             return
+        unknown[value.name] = None
         children = {**value.items, **attributes}
     elif isinstance(value, dict):
         children = value
@@ -381,7 +386,7 @@ def _search(
     if tensors:
         yield ".".join(keys), tensors
     for name, child in named.items():
-        yield from _search(child, (*keys, name), seen)
+        yield from _search(child, (*keys, name), seen, unknown)
 
 
 def _of_module(module: Any, prefix: str, left: list[int]) -> Iterator[tuple[str, Tensor]]:
