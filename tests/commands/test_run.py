@@ -88,7 +88,7 @@ def test_a_truncated_jpeg(program, folder_flags, root, tmp_path):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:800])
     result = program(*folder_flags)
-    refuse(result, tmp_path / "run", "broken.jpg", "1 of 9 images", "replace")
+    refuse(result, tmp_path / "run", "broken.jpg", "1 of 25 images", "replace")
     assert not (tmp_path / "run").exists()
 
 
