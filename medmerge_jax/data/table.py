@@ -26,7 +26,7 @@ _MISSING = (
 )  # fmt: skip
 """What tables write where a label is missing, in lower case."""
 
-_ANY_SUFFIX = (*SUFFIXES, ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jfif", ".jp2", ".dcm", ".ppm")
+_ANY_SUFFIX = (*SUFFIXES, ".gif", ".jp2", ".ppm")
 """Of image files that a table may name where there is one of another type."""
 
 
