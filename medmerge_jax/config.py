@@ -2,7 +2,7 @@
 
 Config files build on what `default_config()` returns, a ConfigDict, and the command line changes
 it; `parse` makes a `Config` of it, which is what everything inside takes. Whether its values make
-sense together is for `recipes.checks`, which knows what mergers, models and metrics there are.
+sense together is for `studies.checks`, which knows what mergers, models and metrics there are.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ _LONGEST = 200
 
 _COMPARED = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge")
 _MERGED = ("uniform", "weight_matching", "zipit")
+_RATES = (1e-3, 5e-4, 1e-4, 5e-5, 1e-5, 5e-6, 1e-6, 1e-7)
 _PRECISIONS = ("auto", "float32", "bfloat16")
 _MEANINGS = ("", "zero", "one", "unknown")
 Option = bool | int | float | str | tuple[Any, ...] | list[Any] | None
@@ -143,11 +144,69 @@ class Select:
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """The recipe compare."""
+    """The study compare: recipes side by side."""
 
     recipes: tuple[str, ...] = field(_COMPARED, "rows of the table", choices="run recipe")
     mergers: tuple[str, ...] = field(_MERGED, "of merge_ft, a row each", choices="merger")
-    seeds: tuple[int, ...] = field((0, 1, 2), "of the runs of each row")
+    seeds: tuple[int, ...] = field((0, 1, 2), "of the runs of each row", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The studies grid_search and fission_fusion: members that start from one warm-up."""
+
+    warmup: str = field("lp_drift", "makes what all members start from", choices="run recipe")
+    warmup_augmentation: str = field("minimal", "of the warm-up", choices="augmentation")
+    learning_rates: tuple[float, ...] = field(_RATES, "of ft, a member or more each", at_least=0)
+    augmentations: tuple[str, ...] = field(
+        ("minimal", "medium", "heavy"), "of grid_search", choices="augmentation"
+    )
+    seeds: tuple[int, ...] = field((0, 1), "of grid_search", at_least=0)
+    axes: tuple[str, ...] = field((), "of further fields, as 'weight_decay=0.01|0.1'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fgg:
+    """Fast geometric generation: further epochs, whose rate falls and rises again and again."""
+
+    epochs: int = field(
+        17, "after fine-tuning; models are kept where the rate is lowest", at_least=1
+    )
+    cycle: int = field(4, "epochs in which the rate falls and rises once", at_least=2)
+    learning_rate: float = field(1e-5, "the highest", at_least=0)
+    lowest: float = field(1e-8, "the lowest rate", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Soup:
+    """Averages of models."""
+
+    kind: str = field("greedy", "of the recipe soup", choices=("uniform", "greedy", "learned"))
+    metric: str = field("macro_f1", "of the validation images, to rank models by", choices="metric")
+    recalibrate: str = field(
+        "never",
+        "whether batch norms' statistics are estimated anew after averaging",
+        choices=("always", "never", "if_better"),
+    )
+    num_images: int = field(2048, "training images for that", at_least=1)
+    group_by: str = field("", "a field: soups of members with equal values, then of those soups")
+    any_heads: bool = field(False, "also average models whose heads began differently")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """How the jobs of a study are run; results do not depend on it."""
+
+    executor: str = field(
+        "here", "this process, several on this machine, or SLURM", choices="executor"
+    )
+    workers: int = field(
+        1, "processes, or tasks of the SLURM array, that share the jobs", at_least=1
+    )
+    partition: str = field("", "of SLURM; empty: its default")
+    gpus: int = field(1, "of each SLURM task", at_least=0)
+    cpus: int = field(4, "of each SLURM task", at_least=1)
+    minutes: int = field(1440, "of each SLURM task, which is then queued again", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +228,7 @@ class Config:
     seed: int = field(0, "of heads, orders and augmentation", at_least=0)
     parents: dict[str, str] = field({"b": "", "c": "imagenet"}, "models to start from, by name")
     start: str = field("b", "the parent that recipes with one parent start from")
+    head: str = field("new", "drawn from the seed, or the start's own", choices=("new", "keep"))
     sources: dict[str, "Config"] = field({}, "experiments that make parents, by name")
     help: str = field("", "said where something that the config names is missing")
     data: Data = field(Data(), "images and labels")
@@ -184,7 +244,11 @@ class Config:
     precision: str = field("auto", "auto: bfloat16 on a GPU", choices=_PRECISIONS)
     select: Select = field(Select(), "of the epoch")
     checkpoint_seconds: float = field(30.0, "least time between two checkpoints", at_least=0)
-    compare: Compare = field(Compare(), "of the recipe compare")
+    compare: Compare = field(Compare(), "of the study compare")
+    grid: Grid = field(Grid(), "of the studies grid_search and fission_fusion")
+    fgg: Fgg = field(Fgg(), "of the recipe fgg and the study fission_fusion")
+    soup: Soup = field(Soup(), "of soups")
+    study: Study = field(Study(), "how the jobs of a study are run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +281,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 class _Options(ml_collections.ConfigDict):  # type: ignore[misc]  # it has no types
-    """Takes any field, for only `recipes.checks` knows the mergers and their options."""
+    """Takes any field, for only `studies.checks` knows the mergers and their options."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **{**options, "type_safe": False})

@@ -9,7 +9,7 @@ import pytest
 from medmerge_jax.config import default_config
 from medmerge_jax.errors import UserError
 from medmerge_jax.models.mergers import MERGERS, merger_options
-from medmerge_jax.recipes.checks import check_config
+from medmerge_jax.studies.checks import check_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 

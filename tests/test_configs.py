@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from medmerge_jax.data.official import LAYOUTS
-from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.inputs import missing_data
+from medmerge_jax.studies.checks import check_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAIRS = {"aptos": "eyepacs", "isic2019": "ham10000", "rsna_pneumonia": "chexpert"}

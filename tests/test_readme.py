@@ -12,9 +12,9 @@ from helpers.random_models import variables_of
 import medmerge_jax as mm
 from medmerge_jax.errors import UserError
 from medmerge_jax.models.mergers import MERGERS, describe_merger
-from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.registry import summary
+from medmerge_jax.studies.checks import check_config
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

@@ -19,6 +19,8 @@ from medmerge_jax.storage import atomic
 COMMANDS = {
     "run": "run, or resume, an experiment: --config FILE --workdir FOLDER",
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
+    "work": "help with a study that was begun elsewhere: work WORKDIR",
+    "status": "print what has become of each job of a study: status WORKDIR",
     "fields": "print what a config may say: fields [PREFIX]",
 }
 _TRAIN = (

@@ -11,7 +11,7 @@ from typing import Any
 from medmerge_jax.config import MOST, Config, Field, fields
 from medmerge_jax.errors import UserError, nearest
 from medmerge_jax.models.mergers import MERGERS, merger_options
-from medmerge_jax.recipes.checks import choices_of, option_names
+from medmerge_jax.studies.checks import choices_of, option_names
 
 _WIDTH = 100
 

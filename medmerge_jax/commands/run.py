@@ -85,8 +85,9 @@ def _run(argv: list[str]) -> None:
     from medmerge_jax.analysis import results_text
     from medmerge_jax.studies import run
 
-    results = run(config, workdir, dry_run=_DRY_RUN.value)
-    if _DRY_RUN.value:
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    results = run(config, workdir, dry_run=_DRY_RUN.value, config_file=file)
+    if not results:
         return
     if processes.is_first():
         print(results_text(results))

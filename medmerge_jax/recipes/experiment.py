@@ -1,24 +1,29 @@
 """What a recipe composes: the stages of one run, and what they leave."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medmerge_jax import weights
 from medmerge_jax.config import Config
 from medmerge_jax.config import Stage as StageConfig
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predict import predict
+from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.images import Pixels
 from medmerge_jax.images.augment import POLICIES
-from medmerge_jax.merging import effective_coefficients
+from medmerge_jax.merging import effective_coefficients, recalibrate
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
 from medmerge_jax.models.network import Network
+from medmerge_jax.models.norm import batch_statistics
 from medmerge_jax.models.preprocessing import Rendering
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.runtime import mesh as mesh_lib
@@ -26,7 +31,7 @@ from medmerge_jax.runtime import processes
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.npz import read_npz
 from medmerge_jax.storage.run_directory import RunDirectory
-from medmerge_jax.training import parameterization
+from medmerge_jax.training import parameterization, schedules
 from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.stage import Stage, StageResult
@@ -37,6 +42,7 @@ class Prepared:
     """What an experiment has before its sources are trained: its images, and other parents."""
 
     config: Config
+    folder: Path  # of the study, where the jobs are that parents name
     dataset: DataSet
     pixels: dict[str, Pixels]  # of each split
     fingerprint: str  # of labels, splits and pixels, wherever the files are
@@ -53,7 +59,7 @@ class Inputs(Prepared):
     batches: dict[str, Batches]  # of each split
     class_weights: np.ndarray  # (classes,) of the loss
     mesh: jax.sharding.Mesh | None = None
-    # Filled by linear probes: a parent's features, by (parent, split).
+    # Filled by linear probes: by `Trained.backbone` and split.
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -66,6 +72,10 @@ class Trained:
     stages: tuple[dict[str, Any], ...] = ()  # summaries of those that led here, in order
     # Variables after the epochs that a stage was to keep, by stage and epoch: "ft-3".
     kept: dict[str, Tree] = dataclasses.field(default_factory=dict)
+    backbone: str = ""  # names one that no stage has changed, so that its features are shared
+    head: str = ""  # sha256 of the head that it began with: only models of one head make a soup
+    opt_state: Any = None  # of the optimiser after the last stage, if that was to keep it
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # more for results.json
 
     def after(
         self, result: StageResult, complete: Callable[[Tree], Tree] = lambda variables: variables
@@ -78,6 +88,8 @@ class Trained:
             variables=complete(result.variables),
             stages=(*self.stages, result.summary),
             kept={**self.kept, **kept},
+            opt_state=result.opt_state,
+            backbone="",
         )
 
 
@@ -103,17 +115,49 @@ class Experiment:
         self._augmentation = POLICIES.get(config.augmentation)
 
     def start(self) -> Trained:
-        """The parent `config.start` with a new head."""
-        return Trained(self._with_new_head(self.inputs.parents[self.config.start][0]))
+        """The parent `config.start`, with a new head or, if `config.head` says so, its own.
+
+        Raises:
+          UserError: Its own is of other classes, or there is none.
+        """
+        variables, card = self.inputs.parents[self.config.start]
+        which = card.get("fingerprint", card["source"])
+        backbone = f"{self.config.architecture} {self._dtype.__name__} {which}"
+        if self.config.head == "new":
+            return _with_head(variables, self._new_head(), backbone)
+        classes, own = self.inputs.dataset.classes, card.get("classes")
+        head = variables["params"].get("head")
+        if head is None or len(head["bias"]) != len(classes) or list(own or classes) != [*classes]:
+            has = "has no head" if head is None else f"has the classes {own or len(head['bias'])}"
+            raise UserError(
+                f"head = 'keep': parent {self.config.start} {has}, the data has {list(classes)}; "
+                "head = 'new' begins with a new one"
+            )
+        return _with_head(variables, head, backbone)
 
     def parents(self) -> list[Tree]:
         """All parents, in the order of their names."""
         return [variables for variables, _ in self.inputs.parents.values()]
 
-    def fine_tune(self, model: Trained) -> Trained:
+    def fine_tune(self, model: Trained, *, keep_optimizer: bool = False) -> Trained:
         """Trains everything."""
         start = parameterization.fine_tune(model.variables)
-        return model.after(self._train("ft", start, self.config.ft))
+        result = self._train("ft", start, self.config.ft, keep_optimizer=keep_optimizer)
+        return model.after(result)
+
+    def generate(self, model: Trained) -> Trained:
+        """Trains on, with the optimiser as it is, at rates that fall and rise; keeps the minima.
+
+        The model stays what it is; those of the minima are beside it.
+        """
+        fgg = self.config.fgg
+        settings = StageConfig(
+            fgg.learning_rate, fgg.epochs, keep=schedules.minima(fgg.epochs, fgg.cycle)
+        )
+        start = parameterization.fine_tune(model.variables, model.opt_state)
+        cycle: dict[str, Any] = {"cycle": fgg.cycle, "lowest": fgg.lowest, "select": "last"}
+        after = model.after(self._train("fgg", start, settings, **cycle))
+        return dataclasses.replace(after, variables=model.variables)
 
     def aligned_parents(self) -> list[Tree]:
         """All parents, the units of all but the last in the order that fits the last's best."""
@@ -136,7 +180,7 @@ class Experiment:
             self.directory.check_there()
             if processes.is_first():
                 atomic.write_atomically(file, lambda out: np.savez(out, **flatten(merged)))
-        return Trained(self._with_new_head(merged))
+        return _with_head(merged, self._new_head())
 
     def _merge(self) -> Tree:
         settings = self.config.merge_ft
@@ -162,21 +206,17 @@ class Experiment:
         except ValueError as error:
             raise UserError(f"merge_ft, {settings.method} of {list(parents)}: {error}") from error
 
-    def linear_probe(
-        self, model: Trained, *, train_batch_norm: bool = False, shared_as: str = ""
-    ) -> Trained:
+    def linear_probe(self, model: Trained, *, norms: str = "freeze") -> Trained:
         """Trains the head; on frozen features that are computed once where they do not change.
 
-        They do where batch norms train too, where every epoch has other images, and where the
-        model draws random numbers, as for dropout. Later probes of the very same backbone find its
-        features by the name that they are shared as.
+        They do where batch norms are not frozen (see `parameterization.NORMS`), where every epoch
+        has other images, and where the model draws random numbers, as for dropout. Later probes of
+        a parent's backbone find its features by its name.
         """
         variables = model.variables
-        if train_batch_norm or self._augmentation is not None or self._spec.rngs:
-            start = parameterization.linear_probe(
-                variables, train_batch_norm=train_batch_norm, role=self._spec.role
-            )
-            name = "lp_bn" if train_batch_norm else "lp"
+        if norms != "freeze" or self._augmentation is not None or self._spec.rngs:
+            start = parameterization.linear_probe(variables, norms=norms, role=self._spec.role)
+            name = {"freeze": "lp", "drift": "lp_drift", "train": "lp_bn"}[norms]
             return model.after(self._train(name, start, self.config.lp))
         head = {"params": {"head": variables["params"]["head"]}}
         result = self._train(
@@ -184,7 +224,7 @@ class Experiment:
             parameterization.fine_tune(head),
             self.config.lp,
             model=LinearHead(self.inputs.dataset.num_classes),
-            batches=lambda split: self._feature_batches(variables, split, shared_as),
+            batches=lambda split: self._feature_batches(model, split),
         )
         return model.after(
             result,
@@ -193,10 +233,10 @@ class Experiment:
 
     def merge_linear_probe(self, parents: Sequence[Tree]) -> Trained:
         """Trains coefficients, batch norms and head; returns the collapsed model."""
-        merge = self.config.merge
+        merge, head = self.config.merge, self._new_head()
         start = parameterization.merge_linear_probe(
             parents,
-            self._new_head(),
+            head,
             **dataclasses.asdict(merge),
             role=self._spec.role,
         )
@@ -204,11 +244,25 @@ class Experiment:
         coefficients = effective_coefficients(
             result.trainable["coefficients"], len(parents), merge.constraint
         )
-        return Trained(result.variables, coefficients).after(result)
+        began = Trained(result.variables, coefficients, head=_fingerprint(head))
+        return began.after(result)
 
-    def logits(self, variables: Tree, split: str) -> np.ndarray:
-        """(images, classes) float32 in evaluation mode."""
-        return predict(self._network(), variables, self.inputs.batches[split])
+    def predictions(self, variables: Tree, split: str) -> Predictions:
+        """Of a model, in evaluation mode."""
+        dataset = self.inputs.dataset
+        return Predictions(
+            predict(self.network, variables, self.inputs.batches[split]),
+            dataset.splits[split].labels,
+            dataset.multilabel,
+            dataset.splits[split].ids,
+            dataset.classes,
+            dataset.ordered,
+        )
+
+    @property
+    def network(self) -> Network:
+        """The architecture, with a head for the classes."""
+        return self._network()
 
     def _train(
         self,
@@ -217,18 +271,19 @@ class Experiment:
         settings: StageConfig,
         model: Any = None,
         batches: Callable[[str], Batches] | None = None,
+        **options: Any,
     ) -> StageResult:
+        """Of a stage with these settings and options of `Stage`."""
         config = self.config
-        stage = Stage(
-            name=name,
-            **dataclasses.asdict(settings),
-            weight_decay=config.weight_decay,
-            select=config.select.epoch,
-            metric=config.select.metric,
-            checkpoint_seconds=config.checkpoint_seconds,
-            augmentation=self._augmentation,
-            ordinal=self.inputs.dataset.ordered,
-        )
+        common = {
+            "weight_decay": config.weight_decay,
+            "select": config.select.epoch,
+            "metric": config.select.metric,
+            "checkpoint_seconds": config.checkpoint_seconds,
+            "augmentation": self._augmentation,
+            "ordinal": self.inputs.dataset.ordered,
+        }
+        stage = Stage(name=name, **{**common, **options}, **dataclasses.asdict(settings))
         return train_stage(
             stage,
             start,
@@ -249,31 +304,39 @@ class Experiment:
         rngs = () if isinstance(model, LinearHead) else self._spec.rngs
         return Network(model, self.preprocessing, self.inputs.mesh, rngs)
 
-    def _feature_batches(self, variables: Tree, split: str, shared_as: str) -> Batches:
+    def _feature_batches(self, model: Trained, split: str) -> Batches:
         """The split as features of a frozen backbone."""
-        batches = self.inputs.batches[split]
-        features = self.inputs.features.get((shared_as, split))
+        batches, name = self.inputs.batches[split], (model.backbone, split)
+        features = self.inputs.features.get(name)
         if features is None:
-            features = predict(self._network(num_classes=0), without_head(variables), batches)
-            if shared_as:
-                self.inputs.features[shared_as, split] = features
+            backbone = without_head(model.variables)
+            features = predict(self._network(num_classes=0), backbone, batches)
+            if model.backbone:
+                self.inputs.features[name] = features
         # A head on features takes no memory: there is nothing to accumulate.
         return make_batches(features, batches.labels, self.config.batch_size, mesh=self.inputs.mesh)
 
+    def recalibrated(self, variables: Tree, count: int) -> Tree:
+        """Variables with running statistics of so many training images, see `recalibrate`."""
+        backbone = create_model(self.config.architecture, num_classes=0, dtype=self._dtype)
+        statistics = functools.partial(batch_statistics, backbone)
+        return recalibrate(statistics, variables, self._calibration_batches(count))
+
     def _calibration_images(self, count: int) -> np.ndarray:
+        return np.concatenate(list(self._calibration_batches(count)))
+
+    def _calibration_batches(self, count: int) -> Iterator[np.ndarray]:
         """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
-        network, images = self._network(num_classes=0), []
+        network = self._network(num_classes=0)
         for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
             for part in batch if isinstance(batch, tuple) else (batch,):
                 normalised = mesh_lib.fetch(network.normalise(part["inputs"]))
-                images.append(normalised[: len(part["labels"])])
-            if sum(map(len, images)) >= count:
-                break
-        return np.concatenate(images)[:count]
-
-    def _with_new_head(self, variables: Tree) -> Tree:
-        backbone = without_head(variables)
-        return {**backbone, "params": {**backbone["params"], "head": self._new_head()}}
+                images = normalised[: min(len(part["labels"]), count)]
+                count -= len(images)
+                if len(images):
+                    yield images
+            if count <= 0:
+                return
 
     def _new_head(self) -> Tree:
         """The same for every recipe of one seed."""
@@ -281,6 +344,17 @@ class Experiment:
         features = jnp.zeros((1, self._spec.num_features))
         params: Tree = head.init(jax.random.key(self.config.seed), features)["params"]["head"]
         return params
+
+
+def _with_head(variables: Tree, head: Tree, backbone: str = "") -> Trained:
+    """A model, whose backbone may have a name that tells it from all others."""
+    rest = without_head(variables)
+    model = {**rest, "params": {**rest["params"], "head": head}}
+    return Trained(model, head=_fingerprint(head), backbone=backbone)
+
+
+def _fingerprint(head: Tree) -> str:
+    return weights.model_fingerprint({"head": head})
 
 
 def compute_dtype(precision: str) -> Any:

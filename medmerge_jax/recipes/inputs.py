@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,32 @@ DATA_KINDS = {
 """The ways of giving images and labels, and the paths in `config.data` that each needs."""
 
 
+SOURCE, JOB = "source:", "job:"
+"""How a parent's value begins that names one of `config.sources`, or another job of the study."""
+
+SOURCES = "sources/"
+"""How the names of the jobs begin that are sources."""
+
+
+def job_of(value: str) -> str:
+    """The job whose model a parent's value names, by its folder in the study; "" for none.
+
+    >>> job_of("source:b"), job_of("job:fgg/1e-05::fgg-5"), job_of("b.pth")
+    ('sources/b', 'fgg/1e-05', '')
+    """
+    if value.startswith(SOURCE):
+        return f"{SOURCES}{value.removeprefix(SOURCE)}"
+    return value.removeprefix(JOB).partition("::")[0] if value.startswith(JOB) else ""
+
+
+def location(value: str, folder: Path) -> str:
+    """Where the model lies that a parent's value names; a job's in the folder of the study."""
+    job, kept = job_of(value), value.partition("::")[2]
+    if not job:
+        return value
+    return os.fspath(folder / job / "kept" / kept if kept else folder / job)
+
+
 def with_architecture(config: Config) -> Config:
     """The config; an empty architecture, of it or its sources, is that of the parents.
 
@@ -64,9 +90,9 @@ def with_architecture(config: Config) -> Config:
         return config
     found: dict[str, str] = {}
     for name, value in config.parents.items():
-        if value.startswith("source:") and value.removeprefix("source:") in sources:
-            found[name] = sources[value.removeprefix("source:")].architecture
-        elif value not in ("", "imagenet", "random", "zeros") and not value.startswith("source:"):
+        if value.startswith(SOURCE) and value.removeprefix(SOURCE) in sources:
+            found[name] = sources[value.removeprefix(SOURCE)].architecture
+        elif value not in ("", "imagenet", "random", "zeros") and not value.startswith(SOURCE):
             found[name] = weights.find_architecture(value)
     if len(set(found.values())) != 1:
         said = ", ".join(f"{name} is a {one}" for name, one in found.items())
@@ -248,23 +274,41 @@ def audit_data(
     return dataset, pixels, hashes.inheriting([one for one in parents.values() if one]), audit
 
 
-def load_parents(
-    config: Config, names: list[str], source_directories: dict[str, Path]
-) -> dict[str, Parent]:
+def load_parents(config: Config, names: list[str], folder: Path) -> dict[str, Parent]:
     """Variables and provenance of each named parent; of zeros without, see `fill_zeros`.
+
+    The folder is that of the study, where the jobs are that parents name.
 
     Raises:
       UserError: One for all the parents that cannot be loaded.
     """
+
+    def load(name: str) -> Parent:
+        variables, card = load_parent(config, name, folder)
+        say(f"parent {name}: {_provenance(card)}")
+        return variables, card
+
+    return _each(names, load)
+
+
+def load_cards(config: Config, names: list[str], folder: Path) -> dict[str, Parent]:
+    """As `load_parents`, but without variables, for those who open one parent at a time."""
+
+    def load(name: str) -> Parent:
+        value = config.parents[name]
+        return {}, {**weights.load_card(location(value, folder)), "source": value}
+
+    return _each(names, load)
+
+
+def _each(names: list[str], load: Callable[[str], Parent]) -> dict[str, Parent]:
     parents: dict[str, Parent] = {}
     problems = []
     for name in names:
         try:
-            parents[name] = _load_parent(config, config.parents[name], source_directories)
+            parents[name] = load(name)
         except UserError as error:
             problems.append(f"parents.{name}: {error}")
-        else:
-            say(f"parent {name}: {_provenance(parents[name][1])}")
     if problems:
         raise UserError("\n".join(problems))
     return parents
@@ -277,21 +321,23 @@ def _provenance(card: dict[str, Any]) -> str:
     return f"{origin}, sha256 {checksum}" if checksum else origin
 
 
-def _load_parent(config: Config, value: str, source_directories: dict[str, Path]) -> Parent:
+def load_parent(config: Config, name: str, folder: Path, *, quietly: bool = False) -> Parent:
+    """Variables and provenance of one parent, see `load_parents`; what is inferred is said."""
+    value = config.parents[name]
     if value == "zeros":
         return {}, {"source": "zeros"}
     if value == "random":
         return random_variables(config), {"source": f"random, seed {config.seed}"}
-    if value.startswith("source:"):
-        value = os.fspath(source_directories[value.removeprefix("source:")])
-    variables, card = weights.load_parent(value, config.architecture)
+    path = location(value, folder)
+    variables, card = weights.load_parent(path, config.architecture)
     fingerprint = weights.model_fingerprint(variables)
     said = len(card.get("notes", ()))
     variables, card = weights.as_published(config.architecture, variables, card)
     notes = [*card.get("notes", []), *_of_other_images(config, card)]
-    for note in notes[said:]:
+    for note in [] if quietly else notes[said:]:
         say(f"{card['file']}: {note}")
-    return variables, {**card, "notes": notes, "source": value, "fingerprint": fingerprint}
+    source = path if value.startswith(SOURCE) else value
+    return variables, {**card, "notes": notes, "source": source, "fingerprint": fingerprint}
 
 
 def _of_other_images(config: Config, card: dict[str, Any]) -> Iterator[str]:
@@ -320,8 +366,8 @@ def missing_parents(config: Config, names: list[str], sources: list[str]) -> lis
     lines = []
     for name in names:
         value = config.parents[name]
-        if value.startswith("source:"):
-            if value.removeprefix("source:") not in sources:
+        if value.startswith(SOURCE):
+            if value.removeprefix(SOURCE) not in sources:
                 lines.append(f"parents.{name} = {value}: the config has no such source ({sources})")
         elif value == "imagenet":
             try:

@@ -1,34 +1,44 @@
 """The inputs of an experiment: all that can be wrong with them shows before anything is trained."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medmerge_jax.config import Config
-from medmerge_jax.data import DataSet, ImageHashes, load_hashes, make_batches
+from medmerge_jax.data import Batches, DataSet, ImageHashes, load_hashes, make_batches
 from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.models import get_spec
 from medmerge_jax.recipes import inputs
-from medmerge_jax.recipes.checks import needed_parents
 from medmerge_jax.recipes.experiment import Inputs, Prepared
+from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.recipes.recipes import RECIPES, needed_parents
+from medmerge_jax.recipes.soups import check_heads
 from medmerge_jax.runtime.mesh import data_mesh
 from medmerge_jax.runtime.progress import say
 
+_LAST_FEW = 4
+"""Parents that stay in memory from one job to the next."""
 
-def check_paths(config: Config) -> None:
-    """Names everything that is missing at once, of this experiment and of its sources."""
-    parts = {"": config, **{f"sources.{n}.": part for n, part in config.sources.items()}}
+
+def check_paths(config: Config, names: list[str]) -> None:
+    """Names everything that is missing at once: of the named parents, the data, and the sources."""
+    parts = {"": (config, names)}
+    for name, source in config.sources.items():
+        parts[f"sources.{name}."] = (source, needed_parents(source))
     lines = [
         f"  {prefix}{line}"
-        for prefix, part in parts.items()
+        for prefix, (part, parents) in parts.items()
         for line in (
             *inputs.missing_data(part.data),
-            *inputs.missing_parents(part, needed_parents(part), list(config.sources)),
+            *inputs.missing_parents(part, parents, list(config.sources)),
         )
     ]
     if lines:
@@ -36,51 +46,51 @@ def check_paths(config: Config) -> None:
         raise UserError("not everything that the config names is there:\n" + "\n".join(lines))
 
 
-def sources_of(config: Config) -> set[str]:
-    """Names of the sources that make parents of the experiment."""
-    values = [config.parents[name] for name in needed_parents(config)]
-    return {v.removeprefix("source:") for v in values if v.startswith("source:")}
+def prepare(
+    config: Config, names: list[str], folder: Path, untrained: Mapping[str, Prepared]
+) -> Prepared:
+    """Loads what there is and shows what is wrong with it, before anything is trained.
 
-
-def source_folder(workdir: Path, name: str) -> Path:
-    """The run directory of a source."""
-    return workdir / "sources" / name
-
-
-def prepare(config: Config, workdir: Path, sources: dict[str, Prepared]) -> Prepared:
-    """Loads what there is and shows what is wrong with it, before anything is trained."""
+    Args:
+      config: Of a run or a study.
+      names: Of the parents that it starts from.
+      folder: Of the study; the folder of a run that is in none.
+      untrained: Jobs that will make parents, by name: their training images are known already.
+    """
     spec = get_spec(config.architecture)
     if config.image_size < spec.min_size:
         raise UserError(
             f"config.image_size = {config.image_size}: {spec.name} takes images of "
             f"{spec.min_size} pixels or more"
         )
-    dataset = inputs.load_data(config, workdir)
+    dataset = inputs.load_data(config, folder)
     dataset.check()
     _check_order(config, dataset)
     _check_metric(config, dataset)
-    values = {name: config.parents[name] for name in needed_parents(config)}
-    on_disk = [name for name, value in values.items() if not value.startswith("source:")]
-    parents = inputs.load_parents(config, on_disk, {})
+    values = {name: config.parents[name] for name in names}
+    on_disk = [name for name, value in values.items() if not inputs.job_of(value)]
+    averages = config.recipe in RECIPES and RECIPES[config.recipe].averages
+    load = inputs.load_cards if averages else inputs.load_parents
+    parents = load(config, on_disk, folder)
     dataset, pixels, rendering = inputs.decode(config, dataset)
     trained_on: dict[str, ImageHashes | None] = {}
     for name, value in values.items():
-        source = value.removeprefix("source:")
+        job = inputs.job_of(value)
         if name in parents:
             if value not in ("imagenet", "random", "zeros"):
                 card = parents[name][1]
                 trained_on[name] = find_hashes(Path(card["file"]), card.get("data_fingerprint"))
-        elif source in sources:
-            trained_on[name] = sources[source].hashes
+        elif job in untrained:
+            trained_on[name] = untrained[job].hashes
         else:
-            file = source_folder(workdir, source) / HASHES_FILE
+            file = folder / job / HASHES_FILE
             trained_on[name] = load_hashes(file)[0] if file.exists() else None
     dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
     _check_metric(config, dataset)  # here, because images may have been left out
     checksums = {name: of_split.sha256 for name, of_split in pixels.items()}
     hashed = json.dumps([dataset.fingerprint(), checksums], sort_keys=True)
     fingerprint = hashlib.sha256(hashed.encode()).hexdigest()
-    return Prepared(config, dataset, pixels, fingerprint, parents, hashes, audit, rendering)
+    return Prepared(config, folder, dataset, pixels, fingerprint, parents, hashes, audit, rendering)
 
 
 def _check_order(config: Config, dataset: DataSet) -> None:
@@ -118,17 +128,43 @@ def _check_metric(config: Config, dataset: DataSet) -> None:
     )
 
 
-def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
-    """The rest: the parents that sources have made, and the images in batches."""
-    config = prepared.config
-    made = [name for name in needed_parents(config) if name not in prepared.parents]
-    directories = {name: source_folder(workdir, name) for name in sources_of(config)}
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What jobs on the same images share."""
+
+    batches: dict[Any, dict[str, Batches]] = dataclasses.field(default_factory=dict)
+    features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
+    parents: dict[str, Parent] = dataclasses.field(default_factory=dict)  # the last few, by value
+
+    def load(self, config: Config, names: list[str], folder: Path) -> dict[str, Parent]:
+        """As `inputs.load_parents`, but what is here already is not loaded again."""
+        values = {name: config.parents[name] for name in names}
+        missing = [name for name, value in values.items() if value not in self.parents]
+        if missing and len(self.parents) + len(missing) > _LAST_FEW:
+            self.parents.clear()
+            missing = names
+        loaded = inputs.load_parents(config, missing, folder)
+        self.parents.update({values[name]: parent for name, parent in loaded.items()})
+        return {name: self.parents[value] for name, value in values.items()}
+
+
+def load_inputs(prepared: Prepared, shared: Shared | None = None) -> Inputs:
+    """The rest: the parents that other jobs have made, and the images in batches."""
+    config, shared = prepared.config, shared or Shared()
+    names = needed_parents(config)
+    made = [name for name in names if name not in prepared.parents]
+    averages = RECIPES[config.recipe].averages
+    load = inputs.load_cards if averages else shared.load
+    loaded = {**prepared.parents, **load(config, made, prepared.folder)}
+    parents = {name: loaded[name] for name in names}
+    if averages:
+        check_heads(names, [card for _, card in parents.values()], config.soup.any_heads)
+    else:
+        parents = inputs.fill_zeros(parents)
     mesh = data_mesh()
-    parents = {**prepared.parents, **inputs.load_parents(config, made, directories)}
-    parents = inputs.fill_zeros(dict(sorted(parents.items())))
-    return Inputs(
-        **{**vars(prepared), "parents": parents},
-        batches={
+    key = (config.batch_size, config.data.loader, config.accumulate)
+    if key not in shared.batches:
+        shared.batches[key] = {
             name: make_batches(
                 pixels.array,
                 prepared.dataset.splits[name].labels,
@@ -138,7 +174,11 @@ def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
                 accumulate=config.accumulate,
             )
             for name, pixels in prepared.pixels.items()
-        },
+        }
+    return Inputs(
+        **{**vars(prepared), "parents": parents},
+        batches=shared.batches[key],
         class_weights=inputs.loss_weights(config, prepared.dataset),
         mesh=mesh,
+        features=shared.features,
     )

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
+from medmerge_jax.config import Config
+from medmerge_jax.recipes import soups
 from medmerge_jax.recipes.experiment import Experiment, Trained
 from medmerge_jax.registry import Decorator, Registry
 
@@ -14,6 +16,7 @@ class Recipe:
     function: Callable[[Experiment], Trained]  # composes stages
     one_parent: bool = False  # whether it starts from `config.start`, instead of all parents
     merges: bool = False  # whether it calls `config.merge_ft.method`
+    averages: bool = False  # whether it averages the parents, which it opens one at a time
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")
@@ -25,6 +28,11 @@ The function takes an `Experiment` and returns `Trained`. Facts: see `Recipe`.
 """
 
 
+def needed_parents(config: Config) -> list[str]:
+    """Names of the parents that the config's recipe starts from."""
+    return [config.start] if RECIPES[config.recipe].one_parent else sorted(config.parents)
+
+
 @recipe(one_parent=True)
 def ft(experiment: Experiment) -> Trained:
     """Fine-tunes everything from the parent `--config.start`, with a new head."""
@@ -34,7 +42,13 @@ def ft(experiment: Experiment) -> Trained:
 @recipe(one_parent=True)
 def lp(experiment: Experiment) -> Trained:
     """Trains the head on the parent's frozen features, which are computed once."""
-    return experiment.linear_probe(experiment.start(), shared_as=experiment.config.start)
+    return experiment.linear_probe(experiment.start())
+
+
+@recipe(one_parent=True)
+def lp_drift(experiment: Experiment) -> Trained:
+    """As `lp`, but in training mode: the running statistics drift (FissionFusion's warm-up)."""
+    return experiment.linear_probe(experiment.start(), norms="drift")
 
 
 @recipe(one_parent=True)
@@ -46,7 +60,7 @@ def lp_ft(experiment: Experiment) -> Trained:
 @recipe(one_parent=True)
 def lp_bn_ft(experiment: Experiment) -> Trained:
     """The control: as `lp_ft`, but the batch norms train in the probe, as MedMerge's do."""
-    probed = experiment.linear_probe(experiment.start(), train_batch_norm=True)
+    probed = experiment.linear_probe(experiment.start(), norms="train")
     return experiment.fine_tune(probed)
 
 
@@ -69,3 +83,24 @@ def medmerge_aligned(experiment: Experiment) -> Trained:
 def merge_ft(experiment: Experiment) -> Trained:
     """Merges without training by `merge_ft.method`, re-estimates batch norms, then `lp_ft`."""
     return experiment.fine_tune(experiment.linear_probe(experiment.merged()))
+
+
+@recipe
+def merge_lp(experiment: Experiment) -> Trained:
+    """The first stage of `medmerge` alone: coefficients, head and batch norms, collapsed."""
+    return experiment.merge_linear_probe(experiment.parents())
+
+
+@recipe(one_parent=True)
+def fgg(experiment: Experiment) -> Trained:
+    """`ft`, then models from the minima of a cyclic learning rate (FissionFusion's generation).
+
+    The model of the run is that of `ft`; the others are in kept/, see the study fission_fusion.
+    """
+    return experiment.generate(experiment.fine_tune(experiment.start(), keep_optimizer=True))
+
+
+@recipe(averages=True)
+def soup(experiment: Experiment) -> Trained:
+    """Averages the parents, which were fine-tuned from one start; trains nothing."""
+    return soups.average(experiment)

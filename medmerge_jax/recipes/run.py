@@ -10,7 +10,6 @@ from medmerge_jax.data.audit import AUDIT_FILE, shareable_audit
 from medmerge_jax.data.hashing import HASHES_FILE
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import classification_metrics, confusion_matrix
-from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes.experiment import Experiment, Inputs, Prepared, Trained
 from medmerge_jax.recipes.recipes import RECIPES
@@ -55,7 +54,7 @@ def record(config: Config, directory: RunDirectory, data: Prepared) -> None:
     )
 
 
-def leave_audit(directory: RunDirectory, inputs: Inputs) -> None:
+def leave_audit(directory: RunDirectory, inputs: Prepared) -> None:
     """For the report, and for those who will start from this model."""
     directory.write_json(AUDIT_FILE, shareable_audit(inputs.audit, inputs.dataset))
     if processes.is_first():
@@ -73,10 +72,11 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
     results = {
         "recipe": config.recipe,
         **({"method": config.merge_ft.method} if recipe.merges else {}),
-        "start": config.start if recipe.one_parent else "+".join(inputs.parents),
+        "start": _start(config, inputs),
         "seed": config.seed,
         "architecture": config.architecture,
         **_evaluate(experiment, trained),
+        **trained.facts,
         "stages": list(trained.stages),
         "data": {
             "name": config.data.name,
@@ -92,7 +92,7 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
     def leave() -> None:
         for name, variables in {**trained.kept, "": trained.variables}.items():
             folder = directory.path / "kept" / name if name else directory.path
-            weights.save_model(folder / "model", _model(experiment, variables))
+            weights.save_model(folder / "model", _model(experiment, variables, trained.head))
         analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
         if trained.coefficients is not None:
             _leave_coefficients(experiment, trained.coefficients)
@@ -105,19 +105,20 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
     return results
 
 
+def _start(config: Config, inputs: Inputs) -> str:
+    """What the recipe starts from, in the words of a table."""
+    recipe = RECIPES[config.recipe]
+    if recipe.averages:
+        return f"{len(inputs.parents)} models"
+    return config.start if recipe.one_parent else "+".join(inputs.parents)
+
+
 def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
     """Metrics on validation and test split; writes predictions.npz and the confusion matrix."""
     dataset, directory = experiment.inputs.dataset, experiment.directory
     metrics = {}
     for split in ("val", "test"):
-        predictions = Predictions(
-            experiment.logits(trained.variables, split),
-            dataset.splits[split].labels,
-            dataset.multilabel,
-            dataset.splits[split].ids,
-            dataset.classes,
-            dataset.ordered,
-        )
+        predictions = experiment.predictions(trained.variables, split)
         metrics[split] = classification_metrics(predictions)
     if not processes.is_first():
         return metrics
@@ -134,7 +135,7 @@ def shared_parents(inputs: Inputs) -> dict[str, Any]:
     return dict(weights.shareable(cards, "parents"))
 
 
-def _model(experiment: Experiment, variables: Tree) -> weights.Model:
+def _model(experiment: Experiment, variables: Tree, head: str) -> weights.Model:
     """A model with what a run says of it."""
     config, inputs = experiment.config, experiment.inputs
     return weights.Model(
@@ -147,6 +148,7 @@ def _model(experiment: Experiment, variables: Tree) -> weights.Model:
             "ordinal": inputs.dataset.ordered,
             "recipe": config.recipe,
             "seed": config.seed,
+            "head": head,
             "parents": {name: card for name, (_, card) in inputs.parents.items()},
             "data_fingerprint": inputs.fingerprint,
         },

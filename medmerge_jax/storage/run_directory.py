@@ -15,13 +15,14 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medmerge_jax.config import recorded_default
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
+from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic, locks
 
 Record = dict[str, Any]
@@ -41,34 +42,63 @@ _WRITTEN = (
 )  # fmt: skip
 
 
+_POLL = 1.0
+"""Seconds from one look at a lock to the next."""
+
+
+class InUseError(UserError):
+    """Another process is at work in a directory."""
+
+
 class RunDirectory:
     """The files of one run. Does not create anything until something is written.
 
     Of several processes the first writes; the others may call everything, to no effect.
+
+    Args:
+      path: The directory.
+      free: Fields and groups of the config that may be others whenever a run is resumed.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, free: Sequence[str] = ()):
         self.path = path
+        self._free = tuple(free)
         self.figures = path / "figures"
         self._events: Any = None
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
         """Holds the directory against other processes; the lock dies with the process.
 
+        Args:
+          wait: For as long as another process holds it.
+
         Raises:
-          UserError: Another process holds it, or the directory cannot be written.
+          InUseError: Another process holds it.
+          UserError: The directory cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            processes.from_first(lambda: self._hold(stack))
+            processes.from_first(lambda: self._wait(stack) if wait else self.hold(stack))
             yield
 
-    def _hold(self, stack: contextlib.ExitStack) -> None:
+    def _wait(self, stack: contextlib.ExitStack) -> None:
+        said = False
+        while True:
+            try:
+                return self.hold(stack)
+            except InUseError as error:
+                if not said:
+                    say(f"waiting: {str(error).partition(';')[0]}")
+                said = True
+                time.sleep(_POLL)
+
+    def hold(self, stack: contextlib.ExitStack) -> None:
+        """As `locked`, until the stack is closed; for the first process alone."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _HELD[self.path] = stack.enter_context(locks.held(self.path / ".lock"))
         except locks.InUseError as error:
-            raise UserError(
+            raise InUseError(
                 f"workdir {self.path} is in use by {error}; wait for it to end, "
                 "or choose another --workdir"
             ) from error
@@ -84,13 +114,14 @@ class RunDirectory:
     def _leave(self) -> None:
         """A start that failed before anything was written leaves no folder."""
         _save_clocks()
-        _CLOCKS.clear()
+        _CLOCKS.pop(self.path, None)
         del _HELD[self.path]
         self.close()
-        with contextlib.suppress(OSError, ValueError):  # it is gone, or cannot be written any more
-            first, *others = self.path.iterdir()
-            if first.name.startswith(".lock") and not others:
-                first.unlink()
+        with contextlib.suppress(OSError):  # it is gone, or cannot be written any more
+            files = list(self.path.iterdir())
+            if all(file.name.startswith(".lock") for file in files):
+                for file in files:
+                    file.unlink()
                 self.path.rmdir()
 
     def check_there(self) -> None:
@@ -113,6 +144,15 @@ class RunDirectory:
     def wall_seconds(self) -> float:
         """How long the run's processes have been at work, all together."""
         return round(time.monotonic() - _CLOCKS[self.path], 3)
+
+    def start_anew(self) -> None:
+        """Removes everything that a run has left."""
+        for name in (*_WRITTEN, "kept", "checkpoints", "events", "figures"):
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def clean_up(self, results: Record) -> None:
         """Removes what a run with results needs no more: what is in model/ and kept/, too."""
@@ -137,6 +177,7 @@ class RunDirectory:
         differing = [
             f"  {field}: {_show(old)} there, {_show(new)} now"
             for field, old, new in _differences(recorded["config"] if recorded else config, config)
+            if not any(f"{field}.".startswith(f"{free}.") for free in self._free)
         ]
         if differing:
             raise UserError(
@@ -184,6 +225,8 @@ class RunDirectory:
                 f"workdir {self.path} holds a run on {', on '.join(changed)} have changed since. "
                 "Restore them to resume it, or use another --workdir."
             )
+        if recorded["config"] != config:  # in what may be another
+            self.write_json("config.json", {**recorded, "config": config})
 
     def _recorded(self) -> Record | None:
         recorded: Record | None = self.read_json("config.json")

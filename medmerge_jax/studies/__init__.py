@@ -1,5 +1,8 @@
 """What needs more than one run, and the function that runs whatever a config asks for."""
 
+from medmerge_jax.studies.compare import compare
 from medmerge_jax.studies.execute import run
+from medmerge_jax.studies.fission_fusion import fission_fusion
+from medmerge_jax.studies.grid import grid_search
 
-__all__ = ["run"]
+__all__ = ["compare", "fission_fusion", "grid_search", "run"]

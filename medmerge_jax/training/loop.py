@@ -23,7 +23,6 @@ from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.accumulation import accumulated_step
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.progress import Progress
-from medmerge_jax.training.schedules import learning_rates
 from medmerge_jax.training.stage import Stage, StageResult
 from medmerge_jax.training.step import Task, collapse, init_state, train_step
 
@@ -66,13 +65,7 @@ def train_stage(
             return _result(task, progress, frozen, checkpoints)
         train, validation = batches("train"), batches("val")
         steps, images = train.steps_per_epoch, train.steps_per_epoch * train.batch_size
-        rates = learning_rates(
-            stage.schedule,
-            stage.learning_rate,
-            stage.epochs * steps,
-            warmup_steps=round(stage.warmup_epochs * steps),
-        )
-        progress.steps_per_epoch, progress.rates = steps, rates
+        progress.steps_per_epoch, progress.rates = steps, stage.rates(steps)
         constants = replicate(
             [np.asarray(x, np.float32) for x in (stage.weight_decay, class_weights)], network.mesh
         )
@@ -169,10 +162,10 @@ def _result(
     task: Task, progress: Progress, frozen: Tree, checkpoints: StageCheckpoints
 ) -> StageResult:
     stage, values = progress.stage, progress.values
-    trainable, batch_stats = progress.selected
+    trainable, batch_stats, *opt_state = progress.selected
     variables = _collapsed(task, trainable, frozen, batch_stats)
     if task.network.mesh is not None:
-        variables, trainable = unreplicate((variables, trainable))
+        variables, trainable, opt_state = unreplicate((variables, trainable, opt_state))
     summary = {
         "name": stage.name,
         "epochs": values["epoch"],
@@ -183,7 +176,7 @@ def _result(
         "images_per_second": round(values["images"] / values["seconds"], 1),
     }
     kept = {e: checkpoints.kept(e) for e in sorted(stage.keep) if e <= values["epoch"]}
-    return StageResult(variables, trainable, summary, kept)
+    return StageResult(variables, trainable, summary, kept, *opt_state)
 
 
 def _coefficient_summary(trainable: Tree) -> dict[str, float]:

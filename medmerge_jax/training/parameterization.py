@@ -39,25 +39,34 @@ class Parameterization:
     # Whether batch statistics are used and running averages updated; otherwise the batch norms use
     # their running statistics, which stay as they are.
     train_batch_norm: bool
+    opt_state: Any = None  # the optimiser's, of an earlier stage to go on from; None: a new one
 
 
-def fine_tune(variables: Tree) -> Parameterization:
+def fine_tune(variables: Tree, opt_state: Any = None) -> Parameterization:
     """Everything is trained."""
     params = flatten(variables["params"])
-    return _probe(params, {}, variables.get("batch_stats", {}), train_batch_norm=True)
+    start = _probe(params, {}, variables.get("batch_stats", {}), train_batch_norm=True)
+    return dataclasses.replace(start, opt_state=opt_state)
+
+
+NORMS = ("freeze", "drift", "train")
+"""What a linear probe does with batch norms: nothing; normalise by the batch's statistics, so that
+the running ones drift towards those of the new images; that, and train scales and biases."""
 
 
 def linear_probe(
-    variables: Tree, *, train_batch_norm: bool = False, role: Role = leaf_role
+    variables: Tree, *, norms: str = "freeze", role: Role = leaf_role
 ) -> Parameterization:
-    """The head is trained on a frozen backbone; optionally the batch norms with it.
+    """The head is trained on a frozen backbone, whose batch norms do one of `NORMS`.
 
-    With `train_batch_norm`, on the statistics of the batch, this is the control of a merge linear
-    probe: the same trainable batch norms and head, but one parent and no coefficients. What each
-    parameter is the role says, see `ModelSpec.role`.
+    "train" is the control of a merge linear probe: the same trainable batch norms and head, but
+    one parent and no coefficients. "drift" is what a network in training mode does whose other
+    parameters are frozen, as in FissionFusion's code. What each parameter is the role says, see
+    `ModelSpec.role`.
     """
-    trainable, frozen = _partition(flatten(variables["params"]), role, train_batch_norm)
-    return _probe(trainable, frozen, variables.get("batch_stats", {}), train_batch_norm)
+    trainable, frozen = _partition(flatten(variables["params"]), role, norms == "train")
+    stats = variables.get("batch_stats", {})
+    return _probe(trainable, frozen, stats, train_batch_norm=norms != "freeze")
 
 
 def merge_linear_probe(

@@ -12,7 +12,6 @@ from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage.checkpoints import StageCheckpoints
-from medmerge_jax.training.parameterization import Tree
 from medmerge_jax.training.stage import Stage
 from medmerge_jax.training.step import TrainState, copy_tree
 
@@ -22,8 +21,7 @@ class Progress:
 
     def __init__(self, stage: Stage, state: TrainState, checkpoints: StageCheckpoints):
         self.stage, self.state = stage, state
-        best = (state.trainable, state.batch_stats) if stage.select == "best" else ()
-        self._best = copy_tree(best)
+        self._best = copy_tree(self._result()) if stage.select == "best" else ()
         self.values: dict[str, Any] = {  # that a checkpoint has beside its arrays
             "epoch": 0,
             "step": 0,
@@ -69,9 +67,18 @@ class Progress:
         return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"epoch {self.epoch}"
 
     @property
-    def selected(self) -> tuple[Tree, Tree]:
-        """After the selected epoch: what was trained, and the running statistics."""
-        return self._best or (self.state.trainable, self.state.batch_stats)
+    def selected(self) -> tuple[Any, ...]:
+        """After the selected epoch: what was trained, running statistics, and the optimiser.
+
+        The last only if the stage is to keep it.
+        """
+        return self._best or self._result()
+
+    def _result(self) -> tuple[Any, ...]:
+        """What would be selected now."""
+        state = self.state
+        optimizer = (state.opt_state,) if self.stage.keep_optimizer else ()
+        return (state.trainable, state.batch_stats, *optimizer)
 
     def advance(self, state: TrainState) -> None:
         """Takes the state after one more step."""
@@ -87,7 +94,7 @@ class Progress:
         if self._is_best(value):
             values.update(best_epoch=self.epoch, best_value=value, epochs_without_progress=0)
             if stage.select == "best":
-                self._best = copy_tree((self.state.trainable, self.state.batch_stats))
+                self._best = copy_tree(self._result())
         elif value is not None and self._gain(value) < -stage.patience_delta:
             values["epochs_without_progress"] += 1
         stopped = 0 < stage.patience <= values["epochs_without_progress"]

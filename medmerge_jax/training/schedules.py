@@ -41,3 +41,26 @@ def learning_rates(schedule: str, peak: float, steps: int, *, warmup_steps: int 
             values = np.asarray(rates(np.arange(first, first + _BLOCK)), np.float64)
             blocks.append(np.broadcast_to(values, _BLOCK))  # a constant comes as one number
     return np.concatenate(blocks)[:steps].astype(np.float32)
+
+
+def triangular_rates(
+    epochs: int, steps_per_epoch: int, *, cycle: int, highest: float, lowest: float
+) -> np.ndarray:
+    """Learning rate of every step of FissionFusion's generation, float32 (epochs · steps,).
+
+    Step i, from 0, of epoch e, from 1, is at t = (e mod cycle + i / steps) / cycle of its cycle.
+    The rate falls in a straight line from the highest at t = 0 to the lowest at t = ½ and rises
+    again. As e starts at 1, the first epoch is in mid-descent, see `minima`.
+    """
+    steps = np.arange(epochs * steps_per_epoch, dtype=np.float64)
+    t = (1 + steps / steps_per_epoch) % cycle / cycle
+    return (lowest + (highest - lowest) * np.abs(1 - 2 * t)).astype(np.float32)
+
+
+def minima(epochs: int, cycle: int) -> tuple[int, ...]:
+    """Epochs, from 1, of `triangular_rates` after which the rate is the lowest.
+
+    >>> minima(17, cycle=4)
+    (1, 5, 9, 13, 17)
+    """
+    return tuple(e for e in range(1, epochs + 1) if (e + 1) % cycle == cycle // 2)

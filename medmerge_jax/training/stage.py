@@ -3,9 +3,12 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from medmerge_jax import config
 from medmerge_jax.images.augment import Policy
 from medmerge_jax.training.parameterization import Tree
+from medmerge_jax.training.schedules import learning_rates, triangular_rates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,23 @@ class Stage(config.Stage):
     checkpoint_seconds: float = 30.0  # least time before each; the last epoch always has one
     augmentation: Policy | None = None  # what is evaluated is never augmented
     ordinal: bool = False  # whether the order of the classes means something to metrics
+    cycle: int = 0  # epochs of a triangular cycle, in place of the schedule; 0: none
+    lowest: float = 0.0  # learning rate of that cycle; the highest is `learning_rate`
+    keep_optimizer: bool = False  # whether the result has the optimiser's state
+
+    def rates(self, steps_per_epoch: int) -> np.ndarray:
+        """Learning rate of every step, float32."""
+        highest = self.learning_rate
+        if self.cycle:
+            return triangular_rates(
+                self.epochs,
+                steps_per_epoch,
+                cycle=self.cycle,
+                highest=highest,
+                lowest=self.lowest,
+            )
+        steps, warmup = self.epochs * steps_per_epoch, self.warmup_epochs * steps_per_epoch
+        return learning_rates(self.schedule, highest, steps, warmup_steps=round(warmup))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,3 +57,4 @@ class StageResult:
     summary: dict[str, Any]  # JSON values for results.json
     # Variables after those epochs of `Stage.keep` that the stage came to, in NumPy.
     kept: dict[int, Tree] = dataclasses.field(default_factory=dict)
+    opt_state: Any = None  # after the selected epoch, if the stage was to keep it

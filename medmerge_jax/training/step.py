@@ -58,12 +58,14 @@ def copy_tree(tree: Any) -> Any:
 
 def init_state(start: Parameterization) -> TrainState:
     """The state before the first step; the arrays of `start` are copied, not aliased."""
-    trainable, batch_stats = copy_tree((start.trainable, start.batch_stats))
+    trainable, batch_stats, opt_state = copy_tree(
+        (start.trainable, start.batch_stats, start.opt_state)
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         batch_stats=batch_stats,
-        opt_state=adamw(0.0).init(trainable),
+        opt_state=adamw(0.0).init(trainable) if opt_state is None else opt_state,
         loss_sum=jnp.zeros((), jnp.float32),
         bad_step=jnp.full((), -1, jnp.int32),
     )

@@ -7,6 +7,7 @@ from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.models import (
     Model,
     find_architecture,
+    load_card,
     load_model,
     load_parent,
     load_weights,
@@ -24,6 +25,7 @@ __all__ = [
     "find_architecture",
     "find_imagenet_weights",
     "fold_normalisation",
+    "load_card",
     "load_model",
     "load_parent",
     "load_weights",

@@ -288,6 +288,16 @@ def load_parent(
     return variables, {**card, **({"notes": list(notes)} if notes else {})}
 
 
+def load_card(source: str | PathLike[str]) -> dict[str, Any]:
+    """What is known of a model without reading it: its card, with `file`, its whole path.
+
+    Raises:
+      UserError: There is no such model, or its card is damaged.
+    """
+    file = _weight_file(path_of(os.fspath(source)))
+    return {**_read_card(file), "file": str(file)}
+
+
 def find_architecture(source: str | PathLike[str]) -> str:
     """The architecture of a parent, as its card says or as its tensors do.
 

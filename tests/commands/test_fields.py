@@ -5,7 +5,7 @@ import pytest
 from medmerge_jax.commands import fields as command
 from medmerge_jax.config import Config, default_config, fields
 from medmerge_jax.errors import UserError
-from medmerge_jax.recipes.checks import CHOICES, choices_of
+from medmerge_jax.studies.checks import CHOICES, choices_of
 
 
 def printed(capsys, *arguments):

@@ -506,7 +506,7 @@ def config(folder):
     import ml_collections
 
     from medmerge_jax.config import default_config
-    from medmerge_jax.recipes.checks import check_config
+    from medmerge_jax.studies.checks import check_config
 
     whole = default_config().to_dict()
     whole["merge_ft"]["options"] = {"alpha": 0.5}

@@ -28,7 +28,7 @@ from medmerge_jax.images.augment import (
     epoch_key,
     rand_augment_operation,
 )
-from medmerge_jax.recipes.checks import CHOICES
+from medmerge_jax.studies.checks import CHOICES
 
 DRAWS = 20_000
 MEDIUM = POLICIES["medium"]

@@ -8,9 +8,9 @@ import pytest
 from helpers import small_layouts, tiny_config
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.inputs import load_data, missing_data
 from medmerge_jax.studies import run
+from medmerge_jax.studies.checks import check_config
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.images import read_image
 from medmerge_jax.models.preprocessing import PLAIN, Preprocessing, Rendering
 from medmerge_jax.recipes import inputs
-from medmerge_jax.recipes.checks import check_config
+from medmerge_jax.studies.checks import check_config
 
 SIDE = 16
 

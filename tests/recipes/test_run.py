@@ -19,9 +19,9 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes import experiment, inputs
-from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.prepare import _check_metric, prepare
 from medmerge_jax.studies import run
+from medmerge_jax.studies.checks import check_config
 from medmerge_jax.training.stage import Stage
 from medmerge_jax.weights import load_parent, save_weights
 
@@ -38,8 +38,8 @@ def config():
 
 def test_a_parent_whose_value_is_a_source_s_name_is_not_that_source(config, tmp_path):
     checked = check_config(config)
-    alone = prepare(checked, tmp_path, {})
-    assert prepare(checked, tmp_path, {"random": alone}).audit == alone.audit
+    alone = prepare(checked, ["b", "c"], tmp_path, {})
+    assert prepare(checked, ["b", "c"], tmp_path, {"random": alone}).audit == alone.audit
 
 
 def coefficients(workdir):

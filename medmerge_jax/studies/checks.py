@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Collection, Iterator
 
 from medmerge_jax.config import (
-    MOST,
     AnyConfig,
     Config,
     Data,
@@ -27,6 +26,9 @@ from medmerge_jax.models import list_models
 from medmerge_jax.models.mergers import FROM_PARENTS, MERGERS, check_options, merger_options
 from medmerge_jax.recipes.inputs import DATA_KINDS
 from medmerge_jax.recipes.recipes import RECIPES
+from medmerge_jax.studies.executors import EXECUTORS
+from medmerge_jax.studies.grid import axis_mistakes
+from medmerge_jax.studies.jobs import STUDIES
 from medmerge_jax.training.schedules import SCHEDULES
 
 CHOICES: dict[str, Callable[[], Collection[str]]] = {
@@ -39,7 +41,8 @@ CHOICES: dict[str, Callable[[], Collection[str]]] = {
     "loader": lambda: LOADERS,
     "merger": lambda: MERGERS,
     "metric": lambda: METRICS,
-    "recipe": lambda: (*RECIPES, "compare"),
+    "executor": lambda: EXECUTORS,
+    "recipe": lambda: (*RECIPES, *STUDIES),
     "resize": lambda: RESIZES,
     "run recipe": lambda: RECIPES,
     "schedule": lambda: SCHEDULES,
@@ -72,20 +75,16 @@ def option_names() -> list[str]:
 
 
 def used_mergers(config: Config) -> tuple[str, ...]:
-    """The methods of `mm.merge` that the recipe, or the comparison, will call."""
-    if config.recipe == "compare":
-        merges = any(RECIPES[name].merges for name in config.compare.recipes if name in RECIPES)
-        return config.compare.mergers if merges else ()
-    return (config.merge_ft.method,) if RECIPES[config.recipe].merges else ()
+    """The methods of `mm.merge` that the recipe, or the jobs of the study, will call."""
+    used = (one.merge_ft.method for one in _runs(config) if RECIPES[one.recipe].merges)
+    return tuple(dict.fromkeys(used))
 
 
-def needed_parents(config: Config) -> list[str]:
-    """Names of the parents that the recipe starts from."""
-    return [config.start] if _has_one_parent(config) else sorted(config.parents)
-
-
-def _has_one_parent(config: Config) -> bool:
-    return config.recipe in RECIPES and RECIPES[config.recipe].one_parent
+def _runs(config: Config) -> list[Config]:
+    """The configs of the study's jobs, or the config itself."""
+    if config.recipe not in STUDIES:
+        return [config]
+    return [job.config for job in STUDIES[config.recipe].function(config)]
 
 
 def _with_options(config: Config) -> Config:
@@ -100,25 +99,43 @@ def _with_options(config: Config) -> Config:
 def _mistakes(config: Config, prefix: str = "") -> Iterator[str]:
     """Of a config and of its sources, a line each."""
     yield from (f"{prefix}{line}" for line in _own_mistakes(config))
-    if prefix and config.recipe == "compare":
-        yield f"{prefix}recipe = 'compare': a source is one run; {nearest('', RECIPES)}"
+    if prefix and config.recipe in STUDIES:
+        yield f"{prefix}recipe = {config.recipe!r}: a source is one run; {nearest('', RECIPES)}"
     for name, source in config.sources.items():
         yield from _mistakes(source, f"{prefix}sources.{name}.")
 
 
 def _own_mistakes(config: Config) -> Iterator[str]:
-    for field in fields(config):
-        yield from _field_mistakes(field)
+    of_fields = [line for one in fields(config) for line in _field_mistakes(one)]
+    of_fields += _study_mistakes(config)
+    yield from of_fields
     for name, stage in (("lp", config.lp), ("ft", config.ft)):
         if late := [epoch for epoch in stage.keep if epoch > stage.epochs]:
             yield f"{name}.keep = {shown(stage.keep)}: {late} come after {name}.epochs"
     yield from _data_mistakes(config.data)
-    yield from _parent_mistakes(config)
-    seeds = config.compare.seeds
-    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) <= MOST:
-        yield f"compare.seeds = {shown(seeds)}: one or more different seeds are wanted"
-    if config.recipe in CHOICES["recipe"]():
+    if not of_fields:  # or there are no jobs to be looked at
+        lines = (line for one in _runs(config) for line in _parent_mistakes(one))
+        yield from dict.fromkeys(lines)
         yield from _merger_mistakes(config)
+
+
+def _study_mistakes(config: Config) -> Iterator[str]:
+    """Of the fields that say which jobs there are."""
+    for name, values in (
+        ("compare.seeds", config.compare.seeds),
+        ("grid.seeds", config.grid.seeds),
+        ("grid.learning_rates", config.grid.learning_rates),
+        ("grid.augmentations", config.grid.augmentations),
+    ):
+        if not values or len(set(values)) < len(values):
+            yield f"{name} = {shown(values)}: one or more different ones are wanted"
+    if config.fgg.cycle % 2:
+        yield f"fgg.cycle = {config.fgg.cycle}: an even number of epochs is wanted"
+    for axis in config.grid.axes:
+        yield from axis_mistakes(axis)
+    paths = [one.path for one in fields(config)]
+    if config.soup.group_by and config.soup.group_by not in paths:
+        yield f"soup.group_by = {config.soup.group_by!r}: {nearest(config.soup.group_by, paths)}"
 
 
 def _field_mistakes(field: Field) -> Iterator[str]:
@@ -157,15 +174,20 @@ def _data_mistakes(data: Data) -> Iterator[str]:
 
 
 def _parent_mistakes(config: Config) -> Iterator[str]:
-    merges = not _has_one_parent(config)
-    if merges and len(config.parents) < 2:
-        yield f"parents = {list(config.parents)}: a merge wants two or more"
-    if config.start not in config.parents:
-        yield f"start = {config.start!r}: {nearest(config.start, list(config.parents))}"
-    elif merges:
-        if set(config.parents.values()) == {"zeros"}:
+    recipe, values = RECIPES[config.recipe], dict(sorted(config.parents.items()))
+    if recipe.averages:
+        untrained = [n for n, value in values.items() if value in ("imagenet", "random", "zeros")]
+        if untrained or not values:
+            yield f"parents {untrained}: a soup wants one or more models of the data's classes"
+        return
+    if not recipe.one_parent and len(values) < 2:
+        yield f"parents = {list(values)}: a merge wants two or more"
+    if config.start not in values:
+        yield f"start = {config.start!r}: {nearest(config.start, list(values))}"
+    elif not recipe.one_parent:
+        if set(values.values()) == {"zeros"}:
             yield "parents: all are zeros; one trained parent is wanted"
-    elif config.parents[config.start] == "zeros":
+    elif values[config.start] == "zeros":
         yield f"start = {config.start!r}: is a parent of zeros; a trained one is wanted"
 
 

@@ -1,0 +1,225 @@
+"""Grids of fine-tunings from one warm-up, and the soups of what they leave."""
+
+import ast
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from medmerge_jax.config import Config, fields, shown
+from medmerge_jax.errors import nearest
+from medmerge_jax.evaluation.metrics import METRICS
+from medmerge_jax.studies.jobs import Job, Outcome, Outcomes, study
+from medmerge_jax.studies.rows import scores
+
+WARMUP = "warmup"
+"""The job that makes what all members start from, its head above all."""
+
+_AXES = {"learning_rate": "ft.learning_rate", "augmentation": "augmentation", "seed": "seed"}
+
+
+def with_field(config: Config, path: str, value: Any) -> Config:
+    """The config with another value of a field, "ft.learning_rate"."""
+    name, _, rest = path.partition(".")
+    if rest:
+        value = with_field(getattr(config, name), rest, value)
+    changed: Config = dataclasses.replace(config, **{name: value})
+    return changed
+
+
+def parse_axis(axis: str) -> tuple[str, list[Any]]:
+    """The field and the values of an axis.
+
+    >>> parse_axis("weight_decay=0.01|0.1"), parse_axis("merge.granularity=kernel|layer")
+    (('weight_decay', [0.01, 0.1]), ('merge.granularity', ['kernel', 'layer']))
+    """
+    path, _, values = axis.partition("=")
+    return path.strip(), [_value(one.strip()) for one in values.split("|") if one.strip()]
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def axis_mistakes(axis: str) -> Iterator[str]:
+    """What is wrong with an axis."""
+    path, values = parse_axis(axis)
+    types = {one.path: type(one.value) for one in fields(Config())}
+    if path not in types:
+        yield f"grid.axes has {shown(axis)}: {path!r} is no field: {nearest(path, list(types))}"
+        return
+    if path in ("recipe", "start", "head", *_AXES.values()) or path.partition(".")[0] in _OTHERS:
+        yield f"grid.axes has {shown(axis)}: {path} cannot differ between members of a grid"
+    if not values or len(set(map(repr, values))) < len(values):
+        yield f"grid.axes has {shown(axis)}: wanted are different values, as 'seed=0|1|2'"
+    for value in values:
+        kind = types[path]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            yield f"grid.axes has {shown(axis)}: {shown(value)} is no {kind.__name__}"
+
+
+_OTHERS = ("compare", "data", "grid", "help", "sources", "soup", "study")
+
+
+def warmup(config: Config) -> Job:
+    """The warm-up of a study; its learning rate and epochs are those of `lp`."""
+    settings = config.grid
+    return Job(
+        WARMUP,
+        dataclasses.replace(
+            config, recipe=settings.warmup, augmentation=settings.warmup_augmentation
+        ),
+    )
+
+
+def member(config: Config, name: str, recipe: str, **values: Any) -> Job:
+    """A job that trains on from the warm-up with its head; values of fields by path."""
+    parents = {WARMUP: f"job:{WARMUP}"}
+    config = dataclasses.replace(config, recipe=recipe, parents=parents, start=WARMUP, head="keep")
+    for path, value in values.items():
+        config = with_field(config, path, value)
+    return Job(name, config)
+
+
+def soup(config: Config, name: str, kind: str, members: Mapping[str, str]) -> Job:
+    """A job that averages the models of others, given as parents are."""
+    settings = dataclasses.replace(config.soup, kind=kind)
+    changes: dict[str, Any] = {"recipe": "soup", "parents": dict(members), "soup": settings}
+    return Job(f"soups/{name}", dataclasses.replace(config, **changes))
+
+
+def soups(config: Config, groups: Mapping[str, Mapping[str, str]]) -> list[Job]:
+    """All soups of grouped models: uniform and greedy of all, of each group, GoU and GoG.
+
+    Args:
+      config: Of the study.
+      groups: Models by name, as values of parents, by group; one group makes no hierarchy.
+    """
+    everything = {
+        f"{group} {name}".strip(): value
+        for group, models in groups.items()
+        for name, value in models.items()
+    }
+    jobs = [soup(config, kind, kind, everything) for kind in ("uniform", "greedy")]
+    if len(groups) < 2:
+        return jobs
+    for kind, level in (("uniform", "GoU"), ("greedy", "GoG")):
+        inner = [soup(config, f"{kind}-{name}", kind, of) for name, of in groups.items()]
+        members = {name: f"job:{job.name}" for name, job in zip(groups, inner, strict=True)}
+        jobs += [*inner, soup(config, level, "greedy", members)]
+    return jobs
+
+
+def members(config: Config) -> list[Job]:
+    """Every combination of the axes, a fine-tuning each."""
+    grid = config.grid
+    axes: dict[str, Sequence[Any]] = {
+        _AXES["learning_rate"]: grid.learning_rates,
+        _AXES["augmentation"]: grid.augmentations,
+        _AXES["seed"]: grid.seeds,
+        **dict(map(parse_axis, grid.axes)),
+    }
+    jobs = []
+    for values in itertools.product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        name = "-".join(_label(path, value) for path, value in point.items())
+        jobs.append(member(config, f"grid/{name}", "ft", **point))
+    return jobs
+
+
+def _label(path: str, value: Any) -> str:
+    """Of a value in the name of a job."""
+    short = {"ft.learning_rate": "lr", "augmentation": ""}.get(path, path.rpartition(".")[2])
+    return f"{short}{value:g}" if isinstance(value, float) else f"{short}{value}"
+
+
+def grouped(config: Config, jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
+    """The jobs' models by the value of `soup.group_by`, a group each; of one if that is empty."""
+    groups: dict[str, dict[str, str]] = {}
+    for job in jobs:
+        path = config.soup.group_by
+        value: Any = job.config
+        for part in path.split(".") if path else ():
+            value = getattr(value, part)
+        group = groups.setdefault(_label(path, value) if path else "", {})
+        group[job.name.rpartition("/")[2]] = f"job:{job.name}"
+    return groups
+
+
+def _reduce(config: Config, outcomes: Outcomes) -> dict[str, Any]:
+    names = [job.name for job in members(config)]
+    return table(config, outcomes, names)
+
+
+def table(config: Config, outcomes: Outcomes, names: Sequence[str]) -> dict[str, Any]:
+    """Fields of results.json: the best single model and every soup.
+
+    The best is chosen on the validation images; beside it stands the best on the test images, an
+    oracle, which is what published code compares soups with.
+
+    Args:
+      config: Of the study.
+      outcomes: Of its jobs.
+      names: Of the jobs that train single models.
+    """
+    metric = METRICS[config.soup.metric]
+    done = {n: one for n in names if (one := outcomes[n].results) is not None}
+    rows = []
+    for split, title in (("val", "best single, by validation"), ("test", "best single, by test")):
+        ranked = {
+            name: value if metric.higher_is_better else -value
+            for name, one in done.items()
+            if (value := one[split][config.soup.metric]) is not None
+        }
+        if ranked:
+            best = max(ranked, key=lambda name: ranked[name])
+            rows.append(_row(title, best.rpartition("/")[2], done[best]["test"]))
+    for name, outcome in outcomes.items():
+        if name.startswith("soups/") and outcome.results is not None:
+            told = outcome.results["soup"]
+            chosen = f"{len(told['chosen'])} of {len(told['members'])}"
+            for variant, metrics in told["variants"].items():
+                title = f"{name.removeprefix('soups/')}, {variant}"
+                rows.append(_row(title, chosen, metrics["test"]))
+    return {
+        "seeds": [config.seed],
+        "table": rows,
+        "warmup": _summary(outcomes[WARMUP]),
+        "members": {name: _summary(outcomes[name]) for name in names},
+        "epochs": sum(_epochs(one) for one in outcomes.values()),
+        "explanations": {
+            name: one.results["soup"]["explanation"]
+            for name, one in outcomes.items()
+            if one.results is not None and "explanation" in one.results.get("soup", {})
+        },
+    }
+
+
+def _row(title: str, start: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {"recipe": title, "start": start, "seeds": [], **scores([metrics])}
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    """Of a single model, for a list of them."""
+    if outcome.results is None:
+        return {"error": outcome.error}
+    return {
+        "epochs": _epochs(outcome),
+        "seconds": outcome.results["wall_seconds"],
+        **{split: dict(outcome.results[split]) for split in ("val", "test")},
+    }
+
+
+def _epochs(outcome: Outcome) -> int:
+    stages = outcome.results["stages"] if outcome.results is not None else ()
+    return sum(stage["epochs"] for stage in stages)
+
+
+@study(reduce=_reduce, extends=("grid",))
+def grid_search(config: Config) -> list[Job]:
+    """Fine-tunes every combination of the grid from one warm-up, and makes soups of the members."""
+    jobs = members(config)
+    return [warmup(config), *jobs, *soups(config, grouped(config, jobs))]

@@ -1,0 +1,91 @@
+"""A study: a function that makes jobs of a config, and one that makes a table of their outcomes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from medmerge_jax.config import Config
+from medmerge_jax.recipes import inputs
+from medmerge_jax.recipes.recipes import RECIPES, needed_parents
+from medmerge_jax.registry import Decorator, Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a study, in a run directory of its own that is complete by itself."""
+
+    name: str  # "lp_ft-b/seed0": the run directory, below that of the study; "" is the study's own
+    config: Config
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Names of the jobs that it starts from."""
+        values = [self.config.parents[name] for name in needed_parents(self.config)]
+        return tuple(dict.fromkeys(filter(None, map(inputs.job_of, values))))
+
+    @property
+    def averages(self) -> bool:
+        """Whether it can do without some of the jobs that it starts from."""
+        return RECIPES[self.config.recipe].averages
+
+    def without(self, failed: Mapping[str, str]) -> "Job":
+        """The job without the parents that failed jobs should have made."""
+        parents = {
+            name: value
+            for name, value in self.config.parents.items()
+            if inputs.job_of(value) not in failed
+        }
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, parents=parents))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a job has come to."""
+
+    job: Job
+    results: Mapping[str, Any] | None  # its results.json; None if it failed
+    error: str = ""  # why it failed
+
+
+Outcomes = Mapping[str, Outcome]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyEntry:
+    """An entry of `STUDIES`."""
+
+    function: Callable[[Config], list[Job]]
+    reduce: Callable[[Config, Outcomes], dict[str, Any]]  # its own fields of results.json
+    extends: tuple[str, ...]  # groups of fields that may change while a study goes on
+
+
+FREE = ("compare", "grid", "study", "sources", "help")
+"""Fields of a job's config that make no difference to it: how many others there are, and where."""
+
+STUDIES: Registry[StudyEntry] = Registry("study")
+
+study = Decorator(STUDIES, StudyEntry)
+"""Registers a function under its name, a value of `recipe`; its docstring says what it does.
+
+The function makes the jobs of a config, in an order in which they can be run. A parent's value
+"job:NAME" is the model of that job, "job:NAME::KEPT" one that it has kept. Facts: see `StudyEntry`.
+"""
+
+
+def plan(config: Config) -> dict[str, Job]:
+    """All jobs of a config by name: its sources, and its study's or itself; the latter are last."""
+    jobs = [Job(f"{inputs.SOURCES}{name}", one) for name, one in config.sources.items()]
+    if config.recipe in STUDIES:
+        jobs += STUDIES[config.recipe].function(config)
+    else:
+        jobs.append(Job("", config))
+    return {job.name: _alone(job) for job in jobs}
+
+
+def _alone(job: Job) -> Job:
+    """With the defaults of `FREE`."""
+    if not job.name:
+        return job
+    defaults = {name: getattr(Config(), name) for name in FREE}
+    config = dataclasses.replace(job.config, **defaults)
+    return dataclasses.replace(job, config=config)
