@@ -153,7 +153,7 @@ def _start(variables: Any, parents: int) -> Parameterization:
     if not parents:
         return parameterization.fine_tune(variables)
     if parents == 1:
-        return parameterization.linear_probe(variables, train_batch_norm=True)
+        return parameterization.linear_probe(variables, norms="train")
     return parameterization.merge_linear_probe([variables] * parents, variables["params"]["head"])
 
 

@@ -15,6 +15,9 @@ from medmerge_jax.studies.rows import scores
 WARMUP = "warmup"
 """The job that makes what all members start from, its head above all."""
 
+SOUPS = ("uniform", "greedy", "GoU", "GoG")
+"""Of all models, and, of groups, greedy soups of uniform ones and of greedy ones."""
+
 _AXES = {"learning_rate": "ft.learning_rate", "augmentation": "augmentation", "seed": "seed"}
 
 
@@ -177,12 +180,13 @@ def table(config: Config, outcomes: Outcomes, names: Sequence[str]) -> dict[str,
         if ranked:
             best = max(ranked, key=lambda name: ranked[name])
             rows.append(_row(title, best.rpartition("/")[2], done[best]["test"]))
-    for name, outcome in outcomes.items():
-        if name.startswith("soups/") and outcome.results is not None:
-            told = outcome.results["soup"]
+    for name in SOUPS:
+        soup = outcomes.get(f"soups/{name}")
+        if soup is not None and soup.results is not None:
+            told = soup.results["soup"]
             chosen = f"{len(told['chosen'])} of {len(told['members'])}"
             for variant, metrics in told["variants"].items():
-                title = f"{name.removeprefix('soups/')}, {variant}"
+                title = name if variant == "averaged" else f"{name}, {variant}"
                 rows.append(_row(title, chosen, metrics["test"]))
     return {
         "seeds": [config.seed],

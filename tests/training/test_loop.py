@@ -319,16 +319,16 @@ def test_a_kept_model_that_is_damaged_is_named(train, tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, monkeypatch):
     good = train(dataclasses.replace(STAGE, epochs=2, select="last"), "good")
-    rates = loop.learning_rates
+    rates = Stage.rates
 
-    def explode(schedule, peak, steps, **options):
-        values = rates(schedule, peak, steps, **options)
+    def explode(stage, steps_per_epoch):
+        values = rates(stage, steps_per_epoch)
         values[7:] = np.inf  # there are three steps in an epoch
         return values
 
     stage = dataclasses.replace(STAGE, select="last")
     with monkeypatch.context() as patch, pytest.raises(DivergedError) as error:
-        patch.setattr(loop, "learning_rates", explode)
+        patch.setattr(Stage, "rates", explode)
         train(stage, "bad")
     assert "stage lp: the loss was not finite at step 9 (epoch 3" in str(error.value)
     assert "the checkpoint after epoch 2 is kept" in str(error.value)

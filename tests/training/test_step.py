@@ -106,7 +106,7 @@ def test_a_probe_trains_the_head_and_on_request_the_batch_norms():
     variables = parent(0)
     head = parameterization.linear_probe(variables)
     assert flatten(head.trainable).keys() == {"params/head/kernel", "params/head/bias"}
-    norms = parameterization.linear_probe(variables, train_batch_norm=True)
+    norms = parameterization.linear_probe(variables, norms="train")
     assert len(flatten(norms.trainable)) == 2 + 2 * 7
     for start in (head, norms):
         params = flatten(start.assemble(start.trainable, start.frozen))

@@ -1,0 +1,36 @@
+"""The smallest network that a run can train: registered as "one_layer" when this is imported."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from medmerge_jax.models.layers import Conv, dense_head, global_average
+from medmerge_jax.models.norm import BatchNorm, resolve
+from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.models.registry import ModelSpec, register
+
+
+class OneLayer(nn.Module):
+    """A convolution with batch norm, and a head."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train=False, use_running_average=None):
+        x = Conv(8, 3, 1, self.dtype, name="conv")(x)
+        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, resolve(train, use_running_average)))
+        x = global_average(x)
+        return dense_head(8, self.num_classes)(x) if self.num_classes else x
+
+
+register(
+    ModelSpec(
+        name="one_layer",
+        build=OneLayer,
+        num_features=8,
+        preprocessing=Preprocessing(16),
+        torch_head="fc",
+    )
+)
