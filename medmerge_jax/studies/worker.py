@@ -145,11 +145,14 @@ class Worker:
         recorded = self.directory(name).read_json("config.json") or {}
         if recorded.get("config", {}).get("parents") != job.without(failed).config.parents:
             return False
-        made, *members = (
-            (self._folder / one / "results.json").stat().st_mtime
-            for one in (name, *job.after)
-            if one not in failed
-        )
+        try:
+            made, *members = (
+                (self._folder / one / "results.json").stat().st_mtime
+                for one in (name, *job.after)
+                if one not in failed
+            )
+        except FileNotFoundError:  # a member is to be made again
+            return False
         return made >= max(members, default=made)
 
     def _take(self) -> str | None:
