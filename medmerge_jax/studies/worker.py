@@ -160,6 +160,8 @@ class Worker:
         said = False
         while True:
             with self._states.changing() as entries:
+                for name in self._jobs:  # in their order, for whoever reads the file
+                    entries.setdefault(name, Entry())
                 left = [name for name in self._jobs if not self._ended(name, entries)]
                 for name in left:
                     if self._can_begin(name, entries) and self._hold(name):
