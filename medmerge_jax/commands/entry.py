@@ -23,7 +23,7 @@ COMMANDS = {
 }
 _TRAIN = (
     "absl", "array_record", "filelock", "grain", "huggingface_hub", "jinja2", "matplotlib",
-    "ml_collections", "optax", "orbax", "PIL", "rich", "sklearn", "tensorboardX",
+    "ml_collections", "optax", "orbax", "PIL", "rich", "tensorboardX",
     "tensorflow_datasets",
 )  # fmt: skip
 """Modules that the extra `train` brings."""

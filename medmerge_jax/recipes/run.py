@@ -10,7 +10,7 @@ from medmerge_jax.data.audit import AUDIT_FILE, shareable_audit
 from medmerge_jax.data.hashing import HASHES_FILE
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import classification_metrics, confusion_matrix
-from medmerge_jax.evaluation.predictions import Predictions
+from medmerge_jax.evaluation.predictions import predictions_of
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes.experiment import Experiment, Inputs, Prepared, Trained
 from medmerge_jax.recipes.recipes import RECIPES
@@ -110,14 +110,7 @@ def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
     dataset, directory = experiment.inputs.dataset, experiment.directory
     metrics = {}
     for split in ("val", "test"):
-        predictions = Predictions(
-            experiment.logits(trained.variables, split),
-            dataset.splits[split].labels,
-            dataset.multilabel,
-            dataset.splits[split].ids,
-            dataset.classes,
-            dataset.ordered,
-        )
+        predictions = predictions_of(experiment.logits(trained.variables, split), dataset, split)
         metrics[split] = classification_metrics(predictions)
     if not processes.is_first():
         return metrics
