@@ -93,7 +93,7 @@ def metric_interval(
     >>> answers = np.eye(2)[[0, 1, 1, 0, 1, 0, 1, 1]]
     >>> found = metric_interval(METRICS["accuracy"], Predictions(answers, np.arange(8) % 2))
     >>> found.value, found.low < found.value < found.high
-    (0.625, True)
+    (0.375, True)
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r}: one of {', '.join(METHODS)} is wanted")

@@ -220,8 +220,9 @@ def macro_f1(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
 
 def _balanced_accuracy(logits: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
     predicted, negative = logits > 0, ~positive
-    recall = _ratio(counts @ (predicted & positive), counts @ positive)
-    return (recall + _ratio(counts @ (~predicted & negative), counts @ negative)) / 2
+    of_positives = _ratio(counts @ (predicted & positive), counts @ positive)
+    of_negatives = _ratio(counts @ (~predicted & negative), counts @ negative)
+    return np.asarray((of_positives + of_negatives) / 2)
 
 
 @metric(title="balanced accuracy", multilabel=over_labels(_balanced_accuracy))

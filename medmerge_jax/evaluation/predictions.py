@@ -78,6 +78,14 @@ class Predictions:
         weights = np.ones(self.num_classes) if self.class_weights is None else self.class_weights
         return np.asarray(weights, np.float64)
 
+    def counts(self) -> dict[str, int]:
+        """Images of each of `classes`; with several labels per image, positive ones."""
+        if self.multilabel:
+            numbers = np.nansum(self.labels, axis=0).astype(int)
+        else:
+            numbers = np.bincount(self.labels, minlength=self.num_classes)
+        return dict(zip(self.classes, numbers.tolist(), strict=True))
+
     def take(self, rows: np.ndarray) -> "Predictions":
         """Of some of the images, int (m,); any of them any number of times."""
         return dataclasses.replace(

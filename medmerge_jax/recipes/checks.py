@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Collection, Iterator
 
 from medmerge_jax.config import (
@@ -17,6 +18,7 @@ from medmerge_jax.config import (
 )
 from medmerge_jax.data.batches import LOADERS
 from medmerge_jax.data.official import layout
+from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.data.synthetic import KINDS as DRAWINGS
 from medmerge_jax.errors import UserError, nearest
 from medmerge_jax.evaluation.metrics import METRICS
@@ -113,6 +115,7 @@ def _own_mistakes(config: Config) -> Iterator[str]:
         if late := [epoch for epoch in stage.keep if epoch > stage.epochs]:
             yield f"{name}.keep = {shown(stage.keep)}: {late} come after {name}.epochs"
     yield from _data_mistakes(config.data)
+    yield from _set_mistakes(config)
     yield from _parent_mistakes(config)
     seeds = config.compare.seeds
     if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) <= MOST:
@@ -154,6 +157,16 @@ def _data_mistakes(data: Data) -> Iterator[str]:
     for name, value in (("variant", data.variant), ("split_table", data.split_table)):
         if value:
             yield f"data.{name} = {value!r}: is only for data.kind = 'official'"
+
+
+def _set_mistakes(config: Config) -> Iterator[str]:
+    """Of the further data sets."""
+    for name, one in config.evaluate_on.items():
+        if not re.fullmatch(r"[\w-]+", name) or name in SPLITS:
+            yield f"evaluate_on.{name}: letters, digits, _ and - are wanted, and no split's name"
+        lines = [line for field in fields(one) for line in _field_mistakes(field)]
+        lines += _data_mistakes(one.data)
+        yield from (f"evaluate_on.{name}.{line}" for line in lines)
 
 
 def _parent_mistakes(config: Config) -> Iterator[str]:

@@ -13,6 +13,7 @@ from medmerge_jax.config import Stage as StageConfig
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predict import predict
+from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.images import Pixels
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging import effective_coefficients
@@ -21,6 +22,7 @@ from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.preprocessing import Rendering
 from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.recipes.sets import EvaluationSet
 from medmerge_jax.runtime import mesh as mesh_lib
 from medmerge_jax.runtime import processes
 from medmerge_jax.storage import atomic
@@ -44,6 +46,7 @@ class Prepared:
     hashes: ImageHashes  # of the images, and of those that the parents were trained on
     audit: dict[str, Any]  # see `data.audit`
     rendering: Rendering  # how the images' numbers became 8 bits
+    further: dict[str, EvaluationSet]  # what the model is evaluated on besides, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +212,11 @@ class Experiment:
     def logits(self, variables: Tree, split: str) -> np.ndarray:
         """(images, classes) float32 in evaluation mode."""
         return predict(self._network(), variables, self.inputs.batches[split])
+
+    def predictions_on(self, further: str, variables: Tree) -> Predictions:
+        """On one of the further data sets, of the classes that it shares with the model."""
+        one = self.inputs.further[further]
+        return one.predictions(self._network(), variables, self.config)
 
     def _train(
         self,
