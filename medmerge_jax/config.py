@@ -110,9 +110,9 @@ class EvaluateOn:
     """
 
     data: Data = field(Data(), "images and labels; they are prepared as the run's own")
-    split: str = field("test", "of it", choices=("train", "val", "test", "all"))
+    split: str = field("test", "of it", choices="images to evaluate on")
     classes: dict[str, ClassNames] = field({}, "the run's class(es) of each of its; empty: by name")
-    unmapped: str = field("error", "classes without a partner", choices=("error", "drop"))
+    unmapped: str = field("error", "classes without a partner", choices="unmapped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,9 @@ class Config:
     sources: dict[str, "Config"] = field({}, "experiments that make parents, by name")
     help: str = field("", "said where something that the config names is missing")
     data: Data = field(Data(), "images and labels")
-    evaluate_on: dict[str, EvaluateOn] = field({}, "further data sets, by name")
+    evaluate_on: dict[str, EvaluateOn] = field(
+        {}, "further data sets, by name, each with its own data"
+    )
     merge: Merge = field(Merge(), "of the merge linear probe")
     merge_ft: MergeFt = field(MergeFt(), "of merging without training")
     lp: Stage = field(Stage(), "the linear probe, and the merge linear probe")

@@ -13,7 +13,7 @@ from typing import Any
 from medmerge_jax.analysis import evaluation_text
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
-from medmerge_jax.data.splits import SPLITS
+from medmerge_jax.data.splits import EVALUATED
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.evaluate import UNMAPPED
 from medmerge_jax.recipes.checks import check_config
@@ -63,7 +63,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="run, model directory or weight file")
     add("--out", type=_path, metavar="FILE", help="JSON, written beside the table")
-    add("--split", choices=(*SPLITS, "all"), default="test", help="of the data; default: test")
+    add("--split", choices=EVALUATED, default="test", help="of the data; default: test")
     add("--classes", default="{}", metavar="JSON", help="see below")
     add("--unmapped", choices=UNMAPPED, default="error", help="classes without a partner")
     return parser.parse_intermixed_args(arguments)

@@ -87,7 +87,7 @@ class DataSet:
         """The data set with nothing but the images to evaluate on, as its "test" split.
 
         Args:
-          split: "train", "val", "test", or "all" for the images of all three.
+          split: One of `splits.EVALUATED`.
 
         Raises:
           UserError: There are none.

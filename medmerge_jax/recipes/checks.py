@@ -18,9 +18,10 @@ from medmerge_jax.config import (
 )
 from medmerge_jax.data.batches import LOADERS
 from medmerge_jax.data.official import layout
-from medmerge_jax.data.splits import SPLITS
+from medmerge_jax.data.splits import EVALUATED, SPLITS
 from medmerge_jax.data.synthetic import KINDS as DRAWINGS
 from medmerge_jax.errors import UserError, nearest
+from medmerge_jax.evaluation.evaluate import UNMAPPED
 from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.images.decode import RESIZES
@@ -37,6 +38,7 @@ CHOICES: dict[str, Callable[[], Collection[str]]] = {
     "constraint": lambda: CONSTRAINTS,
     "drawing": lambda: DRAWINGS,
     "granularity": lambda: GRANULARITIES,
+    "images to evaluate on": lambda: EVALUATED,
     "kind of data": lambda: DATA_KINDS,
     "loader": lambda: LOADERS,
     "merger": lambda: MERGERS,
@@ -45,6 +47,7 @@ CHOICES: dict[str, Callable[[], Collection[str]]] = {
     "resize": lambda: RESIZES,
     "run recipe": lambda: RECIPES,
     "schedule": lambda: SCHEDULES,
+    "unmapped": lambda: UNMAPPED,
 }
 """What fields of `config` take, by the names that stand there. Functions, because a user's file may
 register more."""
