@@ -30,6 +30,7 @@ _MERGED = ("uniform", "weight_matching", "zipit")
 _RATES = (1e-3, 5e-4, 1e-4, 5e-5, 1e-5, 5e-6, 1e-6, 1e-7)
 _PRECISIONS = ("auto", "float32", "bfloat16")
 _MEANINGS = ("", "zero", "one", "unknown")
+ClassNames = str | tuple[str, ...] | list[str]
 Option = bool | int | float | str | tuple[Any, ...] | list[Any] | None
 
 
@@ -99,6 +100,20 @@ class Data:
     )
     loader: str = field("auto", "resident on the device if it fits", choices="loader")
     synthetic: Synthetic = field(Synthetic(), "of drawn images")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOn:
+    """A further data set that every run is evaluated on, beside its own test split.
+
+    `classes` is `{class of this data set: class, or classes, of the run's}`, as
+    `{"malignant": ("MEL", "BCC")}`; empty: those of one name belong together.
+    """
+
+    data: Data = field(Data(), "images and labels; they are prepared as the run's own")
+    split: str = field("test", "of it", choices="images to evaluate on")
+    classes: dict[str, ClassNames] = field({}, "the run's class(es) of each of its; empty: by name")
+    unmapped: str = field("error", "classes without a partner", choices="unmapped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +247,9 @@ class Config:
     sources: dict[str, "Config"] = field({}, "experiments that make parents, by name")
     help: str = field("", "said where something that the config names is missing")
     data: Data = field(Data(), "images and labels")
+    evaluate_on: dict[str, EvaluateOn] = field(
+        {}, "further data sets, by name, each with its own data"
+    )
     merge: Merge = field(Merge(), "of the merge linear probe")
     merge_ft: MergeFt = field(MergeFt(), "of merging without training")
     lp: Stage = field(Stage(), "the linear probe, and the merge linear probe")
@@ -278,6 +296,13 @@ def fields(group: Any, prefix: str = "") -> Iterator[Field]:
 def default_config() -> ml_collections.ConfigDict:
     """The fields of `Config` with their defaults, for config files to change."""
     return _config_dict(Config()).lock()
+
+
+def default_evaluate_on() -> ml_collections.ConfigDict:
+    """The fields of `EvaluateOn` with their defaults, for an entry of `config.evaluate_on`."""
+    config = _config_dict(EvaluateOn()).lock()
+    config.classes.unlock()  # names of classes are its fields
+    return config
 
 
 class _Options(ml_collections.ConfigDict):  # type: ignore[misc]  # it has no types
@@ -384,7 +409,7 @@ def shown(value: Any) -> str:
         return "an enormous number"
 
 
-def to_json(config: Config) -> dict[str, Any]:
+def to_json(config: Config | EvaluateOn) -> dict[str, Any]:
     """As config.json has it."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return result
@@ -392,7 +417,10 @@ def to_json(config: Config) -> dict[str, Any]:
 
 def recorded_default(path: str) -> Any:
     """What a field, "sources.b.lp.patience", is in a config.json without it; None if not known."""
-    value: Any = to_json(Config())
-    for name in re.sub(r"^(sources\.[^.]+\.)+", "", path).split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+    path, value = re.sub(r"^(sources\.[^.]+\.)+", "", path), to_json(Config())
+    if inside := re.fullmatch(r"evaluate_on\.[^.]+\.(.+)", path):
+        path, value = inside[1], to_json(EvaluateOn())
+    found: Any = value
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found

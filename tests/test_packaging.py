@@ -44,7 +44,6 @@ IMPORTS = {
     "huggingface-hub": "huggingface_hub",
     "ml-collections": "ml_collections",
     "pillow": "PIL",
-    "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
 }
 """Names of modules where they are not the packages' own."""

@@ -35,6 +35,13 @@ def test_the_config_with_three_parents():
     assert list(config.parents) == ["b", "c", "d"]
 
 
+def test_the_config_with_a_further_data_set():
+    config = check_config(run(block("default_evaluate_on"))["get_config"]())
+    one = config.evaluate_on["idrid"]
+    assert (one.data.root, one.split) == ("idrid", "all")
+    assert one.classes == {"healthy": "0", "ill": ("1", "2", "3", "4")}
+
+
 def test_the_builder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = small_layouts.aptos2019(tmp_path / "aptos2019")

@@ -6,4 +6,5 @@ from medmerge_jax.analysis.figures import learning_curves as learning_curves
 from medmerge_jax.analysis.figures import save_coefficients as save_coefficients
 from medmerge_jax.analysis.report import write_report as write_report
 from medmerge_jax.analysis.tables import comparison_table as comparison_table
+from medmerge_jax.analysis.tables import evaluation_text as evaluation_text
 from medmerge_jax.analysis.tables import results_text as results_text

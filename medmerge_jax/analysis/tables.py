@@ -60,15 +60,43 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def metric_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Column titles, and a row for each metric of a single run: its value on each split."""
-    splits = [split for split in ("val", "test") if split in results]
-    names = dict.fromkeys(name for split in splits for name in results[split])
+    """Column titles, and a row for each metric of a single run: its value on each split.
+
+    The further data sets that it was evaluated on come after the splits.
+    """
+    columns = {split: results[split] for split in ("val", "test") if split in results}
+    columns.update(results.get("evaluate_on", {}))
+    names = dict.fromkeys(name for values in columns.values() for name in values)
     shown = {"num_examples": "images", **titles()}
     lines = [
-        [shown.get(name, name), *(_value(results[split].get(name)) for split in splits)]
+        [shown.get(name, name), *(_value(values.get(name)) for values in columns.values())]
         for name in names
     ]
-    return ["metric", *splits], lines
+    return ["metric", *columns], lines
+
+
+def evaluation_text(results: Mapping[str, Any], names: Sequence[str]) -> str:
+    """What `evaluate` prints: a Markdown table with a column for each model.
+
+    Args:
+      results: The content of its JSON file.
+      names: Of the models, in its order.
+    """
+    models, data = results["models"], results["data"]
+    lines = [["metric", *names]]
+    for name, title in titles().items():
+        cells = [_with_interval(one["metrics"][name], one["intervals"][name]) for one in models]
+        lines.append([title, *cells])
+    lines.append(["images", *(str(one["metrics"]["num_examples"]) for one in models)])
+    what = f"value [95 % bootstrap interval over {data['resampled']}]"
+    title = f"{data['name']}, {data['split']}: {what}"
+    return f"{title}\n\n{_markdown(lines, left=1)}"
+
+
+def _with_interval(value: float | None, interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return _value(value)
+    return f"{_value(value)} [{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
 def _mean(value: Mapping[str, Any] | None) -> float | None:

@@ -19,13 +19,14 @@ from medmerge_jax.storage import atomic
 COMMANDS = {
     "run": "run, or resume, an experiment: --config FILE --workdir FOLDER",
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
+    "evaluate": "models on any data set: evaluate MODEL ... --config FILE",
     "work": "help with a study that was begun elsewhere: work WORKDIR",
     "status": "print what has become of each job of a study: status WORKDIR",
     "fields": "print what a config may say: fields [PREFIX]",
 }
 _TRAIN = (
     "absl", "array_record", "filelock", "grain", "huggingface_hub", "jinja2", "matplotlib",
-    "ml_collections", "optax", "orbax", "PIL", "rich", "sklearn", "tensorboardX",
+    "ml_collections", "optax", "orbax", "PIL", "rich", "tensorboardX",
     "tensorflow_datasets",
 )  # fmt: skip
 """Modules that the extra `train` brings."""
@@ -118,7 +119,7 @@ def _list_commands(name: str) -> None:
         raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS)}")
     print("python -m medmerge_jax COMMAND ..., or medmerge COMMAND ...\n")
     for command, summary in COMMANDS.items():
-        print(f"  {command:8}{summary}")
+        print(f"  {command:10}{summary}")
     print("\nEach says more with --help:  python -m medmerge_jax merge --help")
 
 

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medmerge_jax.config import MOST, Config, Field, fields
+from medmerge_jax.config import MOST, Config, EvaluateOn, Field, fields
 from medmerge_jax.errors import UserError, nearest
 from medmerge_jax.models.mergers import MERGERS, merger_options
 from medmerge_jax.studies.checks import choices_of, option_names
@@ -42,6 +42,9 @@ def all_fields() -> Iterator[Field]:
     for one in fields(Config()):
         if one.path != "merge_ft.options":
             yield one
+            if one.path == "evaluate_on":
+                inside = fields(EvaluateOn(), "evaluate_on.NAME.")
+                yield from (of_set for of_set in inside if ".data." not in of_set.path)
             continue
         for name in option_names():
             users = [method for method in MERGERS if name in merger_options(method)]

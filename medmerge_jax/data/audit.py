@@ -125,6 +125,53 @@ def _warnings(audit: Mapping[str, Any]) -> Iterator[str]:
                     f"{images[split]} {split} images ({part['by_id']} by name, "
                     f"{part['by_hash']} by looks); data.exclude_overlap = True leaves them out"
                 )
+    for evaluated in audit.get("evaluate_on", {}).values():
+        yield from evaluated["warnings"]
+
+
+def audit_evaluated(
+    name: str, hashes: ImageHashes, trained: Mapping[str, ImageHashes | None]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Which images of a data set that is only evaluated on a model may know.
+
+    Args:
+      name: Of the data set.
+      hashes: Of its n images.
+      trained: Hashes of all images of those who were trained, by who that was, as "parent b"; None
+        where they are not known.
+
+    Returns:
+      For JSON: "images"; "known", counts by who was trained on them, None where that is not known;
+      and "warnings"; no names of images. And which images anybody was trained on, bool (n,).
+    """
+    known: dict[str, dict[str, int] | None] = {}
+    warnings, rows = [], np.zeros(len(hashes), bool)
+    for who, theirs in trained.items():
+        known[who] = None
+        if theirs is not None:
+            training = theirs.training()
+            # Of one data set the names are unique; 0001.png may be in each of its folders.
+            names = not set(hashes.ids) <= set(theirs.ids)
+            overlap = find_overlap(hashes, training, names=names)
+            summary = overlap.summary(hashes, training)
+            part = {key: summary[key] for key in ("images", "by_id", "by_hash", "exact")}
+            known[who], rows = {"training_images": len(training), **part}, rows | overlap.any
+            if part["images"]:
+                warnings.append(
+                    f"{name}: {who} was trained on {part['images']} of {len(hashes)} evaluated "
+                    f"images ({part['by_id']} by name, {part['by_hash']} by looks); "
+                    "data.exclude_overlap = True leaves them out"
+                )
+    return {"images": len(hashes), "known": known, "warnings": warnings}, rows
+
+
+def with_evaluated(
+    audit: Mapping[str, Any], evaluated: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """An audit with those of the data sets that are only evaluated on, see `audit_evaluated`."""
+    whole = {**audit, "evaluate_on": dict(evaluated)}
+    whole["warnings"] = list(_warnings(whole))
+    return {**whole, "summary": short_text(whole)}
 
 
 def shareable_audit(audit: Mapping[str, Any], dataset: DataSet) -> dict[str, Any]:

@@ -83,11 +83,26 @@ class DataSet:
         """Length of `classes`."""
         return len(self.classes)
 
+    def only(self, split: str) -> "DataSet":
+        """The data set with nothing but the images to evaluate on, as its "test" split.
+
+        Args:
+          split: One of `splits.EVALUATED`.
+
+        Raises:
+          UserError: There are none.
+        """
+        chosen = [self.splits[name] for name in (SPLITS if split == "all" else (split,))]
+        images = chosen[0] if len(chosen) == 1 else _joined(chosen)
+        if not len(images):
+            raise UserError(f"data set {self.name}: the split {split!r} is empty; choose another")
+        return dataclasses.replace(self, splits={"test": images})
+
     def fingerprint(self) -> str:
         """sha256 of classes, ids, labels and splits, wherever the files are."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.classes, self.multilabel]).encode())
-        for name in SPLITS:
+        for name in (name for name in SPLITS if name in self.splits):
             split = self.splits[name]
             digest.update(json.dumps([name, split.ids]).encode())
             # A NaN has many bit patterns; -1 stands for all of them.
@@ -124,9 +139,18 @@ class DataSet:
                     f"data set {self.name}: the split {name!r} is empty; give it images, or "
                     "leave all splits to the program with fractions above 0"
                 )
+        self.check_images()
+        self._check_training_classes()
+
+    def check_images(self) -> None:
+        """Refuses what cannot be evaluated on, whatever splits there are.
+
+        Raises:
+          UserError: A label is none of the classes, or an id occurs twice.
+        """
+        for name in self.splits:
             self._check_labels(name)
         self._check_ids()
-        self._check_training_classes()
 
     def _check_labels(self, name: str) -> None:
         split = self.splits[name]
@@ -146,7 +170,7 @@ class DataSet:
 
     def _check_ids(self) -> None:
         home: dict[str, str] = {}
-        for name in SPLITS:
+        for name in self.splits:
             for example in self.splits[name].ids:
                 if example in home:
                     raise UserError(
@@ -206,6 +230,20 @@ def build(
         for index, split in enumerate(SPLITS)
     }
     return DataSet(name, tuple(classes), multilabel, splits, notes=(*notes, *made))
+
+
+def _joined(splits: Sequence[Split]) -> Split:
+    """The images of several splits, in this order."""
+    filled = [split for split in splits if len(split)]
+    grouped = all(split.groups is not None for split in filled)
+    decoded = [split.pixels for split in filled if split.pixels is not None]
+    return Split(
+        tuple(one for split in filled for one in split.ids),
+        tuple(path for split in filled for path in split.paths),
+        np.concatenate([split.labels for split in filled or splits]),
+        tuple(g for split in filled for g in split.groups or ()) if grouped else None,
+        np.concatenate(decoded) if decoded else None,
+    )
 
 
 def _rows(pixels: np.ndarray, rows: list[int]) -> np.ndarray:

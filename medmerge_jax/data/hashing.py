@@ -178,7 +178,7 @@ def hash_images(dataset: DataSet, pixels: Mapping[str, np.ndarray], resize: str)
 
     Args:
       dataset: The data set.
-      pixels: uint8 (n, h, w, 3) of each split; may be mapped from the disk.
+      pixels: uint8 (n, h, w, 3) of each of its splits; may be mapped from the disk.
       resize: How the pixels were made, see `images.read_image`.
     """
 
@@ -187,16 +187,17 @@ def hash_images(dataset: DataSet, pixels: Mapping[str, np.ndarray], resize: str)
         digests = b"".join(hashlib.sha256(row.tobytes()).digest()[:16] for row in rows)
         return perceptual_hashes(rows), np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
+    names = [name for name in SPLITS if name in dataset.splits]
     with ThreadPoolExecutor(usable_cores()) as pool:
         chunks = (
             pixels[name][start : start + _CHUNK]
-            for name in SPLITS
+            for name in names
             for start in range(0, len(dataset.splits[name]), _CHUNK)
         )
         results = list(pool.map(work, chunks))
     return ImageHashes(
-        tuple(example for name in SPLITS for example in dataset.splits[name].ids),
-        tuple(name for name in SPLITS for _ in dataset.splits[name].ids),
+        tuple(example for name in names for example in dataset.splits[name].ids),
+        tuple(name for name in names for _ in dataset.splits[name].ids),
         np.concatenate([perceptual for perceptual, _ in results]),
         np.concatenate([exact for _, exact in results]),
         f"{next(iter(pixels.values())).shape[1]} px, {resize}",

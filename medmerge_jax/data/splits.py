@@ -9,6 +9,9 @@ from medmerge_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
+EVALUATED = (*SPLITS, "all")
+"""What may be evaluated on: a split, or the images of all."""
+
 _SPELLINGS = (
     ("train", "training", "trn", "trainval", "trainvalid", "trainvalidation", "trainingvalidation"),
     ("val", "valid", "validation", "validate", "validating", "dev", "eval"),

@@ -1,9 +1,12 @@
-"""Classification metrics over a whole split, on the host, with scikit-learn.
+"""Classification metrics over a whole split, on the host.
 
-Never means of batch means: those are wrong on a short last batch, and F1 and AUC have none.
+Never means of batch means: those are wrong on a short last batch, and F1 and AUC have none. The
+metrics here take how often each image counts, so that those of a thousand resamples are a few
+products of matrices, see `bootstrap`; each of them equals scikit-learn's, which the tests compare.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +17,28 @@ from scipy.special import log_expit, log_softmax, logsumexp
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.registry import Decorator, Registry
 
-# scikit-learn takes a second to import, so the functions that need it import it.
-
 Score = Callable[[Predictions], float]
+
+
+class Counted:
+    """A score of images that count any number of times.
+
+    It decorates a function of predictions and counts, float64 (resamples, n), to the values
+    (resamples,), NaN where one is undefined; called with predictions alone, each image counts once.
+    """
+
+    def __init__(self, function: Callable[[Predictions, np.ndarray], np.ndarray]):
+        self._function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, predictions: Predictions) -> float:
+        """Its value where each image counts once; NaN where it is undefined."""
+        return float(self.over(predictions, np.ones((1, len(predictions))))[0])
+
+    def over(self, predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+        """The value (resamples,) for each row of counts."""
+        with np.errstate(invalid="ignore", divide="ignore"):  # what has no value is 0 / 0
+            return np.asarray(self._function(predictions, counts), np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +64,34 @@ class Metric:
 
     def __call__(self, predictions: Predictions) -> float | None:
         """Its value, None where it is undefined."""
-        score = self.multilabel if predictions.multilabel else self.multiclass
-        if score is None or (self.ordinal and not predictions.ordinal):
-            return None
-        value = float(score(predictions))
+        score = self._score(predictions)
+        value = math.nan if score is None else float(score(predictions))
         return value if math.isfinite(value) else None
+
+    def resampled(self, predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+        """Its values float64 (resamples,) where images count 0, 1 or several times.
+
+        Args:
+          predictions: Of n images.
+          counts: Whole numbers (resamples, n).
+
+        Returns:
+          NaN where it is undefined. In one pass if its score is `Counted`.
+        """
+        score = self._score(predictions)
+        if score is None:
+            return np.full(len(counts), math.nan)
+        if isinstance(score, Counted):
+            values = score.over(predictions, counts.astype(np.float64, copy=False))
+        else:
+            rows = (np.repeat(np.arange(len(row)), row) for row in counts.astype(np.int64))
+            values = np.array([float(score(predictions.take(one))) for one in rows])
+        return np.where(np.isfinite(values), values, math.nan)
+
+    def _score(self, predictions: Predictions) -> Score | None:
+        if self.ordinal and not predictions.ordinal:
+            return None
+        return self.multilabel if predictions.multilabel else self.multiclass
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -61,6 +106,19 @@ def titles() -> dict[str, str]:
     return {name: entry.title or name for name, entry in METRICS.items()}
 
 
+def exact(predictions: Predictions) -> Predictions:
+    """The predictions with logits in float64, as metrics want them.
+
+    Raises:
+      FloatingPointError: A logit is NaN or infinite.
+    """
+    logits = np.asarray(predictions.logits, np.float64)
+    bad = int(np.sum(~np.isfinite(logits)))
+    if bad:
+        raise FloatingPointError(f"{bad} of {logits.size} logits are not finite")
+    return dataclasses.replace(predictions, logits=logits)
+
+
 def classification_metrics(predictions: Predictions) -> dict[str, Any]:
     """All of `METRICS`, and `num_examples`; None where a metric is undefined.
 
@@ -70,21 +128,16 @@ def classification_metrics(predictions: Predictions) -> dict[str, Any]:
     Raises:
       FloatingPointError: A logit is NaN or infinite.
     """
-    logits = np.asarray(predictions.logits, np.float64)
-    bad = int(np.sum(~np.isfinite(logits)))
-    if bad:
-        raise FloatingPointError(f"{bad} of {logits.size} logits are not finite")
-    exact = dataclasses.replace(predictions, logits=logits)
-    values = {name: entry(exact) for name, entry in METRICS.items()}
+    predictions = exact(predictions)
+    values = {name: entry(predictions) for name, entry in METRICS.items()}
     return {**values, "num_examples": len(predictions)}
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
     """Counts (classes, classes), int64: row the label, column the prediction."""
-    from sklearn.metrics import confusion_matrix as count
-
-    classes = np.arange(predictions.num_classes)
-    return np.asarray(count(predictions.labels, predictions.predicted, labels=classes))
+    classes = predictions.num_classes
+    cells = predictions.labels.astype(np.int64) * classes + predictions.predicted
+    return np.asarray(np.bincount(cells, minlength=classes**2).reshape(classes, classes))
 
 
 def mean_std(values: Sequence[float]) -> dict[str, Any]:
@@ -97,122 +150,139 @@ def mean_std(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(numbers)), "std": std, "values": numbers}
 
 
-def over_labels(score: Callable[[np.ndarray, np.ndarray], float]) -> Score:
+def over_labels(score: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Counted:
     """The mean over labels, of those where it is defined, of a score of one label.
 
     Args:
-      score: From logits (m,) of the images whose label is known and whether it is positive,
-        bool (m,), to a number; NaN where it is undefined.
+      score: From logits (m,) of the images whose label is known, whether it is positive, bool
+        (m,), and counts (resamples, m) to numbers (resamples,); NaN where it is undefined.
     """
 
-    def mean(predictions: Predictions) -> float:
-        columns = zip(predictions.logits.T, predictions.labels.T, strict=True)
+    def mean(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
         scores = []
-        for logits, labels in columns:
+        for logits, labels in zip(predictions.logits.T, predictions.labels.T, strict=True):
             has_label = ~np.isnan(labels)
-            scores.append(score(logits[has_label], labels[has_label] == 1))
+            scores.append(score(logits[has_label], labels[has_label] == 1, counts[:, has_label]))
         return _mean(scores)
 
-    return mean
+    return Counted(mean)
 
 
-def _multilabel_loss(predictions: Predictions) -> float:
+@Counted
+def _multilabel_loss(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
     logits, labels = predictions.logits, predictions.labels.astype(np.float64)
     has_label = ~np.isnan(labels)
     targets = np.where(has_label, labels, 0.0)
     positive = targets * predictions.weights * log_expit(logits)
-    losses = -(positive + (1.0 - targets) * log_expit(-logits))
-    return _mean(losses[has_label])
+    losses = -(positive + (1.0 - targets) * log_expit(-logits)) * has_label
+    return _ratio(counts @ losses.sum(axis=1), counts @ has_label.sum(axis=1))
 
 
 @metric(multilabel=_multilabel_loss, higher_is_better=False, compared=False)
-def loss(predictions: Predictions) -> float:
+@Counted
+def loss(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
     """Mean cross-entropy; of several labels mean binary cross-entropy over the known labels."""
     labels = predictions.labels.astype(np.int64)
     logs = log_softmax(predictions.logits, axis=1)
     losses = -np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
     weights = predictions.weights[labels]
-    return float(np.sum(weights * losses) / np.sum(weights))
+    return _ratio(counts @ (weights * losses), counts @ weights)
 
 
-def _accuracy(logits: np.ndarray, positive: np.ndarray) -> float:
-    return float(np.mean((logits > 0) == positive)) if len(positive) else math.nan
+def _accuracy(logits: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return _ratio(counts @ ((logits > 0) == positive), counts.sum(axis=1))
 
 
 @metric(multilabel=over_labels(_accuracy))
-def accuracy(predictions: Predictions) -> float:
+@Counted
+def accuracy(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
     """Share of right predictions; of several labels the mean of each label's."""
-    return float(np.mean(predictions.predicted == predictions.labels))
+    right = predictions.predicted == predictions.labels
+    return _ratio(counts @ right, counts.sum(axis=1))
 
 
-def _f1(logits: np.ndarray, positive: np.ndarray) -> float:
+def _f1(logits: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
     predicted = logits > 0
-    counted = np.sum(predicted) + np.sum(positive)
-    return float(2 * np.sum(predicted & positive) / counted) if counted else math.nan
+    return _ratio(2 * (counts @ (predicted & positive)), counts @ predicted + counts @ positive)
 
 
 @metric(title="macro F1", multilabel=over_labels(_f1))
-def macro_f1(predictions: Predictions) -> float:
+@Counted
+def macro_f1(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
     """Mean F1 over the classes that occur among labels or predictions, scikit-learn's default.
 
     A class that is only predicted, or never hit, counts as 0. Of several labels it is the mean
     over those that are positive or predicted positive somewhere.
     """
-    from sklearn.metrics import f1_score
-
-    labels, predicted = predictions.labels, predictions.predicted
-    return float(f1_score(labels, predicted, average="macro", zero_division=0))
+    hits, labelled, predicted = _tallies(predictions, counts)
+    return _mean(_ratio(2 * hits, labelled + predicted).T)
 
 
-def _balanced_accuracy(logits: np.ndarray, positive: np.ndarray) -> float:
-    predicted = logits > 0
-    if not _both(positive):
-        return math.nan
-    return _mean([float(np.mean(predicted[positive])), float(np.mean(~predicted[~positive]))])
+def _balanced_accuracy(logits: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    predicted, negative = logits > 0, ~positive
+    of_positives = _ratio(counts @ (predicted & positive), counts @ positive)
+    of_negatives = _ratio(counts @ (~predicted & negative), counts @ negative)
+    return np.asarray((of_positives + of_negatives) / 2)
 
 
 @metric(title="balanced accuracy", multilabel=over_labels(_balanced_accuracy))
-def balanced_accuracy(predictions: Predictions) -> float:
+@Counted
+def balanced_accuracy(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
     """Mean recall over the classes that occur among the labels.
 
     Of several labels it is the mean over those that have positives and negatives.
     """
-    from sklearn.metrics import recall_score
-
-    labels, predicted = predictions.labels, predictions.predicted
-    occurring = np.unique(labels)
-    return float(
-        recall_score(labels, predicted, labels=occurring, average="macro", zero_division=0)
-    )
+    hits, labelled, _ = _tallies(predictions, counts)
+    return _mean(_ratio(hits, labelled).T)
 
 
-def _auc(logits: np.ndarray, positive: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(positive, logits)) if _both(positive) else math.nan
+def _auc(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The share of pairs of a positive and a negative that are in order; a tie counts a half."""
+    order = np.argsort(scores, kind="stable")
+    first = np.flatnonzero(np.diff(scores[order], prepend=-math.inf))  # of those of equal score
+    if not len(first):
+        return np.full(len(counts), math.nan)
+    ordered, is_positive = counts[:, order], positive[order]
+    positives = np.add.reduceat(ordered * is_positive, first, axis=1)
+    negatives = np.add.reduceat(ordered * ~is_positive, first, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    return _ratio(np.sum(positives * below, axis=1), pairs)
 
 
 @metric(title="macro AUC", multilabel=over_labels(_auc))
-def macro_auc(predictions: Predictions) -> float:
+@Counted
+def macro_auc(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
     """Mean area under the ROC curve, each class against the rest.
 
     Over the classes, or labels, that have positives and negatives; for two classes that of class 1.
     """
     labels, logits = predictions.labels, predictions.logits
     scored = [1] if predictions.num_classes == 2 else range(predictions.num_classes)
-    return _mean([_auc(_log_odds(logits, c), labels == c) for c in scored])
+    return _mean([_auc(_log_odds(logits, c), labels == c, counts) for c in scored])
 
 
 @metric(title="quadratic weighted kappa", ordinal=True)
-def kappa(predictions: Predictions) -> float:
-    """Cohen's, with quadratic weights and the classes in order, in [-1, 1]."""
-    from sklearn.metrics import cohen_kappa_score
+@Counted
+def kappa(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+    """Cohen's, with quadratic weights and the classes in order, in [-1, 1].
 
-    labels, predicted = predictions.labels, predictions.predicted
-    if len(np.union1d(labels, predicted)) == 1:  # Agreement by chance is then certain.
-        return math.nan
+    Undefined where all labels and predictions are of one class: agreement by chance is then
+    certain.
+    """
+    observed = counts @ ((predictions.labels - predictions.predicted) ** 2)
     classes = np.arange(predictions.num_classes)
-    return float(cohen_kappa_score(labels, predicted, labels=classes, weights="quadratic"))
+    _, labelled, predicted = _tallies(predictions, counts)
+    distances = np.subtract.outer(classes, classes) ** 2
+    by_chance = np.sum((labelled @ distances) * predicted, axis=1) / counts.sum(axis=1)
+    return 1.0 - _ratio(observed, by_chance)
+
+
+def _tallies(predictions: Predictions, counts: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of each class (resamples, classes): right predictions, labels, and predictions."""
+    classes = np.eye(predictions.num_classes)
+    labels, predicted = classes[predictions.labels], classes[predictions.predicted]
+    return counts @ (labels * predicted), counts @ labels, counts @ predicted
 
 
 def _log_odds(logits: np.ndarray, label: int) -> np.ndarray:
@@ -221,11 +291,13 @@ def _log_odds(logits: np.ndarray, label: int) -> np.ndarray:
     return np.asarray(logits[:, label] - others)
 
 
-def _both(positive: np.ndarray) -> bool:
-    return bool(np.any(positive) and not np.all(positive))
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing."""
+    return np.asarray(part / whole)
 
 
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    """Of those that are defined; NaN if none is."""
-    defined = [value for value in values if not math.isnan(value)]
-    return float(np.mean(defined)) if defined else math.nan
+def _mean(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Of (parts, resamples), over the parts that are defined; NaN where none is."""
+    parts = np.asarray(values)
+    defined = ~np.isnan(parts)
+    return _ratio(np.sum(parts, axis=0, where=defined), np.sum(defined, axis=0))

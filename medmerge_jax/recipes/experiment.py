@@ -16,7 +16,7 @@ from medmerge_jax.config import Stage as StageConfig
 from medmerge_jax.data import Batches, DataSet, ImageHashes, make_batches
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predict import predict
-from medmerge_jax.evaluation.predictions import Predictions
+from medmerge_jax.evaluation.predictions import Predictions, predictions_of
 from medmerge_jax.images import Pixels
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging import effective_coefficients, recalibrate
@@ -26,6 +26,7 @@ from medmerge_jax.models.network import Network
 from medmerge_jax.models.norm import batch_statistics
 from medmerge_jax.models.preprocessing import Rendering
 from medmerge_jax.recipes.inputs import Parent
+from medmerge_jax.recipes.sets import EvaluationSet
 from medmerge_jax.runtime import mesh as mesh_lib
 from medmerge_jax.runtime import processes
 from medmerge_jax.storage import atomic
@@ -50,6 +51,7 @@ class Prepared:
     hashes: ImageHashes  # of the images, and of those that the parents were trained on
     audit: dict[str, Any]  # see `data.audit`
     rendering: Rendering  # how the images' numbers became 8 bits
+    further: dict[str, EvaluationSet]  # what the model is evaluated on besides, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,20 +251,18 @@ class Experiment:
 
     def predictions(self, variables: Tree, split: str) -> Predictions:
         """Of a model, in evaluation mode."""
-        dataset = self.inputs.dataset
-        return Predictions(
-            predict(self.network, variables, self.inputs.batches[split]),
-            dataset.splits[split].labels,
-            dataset.multilabel,
-            dataset.splits[split].ids,
-            dataset.classes,
-            dataset.ordered,
-        )
+        logits = predict(self.network, variables, self.inputs.batches[split])
+        return predictions_of(logits, self.inputs.dataset, split)
 
     @property
     def network(self) -> Network:
         """The architecture, with a head for the classes."""
         return self._network()
+
+    def predictions_on(self, further: str, variables: Tree) -> Predictions:
+        """On one of the further data sets, of the classes that it shares with the model."""
+        one = self.inputs.further[further]
+        return one.predictions(self._network(), variables, self.config)
 
     def _train(
         self,

@@ -32,7 +32,7 @@ from medmerge_jax.images.cache import UnreadableError, unreadable_text
 from medmerge_jax.merging import zeros_parent
 from medmerge_jax.merging.trees import without_head
 from medmerge_jax.models import create_model, get_spec, list_models
-from medmerge_jax.models.preprocessing import DEEPEST, Rendering
+from medmerge_jax.models.preprocessing import DEEPEST, Preprocessing, Rendering
 from medmerge_jax.runtime.progress import Bar, say
 from medmerge_jax.storage import atomic
 from medmerge_jax.training.parameterization import Tree
@@ -173,14 +173,28 @@ def decode(config: Config, dataset: DataSet) -> tuple[DataSet, dict[str, Pixels]
     Raises:
       UserError: Images cannot be read; it names those of all splits.
     """
-    data = config.data
-    rendering, inferred = _rendering(data, dataset)
+    rendering, inferred = rendering_of(config.data, dataset)
+    for note in inferred:
+        say(f"data {config.data.name}: {note}")
+    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *inferred))
+    look = Preprocessing(config.image_size, config.data.resize, rendering=rendering)
+    before = dataset
+    dataset, pixels = decode_as(config.data, dataset, look)
+    if dataset is not before:
+        dataset.check()
+    return dataset, pixels, rendering
+
+
+def decode_as(
+    data: Data, dataset: DataSet, look: Preprocessing
+) -> tuple[DataSet, dict[str, Pixels]]:
+    """The images of the splits that there are, prepared in this way; see `decode`."""
     total, skipped = sum(map(len, dataset.splits.values())), list[str]()
     while True:  # Files that are not there are found first, then those that cannot be decoded.
         pixels, unreadable = {}, dict[str, dict[int, str]]()
-        for name in SPLITS:
+        for name in dataset.splits:
             try:
-                pixels[name] = _decode_split(config, dataset, name, rendering)
+                pixels[name] = _decode_split(dataset, name, look)
             except UnreadableError as error:
                 unreadable[name] = error.problems
         if not unreadable:
@@ -189,36 +203,34 @@ def decode(config: Config, dataset: DataSet) -> tuple[DataSet, dict[str, Pixels]
         skipped += problems
         _check_unreadable(data, problems if data.unreadable == "error" else skipped, total)
         rows = {
-            name: np.isin(np.arange(len(dataset.splits[name])), list(unreadable.get(name, ())))
-            for name in SPLITS
+            name: np.isin(np.arange(len(split)), list(unreadable.get(name, ())))
+            for name, split in dataset.splits.items()
         }
         dataset = without(dataset, rows)
-        dataset.check()
-    if skipped:
-        inferred.append(
-            f"{len(skipped)} of {total} images cannot be read and are left out (data.unreadable = "
-            f"'skip'){EXAMPLES}{'; '.join(skipped)}"
-        )
-    for note in inferred:
-        say(f"data {data.name}: {note}")
-    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *inferred))
-    return dataset, pixels, rendering
+    if not skipped:
+        return dataset, pixels
+    note = (
+        f"{len(skipped)} of {total} images cannot be read and are left out (data.unreadable = "
+        f"'skip'){EXAMPLES}{'; '.join(skipped)}"
+    )
+    say(f"data {data.name}: {note}")
+    return dataclasses.replace(dataset, notes=(*dataset.notes, note)), pixels
 
 
-def _decode_split(config: Config, dataset: DataSet, name: str, rendering: Rendering) -> Pixels:
+def _decode_split(dataset: DataSet, name: str, look: Preprocessing) -> Pixels:
     split = dataset.splits[name]
     with Bar(f"decoding {dataset.name} {name}", len(split), "images") as bar:
         return cached_pixels(
             split,
-            config.image_size,
-            config.data.resize,
+            look.size,
+            look.resize,
             atomic.cache_folder("images"),
             progress=bar.to,
-            rendering=rendering,
+            rendering=look.rendering,
         )
 
 
-def _rendering(data: Data, dataset: DataSet) -> tuple[Rendering, list[str]]:
+def rendering_of(data: Data, dataset: DataSet) -> tuple[Rendering, list[str]]:
     """How the numbers in the files become 8 bits, and what is to be said of it."""
     window = (data.window[0], data.window[1]) if data.window else None
     rendering = Rendering(data.intensity or DEEPEST, window, data.background)

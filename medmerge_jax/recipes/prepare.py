@@ -11,12 +11,15 @@ import numpy as np
 
 from medmerge_jax.config import Config
 from medmerge_jax.data import Batches, DataSet, ImageHashes, load_hashes, make_batches
+from medmerge_jax.data.audit import with_evaluated
 from medmerge_jax.data.hashing import HASHES_FILE, find_hashes
+from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.models import get_spec
-from medmerge_jax.recipes import inputs
+from medmerge_jax.models.preprocessing import Preprocessing, Rendering
+from medmerge_jax.recipes import inputs, sets
 from medmerge_jax.recipes.experiment import Inputs, Prepared
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.recipes.recipes import RECIPES, needed_parents
@@ -38,6 +41,7 @@ def check_paths(config: Config, names: list[str]) -> None:
         for prefix, (part, parents) in parts.items()
         for line in (
             *inputs.missing_data(part.data),
+            *sets.missing_sets(part),
             *inputs.missing_parents(part, parents, list(config.sources)),
         )
     ]
@@ -87,10 +91,31 @@ def prepare(
             trained_on[name] = load_hashes(file)[0] if file.exists() else None
     dataset, pixels, hashes, audit = inputs.audit_data(config, dataset, pixels, trained_on)
     _check_metric(config, dataset)  # here, because images may have been left out
+    further = _further_sets(config, folder, dataset, rendering, hashes, trained_on)
+    audit = with_evaluated(audit, {name: one.audit for name, one in further.items()})
     checksums = {name: of_split.sha256 for name, of_split in pixels.items()}
     hashed = json.dumps([dataset.fingerprint(), checksums], sort_keys=True)
     fingerprint = hashlib.sha256(hashed.encode()).hexdigest()
-    return Prepared(config, folder, dataset, pixels, fingerprint, parents, hashes, audit, rendering)
+    return Prepared(
+        config, folder, dataset, pixels, fingerprint, parents, hashes, audit, rendering, further
+    )
+
+
+def _further_sets(
+    config: Config,
+    folder: Path,
+    dataset: DataSet,
+    rendering: Rendering,
+    hashes: ImageHashes,
+    trained_on: dict[str, ImageHashes | None],
+) -> dict[str, sets.EvaluationSet]:
+    """What is evaluated besides; says which of its images the run or a parent is trained on."""
+    look = Preprocessing(config.image_size, config.data.resize, rendering=rendering)
+    known = {
+        "this run": hashes.of(*SPLITS),  # without what its parents bring
+        **{f"parent {name}": of_parent for name, of_parent in trained_on.items()},
+    }
+    return sets.prepare_sets(config, folder, dataset, look, known)
 
 
 def _check_order(config: Config, dataset: DataSet) -> None:

@@ -15,6 +15,7 @@ from medmerge_jax.recipes.experiment import Experiment, Inputs, Prepared, Traine
 from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.versions import package_versions
+from medmerge_jax.storage import atomic
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.parameterization import Tree
 
@@ -76,6 +77,7 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
         "seed": config.seed,
         "architecture": config.architecture,
         **_evaluate(experiment, trained),
+        **_evaluate_further(experiment, trained),
         **trained.facts,
         "stages": list(trained.stages),
         "data": {
@@ -83,6 +85,7 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
             "fingerprint": inputs.fingerprint,
             "classes": list(inputs.dataset.classes),
             "counts": inputs.dataset.counts(),
+            "evaluate_on": {name: one.described() for name, one in inputs.further.items()},
         },
         "parents": shared_parents(inputs),
         "versions": package_versions(),
@@ -127,6 +130,19 @@ def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
         path = directory.figures / "confusion_matrix.png"
         analysis.confusion_matrix_figure(confusion_matrix(predictions), dataset.classes, path)
     return metrics
+
+
+def _evaluate_further(experiment: Experiment, trained: Trained) -> dict[str, Any]:
+    """Metrics on the further data sets, if there are any; writes predictions-NAME.npz of each."""
+    metrics = {}
+    for name in experiment.inputs.further:
+        predictions = experiment.predictions_on(name, trained.variables)
+        metrics[name] = classification_metrics(predictions)
+        if processes.is_first():
+            file = experiment.directory.path / f"predictions-{name}.npz"
+            atomic.remove_leftovers(file.parent, [file.name])  # of a process killed in between
+            predictions.save(file)
+    return {"evaluate_on": metrics} if metrics else {}
 
 
 def shared_parents(inputs: Inputs) -> dict[str, Any]:

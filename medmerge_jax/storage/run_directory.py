@@ -8,7 +8,8 @@ metrics.jsonl           one line per epoch and stage; TensorBoard events in even
 kept/<stage>-<epoch>/   models of the epochs that a stage was to keep, each a parent like a run
 merged.npz              what the recipe merge_ft has merged, until the run is finished
 seconds.json            how long its processes have been at work, until the run is finished
-coefficients.npz, model/, predictions.npz, results.json, report.html, figures/
+predictions.npz         of the test split; predictions-<name>.npz of each of config.evaluate_on
+coefficients.npz, model/, results.json, report.html, figures/
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Collection, Iterator
 
 from medmerge_jax.config import (
@@ -16,8 +17,10 @@ from medmerge_jax.config import (
 )
 from medmerge_jax.data.batches import LOADERS
 from medmerge_jax.data.official import layout
+from medmerge_jax.data.splits import EVALUATED, SPLITS
 from medmerge_jax.data.synthetic import KINDS as DRAWINGS
 from medmerge_jax.errors import UserError, nearest
+from medmerge_jax.evaluation.evaluate import UNMAPPED
 from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.images.decode import RESIZES
@@ -37,6 +40,7 @@ CHOICES: dict[str, Callable[[], Collection[str]]] = {
     "constraint": lambda: CONSTRAINTS,
     "drawing": lambda: DRAWINGS,
     "granularity": lambda: GRANULARITIES,
+    "images to evaluate on": lambda: EVALUATED,
     "kind of data": lambda: DATA_KINDS,
     "loader": lambda: LOADERS,
     "merger": lambda: MERGERS,
@@ -46,6 +50,7 @@ CHOICES: dict[str, Callable[[], Collection[str]]] = {
     "resize": lambda: RESIZES,
     "run recipe": lambda: RECIPES,
     "schedule": lambda: SCHEDULES,
+    "unmapped": lambda: UNMAPPED,
 }
 """What fields of `config` take, by the names that stand there. Functions, because a user's file may
 register more."""
@@ -113,6 +118,7 @@ def _own_mistakes(config: Config) -> Iterator[str]:
         if late := [epoch for epoch in stage.keep if epoch > stage.epochs]:
             yield f"{name}.keep = {shown(stage.keep)}: {late} come after {name}.epochs"
     yield from _data_mistakes(config.data)
+    yield from _set_mistakes(config)
     if not of_fields:  # or there are no jobs to be looked at
         lines = (line for one in _runs(config) for line in _parent_mistakes(one))
         yield from dict.fromkeys(lines)
@@ -171,6 +177,16 @@ def _data_mistakes(data: Data) -> Iterator[str]:
     for name, value in (("variant", data.variant), ("split_table", data.split_table)):
         if value:
             yield f"data.{name} = {value!r}: is only for data.kind = 'official'"
+
+
+def _set_mistakes(config: Config) -> Iterator[str]:
+    """Of the further data sets."""
+    for name, one in config.evaluate_on.items():
+        if not re.fullmatch(r"[\w-]+", name) or name in SPLITS:
+            yield f"evaluate_on.{name}: letters, digits, _ and - are wanted, and no split's name"
+        lines = [line for field in fields(one) for line in _field_mistakes(field)]
+        lines += _data_mistakes(one.data)
+        yield from (f"evaluate_on.{name}.{line}" for line in lines)
 
 
 def _parent_mistakes(config: Config) -> Iterator[str]:

@@ -75,7 +75,7 @@ class Pool:
 def _images(one: Prepared | Job) -> object:
     """What decides over the images of a job, decoded and split."""
     config = one.config
-    return config.data, config.image_size, config.select
+    return repr((config.data, config.image_size, config.select, config.evaluate_on))
 
 
 class Worker:

@@ -3,7 +3,7 @@
 import pytest
 
 from medmerge_jax.commands import fields as command
-from medmerge_jax.config import Config, default_config, fields
+from medmerge_jax.config import Config, EvaluateOn, default_config, fields
 from medmerge_jax.errors import UserError
 from medmerge_jax.studies.checks import CHOICES, choices_of
 
@@ -25,7 +25,9 @@ def test_every_field_has_its_lines(capsys):
     lines = printed(capsys)
     assert max(map(len, lines)) <= 100
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
-    plain = [name for name in names if not name.startswith("merge_ft.options.")]
+    of_sets = [name for name in names if name.startswith("evaluate_on.")]
+    assert of_sets == [f"evaluate_on.NAME.{one}" for one in ("split", "classes", "unmapped")]
+    plain = [n for n in names if not n.startswith("merge_ft.options.") and n not in of_sets]
     assert sorted([*plain, "merge_ft.options"]) == sorted(paths(default_config()))
     assert "merge_ft.options.alpha" in names
     assert "merge_ft.options.multilabel" not in names
@@ -57,7 +59,7 @@ def test_no_such_group():
 
 
 def test_every_field_is_documented_and_its_default_can_be_used():
-    for field in fields(Config()):
+    for field in (*fields(Config()), *fields(EvaluateOn())):
         assert 0 < len(field.doc) < 90
         if isinstance(field.choices, str) and field.choices:
             assert field.choices in CHOICES

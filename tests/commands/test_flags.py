@@ -3,7 +3,7 @@
 import pytest
 from absl import flags
 
-from medmerge_jax.commands import run
+from medmerge_jax.commands import config_flags
 from medmerge_jax.errors import UserError
 
 
@@ -23,22 +23,23 @@ from medmerge_jax.errors import UserError
         ("compare.seeds=3", "(3,)"),
         ("data.window=-100,400.5", "(-100, 400.5)"),
         ("sources.b.data.fractions=0.5,0.25,0.25", "(0.5, 0.25, 0.25)"),
+        ("evaluate_on.b.data.classes=0,1", "('0', '1')"),
     ],
 )
 def test_a_tuple_stands_with_and_without_parentheses(given, taken):
     name, _, value = given.partition("=")
-    assert run._with_tuples([f"--config.{given}"]) == [f"--config.{name}={taken}"]
-    assert run._with_tuples([f"--config.{name}", value]) == [f"--config.{name}", taken]
+    assert config_flags.with_tuples([f"--config.{given}"]) == [f"--config.{name}={taken}"]
+    assert config_flags.with_tuples([f"--config.{name}", value]) == [f"--config.{name}", taken]
 
 
 def test_other_flags_are_left_as_they_are():
     given = ["x", "--config=a.py", "--config.batch_size=3", "--config.data.root=a, b", "--workdir="]
-    assert run._with_tuples(given) == given
+    assert config_flags.with_tuples(given) == given
 
 
 def test_a_list_that_is_none_names_its_flag():
     with pytest.raises(UserError, match=r"--config\.compare\.seeds=1 2: wanted is int"):
-        run._with_tuples(["--config.compare.seeds=1 2"])
+        config_flags.with_tuples(["--config.compare.seeds=1 2"])
 
 
 @pytest.mark.parametrize(
@@ -51,5 +52,5 @@ def test_a_list_that_is_none_names_its_flag():
 )
 def test_a_field_without_its_prefix_is_understood(name, hint):
     error = flags.UnrecognizedFlagError(name, "5")
-    assert hint in run._explain(error)
-    assert "--config" not in run._explain(flags.UnrecognizedFlagError("nonsense", "5"))
+    assert hint in config_flags.explain(error)
+    assert "--config" not in config_flags.explain(flags.UnrecognizedFlagError("nonsense", "5"))

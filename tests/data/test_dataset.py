@@ -168,3 +168,36 @@ def test_groups_are_kept_where_splits_ignore_them():
 def test_the_order_of_classes_is_known_of_numbers_or_because_it_is_said(classes, ordinal, ordered):
     assert DataSet("eyes", classes, False, {}, ordinal).ordered == ordered
     assert not DataSet("x-rays", classes, True, {}, ordinal).ordered
+
+
+def test_a_data_set_of_the_images_to_evaluate_on():
+    dataset = make_dataset(groups=(("p", "p", "q"), ("r", "s"), ("t", "t")))
+    test = dataset.only("test")
+    assert list(test.splits) == ["test"] and test.splits["test"] is dataset.splits["test"]
+    whole = dataset.only("all").splits["test"]
+    assert whole.ids == sum((dataset.splits[name].ids for name in ("train", "val", "test")), ())
+    assert [path.as_posix() for path in whole.paths] == [f"/somewhere/{one}" for one in whole.ids]
+    assert whole.labels.tolist() == [0, 1, 1, 0, 1, 1, 0]
+    assert whole.groups == tuple("ppqrstt")
+    assert dataset.only("all").fingerprint() != test.fingerprint()
+    # Images without a group would be one group if others had one.
+    assert make_dataset(groups=(("p",) * 3, None, None)).only("all").splits["test"].groups is None
+
+
+def test_a_split_to_evaluate_on_may_lack_classes_but_not_images():
+    dataset = make_dataset(train=(0,), val=(), test=(0, 0))
+    dataset.only("test").check_images()
+    assert len(dataset.only("all").splits["test"]) == 3
+    with pytest.raises(UserError, match="the split 'val' is empty"):
+        dataset.only("val")
+    with pytest.raises(UserError, match="image test/1: the label is 5"):
+        make_dataset(test=(0, 5)).only("test").check_images()
+
+
+def test_decoded_images_of_all_splits_follow_their_rows():
+    dataset = make_dataset()
+    for number, name in enumerate(("train", "val", "test")):
+        pixels = np.full((len(dataset.splits[name]), 2, 2), number, np.uint8)
+        dataset = with_split(dataset, name, pixels=pixels)
+    whole = dataset.only("all").splits["test"]
+    assert whole.pixels[:, 0, 0].tolist() == [0, 0, 0, 1, 1, 2, 2]

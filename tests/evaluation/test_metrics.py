@@ -1,12 +1,12 @@
 import math
-import subprocess
-import sys
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import scipy.special
+import sklearn.metrics
 
 from medmerge_jax.evaluation.metrics import (
     METRICS,
@@ -209,9 +209,48 @@ def test_mean_and_sample_standard_deviation():
     assert mean_std([0.5]) == {"mean": 0.5, "std": None, "values": [0.5]}
 
 
-def test_scikit_learn_is_imported_on_first_use():
-    code = "import sys, medmerge_jax.evaluation.metrics; print('sklearn' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "False"
+def scikit_learns(logits, labels):
+    """All metrics of several classes but the loss, None where scikit-learn has no value."""
+    predicted, probabilities = logits.argmax(axis=1), scipy.special.softmax(logits, axis=1)
+    classes = np.arange(logits.shape[1])
+    both = [c for c in classes if 0 < np.sum(labels == c) < len(labels)]
+    areas = [sklearn.metrics.roc_auc_score(labels == c, probabilities[:, c]) for c in both]
+    recalls = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+    return {
+        "accuracy": sklearn.metrics.accuracy_score(labels, predicted),
+        "macro_f1": sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0),
+        "balanced_accuracy": sklearn.metrics.recall_score(labels, predicted, **recalls),
+        "macro_auc": np.mean(areas) if areas else None,
+        "kappa": sklearn.metrics.cohen_kappa_score(
+            labels, predicted, labels=classes, weights="quadratic"
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_resamples_are_those_of_scikit_learn_on_repeated_images(rng):
+    logits = np.round(rng.normal(size=(30, 4)), 1)  # some scores tie
+    labels = rng.integers(0, 4, 30)
+    predictions = Predictions(logits, labels, ordinal=True)
+    counts = rng.multinomial(30, np.full(30, 1 / 30), size=8)
+    counts[0] *= labels == 2
+    values = {name: METRICS[name].resampled(predictions, counts) for name in METRICS}
+    for index, row in enumerate(counts):
+        rows = np.repeat(np.arange(30), row)
+        for name, wanted in scikit_learns(logits[rows], labels[rows]).items():
+            wanted = np.nan if wanted is None else wanted
+            assert values[name][index] == pytest.approx(wanted, nan_ok=True), name
+        alone = METRICS["loss"](predictions.take(rows))
+        assert values["loss"][index] == pytest.approx(alone)
+    assert np.isnan(values["macro_auc"]).tolist() == [True] + [False] * 7
+
+
+def test_resamples_of_several_labels_are_those_of_repeated_images(rng):
+    labels = rng.choice([0, 1, np.nan], (20, 3), p=[0.5, 0.3, 0.2])
+    predictions = Predictions(rng.normal(size=(20, 3)), labels, multilabel=True)
+    counts = rng.multinomial(20, np.full(20, 1 / 20), size=4)
+    for name in METRICS:
+        repeated = [METRICS[name](predictions.take(np.repeat(np.arange(20), r))) for r in counts]
+        wanted = [np.nan if one is None else one for one in repeated]
+        found = METRICS[name].resampled(predictions, counts)
+        assert found == pytest.approx(np.array(wanted), nan_ok=True), name

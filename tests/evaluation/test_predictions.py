@@ -1,9 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from medmerge_jax.analysis import comparison_table, results_text
+from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, classification_metrics, metric
-from medmerge_jax.evaluation.predictions import Predictions
+from medmerge_jax.evaluation.predictions import Predictions, number_groups
 from medmerge_jax.recipes import checks
 from medmerge_jax.storage.npz import read_npz
 
@@ -14,7 +17,16 @@ LABELS = np.array([0, 2, 2], np.int32)
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_they_are_read_as_they_were_written(tmp_path, multilabel):
     labels = np.array([[1, 0, np.nan]] * 3, np.float32) if multilabel else LABELS
-    written = Predictions(LOGITS, labels, multilabel, ("x", "y", "eye"), ("a", "b", "c"))
+    groups = None if multilabel else number_groups(["ann", "bob", "ann"])
+    written = Predictions(
+        LOGITS,
+        labels,
+        multilabel,
+        ("x", "y", "eye"),
+        ("a", "b", "c"),
+        not multilabel,
+        groups=groups,
+    )
     written.save(tmp_path / "predictions.npz")
     arrays = read_npz(tmp_path / "predictions.npz")
     assert (tuple(arrays["ids"]), tuple(arrays["classes"])) == (written.ids, written.classes)
@@ -22,6 +34,18 @@ def test_they_are_read_as_they_were_written(tmp_path, multilabel):
         array = getattr(written, name)
         np.testing.assert_array_equal(arrays[name], array)
         assert arrays[name].dtype == array.dtype
+    found = Predictions.load(tmp_path / "predictions.npz")
+    for field in dataclasses.fields(Predictions):
+        np.testing.assert_equal(getattr(found, field.name), getattr(written, field.name))
+
+
+def test_a_file_of_another_kind_is_no_predictions(tmp_path):
+    np.savez(tmp_path / "x.npz", logits=LOGITS)
+    with pytest.raises(UserError, match=r"x\.npz: holds no predictions of this program .'labels'"):
+        Predictions.load(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", logits=LOGITS, labels=LABELS, ids=["a"] * 2, classes=["a"])
+    with pytest.raises(UserError, match="2 ids of 3 images"):
+        Predictions.load(tmp_path / "x.npz")
 
 
 def test_kappa_is_only_of_classes_in_order():
