@@ -19,6 +19,7 @@ from medmerge_jax.storage import atomic
 COMMANDS = {
     "run": "run, or resume, an experiment: --config FILE --workdir FOLDER",
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
+    "surface": "loss between models, measured and drawn: A B [C] --config FILE --out FOLDER",
     "fields": "print what a config may say: fields [PREFIX]",
 }
 _TRAIN = (

@@ -18,15 +18,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from medmerge_jax.merging import (
+    floor_variances,
     init_coefficients,
     merge_kernels,
     merge_variables,
     weighted_average,
 )
-from medmerge_jax.merging.trees import check_choice, flatten, unflatten, without_head
+from medmerge_jax.merging.trees import check_choice, flatten, without_head
 from medmerge_jax.models.registry import leaf_role
 
 Tree = dict[str, Any]
@@ -127,7 +126,7 @@ def merge_linear_probe(
     )
     merged = merge_variables(backbones, coefficients, constraint=constraint, is_kernel=is_kernel)
     if len(init) > 0:  # for all but the kernels, which only the assembly makes
-        merged = _with_variances(weighted_average(backbones, init), backbones)
+        merged = floor_variances(weighted_average(backbones, init), backbones)
     params = flatten({**merged["params"], "head": head})
     rest = {path: leaf for path, leaf in params.items() if not is_kernel(path, leaf)}
     trainable, frozen = _partition(rest, role, train_batch_norm)
@@ -171,19 +170,6 @@ class Blend:
             is_kernel=lambda path, leaf: True,
         )
         return {**kernels, **put_together(trainable, frozen)}
-
-
-def _with_variances(merged: Tree, backbones: Sequence[Tree]) -> Tree:
-    """Running variances not below the smallest of the parents', as negative weights may make them.
-
-    What is between the parents' stays as it is, to the bit.
-    """
-    stats = flatten(merged.get("batch_stats", {}))
-    parents = [flatten(backbone.get("batch_stats", {})) for backbone in backbones]
-    for path in stats:
-        if path.endswith("/var"):
-            stats[path] = np.maximum(stats[path], np.min([one[path] for one in parents], axis=0))
-    return {**merged, "batch_stats": unflatten(stats)}
 
 
 def _probe(trainable: Flat, frozen: Flat, stats: Tree, train_batch_norm: bool) -> Parameterization:
