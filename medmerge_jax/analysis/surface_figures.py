@@ -65,7 +65,8 @@ def plane_figure(found: Plane, names: Sequence[str], path: Path) -> None:
     """
     columns = min(2, len(found.values))
     rows = -(-len(found.values) // columns)
-    figure, *panels = new_figure(5.4 * columns, 4.4 * rows, len(found.values), columns)
+    height = 0.8 + 4.0 * float(np.ptp(found.y) / np.ptp(found.x))  # lengths are equal both ways
+    figure, *panels = new_figure(5.4 * columns, height * rows, len(found.values), columns)
     for axes, (name, values) in zip(panels, found.values.items(), strict=True):
         _draw_map(axes, found, name, values)
         _mark_models(axes, found, names, found.at_models[name])
