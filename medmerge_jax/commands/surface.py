@@ -77,7 +77,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     usual = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m medmerge_jax surface",
-        usage="%(prog)s A B [C] --config FILE [--config.FIELD=X ...] --out FOLDER [options]",
+        usage="%(prog)s A B [C] --config FILE --out FOLDER [options]",
         description=__doc__ and __doc__.splitlines()[2],
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
