@@ -49,7 +49,7 @@ def test_the_configs_that_come_with_the_project(path):
         ),
         ({"select.metric": "macrof1"}, ["select.metric = 'macrof1'", "did you mean 'macro_f1'"]),
         ({"compare.seeds": (0, [1])}, ["compare.seeds has [1]: wanted is int, not list"]),
-        ({"compare.seeds": (0, -1)}, ["compare.seeds = (0, -1)"]),
+        ({"compare.seeds": (0, -1)}, ["compare.seeds has -1"]),
         ({"compare.recipes": ("ft", 1)}, ["compare.recipes has 1: wanted is str"]),
         ({"data.fractions": (0.8, "0.1", 0.1)}, ["data.fractions has '0.1': wanted is float"]),
         ({"data.classes": (0, 1)}, ["data.classes has 0", "data.classes has 1"]),
@@ -58,6 +58,19 @@ def test_the_configs_that_come_with_the_project(path):
         ({"weight_decay": float("inf")}, ["weight_decay = inf"]),
         ({"seed": 2**40}, ["seed = 1099511627776"]),
         ({"ft.keep": (0, 60)}, ["ft.keep has 0: 1 to ", "ft.keep = (0, 60): [60] come after"]),
+        ({"merge.decay_to": "one"}, ["merge.decay_to = 'one'", "one of zero, init, none"]),
+        ({"merge.learning_rate": -1.0}, ["merge.learning_rate = -1.0"]),
+        ({"merge.init": (1.0,)}, ["merge.init = (1.0,), of the parents b, c: 1 weights for 2"]),
+        ({"merge.init": (0.5, 0.6)}, ["merge.init", "sum to 1.1; a sum of 1 is wanted"]),
+        ({"merge.init": (1.0, float("nan"))}, ["merge.init", "sum to nan"]),
+        (
+            {"merge.init": (1.0, 0.0), "merge.constraint": "sigmoid"},
+            ["merge.init", "only in the limit", "constraint 'none' or 'clip'"],
+        ),
+        (
+            {"merge.init": (1.5, -0.5), "merge.constraint": "clip"},
+            ["merge.init", "every weight from 0 to 1", "the constraint 'none'"],
+        ),
         ({"batch_size": 10**5000}, ["batch_size = an enormous number"]),
     ],
 )

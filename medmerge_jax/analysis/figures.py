@@ -59,7 +59,7 @@ def coefficient_heatmap(
       ValueError: There are no coefficients, or their shape is not that of n parents.
     """
     rows, paths, means = heatmap(coefficients, num_parents, parent_names)
-    figure, axes = _figure(max(6.0, 2.5 + 0.14 * len(paths)), 2.0 + 0.35 * len(rows))
+    figure, axes = new_figure(max(6.0, 2.5 + 0.14 * len(paths)), 2.0 + 0.35 * len(rows))
     centre = 1 / num_parents
     reach = max(float(np.nanmax(np.abs(means - centre))), 1e-3)
     ends = {"vmin": centre - reach, "vmax": centre + reach}
@@ -78,7 +78,7 @@ def coefficient_heatmap(
         label = "mean weight"
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label(label, fontsize=8, parse_math=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def heatmap(
@@ -131,14 +131,14 @@ def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         "coefficients": [name for name in ("coefficient_mean",) if name in names],
     }
     panels = {title: series for title, series in panels.items() if series}
-    figure, *all_axes = _figure(8.0, 0.6 + 2.1 * max(1, len(panels)), len(panels))
+    figure, *all_axes = new_figure(8.0, 0.6 + 2.1 * max(1, len(panels)), len(panels))
     for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
         axes.set_ylabel(title)
         _draw_series(axes, ordered, series, title)
         _mark_stages(axes, ordered, stages if axes is all_axes[0] else None)
     if panels:
         axes.set_xlabel("epoch, counted over stages")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
@@ -150,7 +150,7 @@ def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Pa
       path: The PNG file.
     """
     side = min(14.0, 3.0 + 0.5 * len(classes)) + 0.06 * max(map(len, classes))
-    figure, axes = _figure(side + 1.0, side)
+    figure, axes = new_figure(side + 1.0, side)
     share = matrix / np.maximum(np.sum(matrix, axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", parse_math=False)
@@ -162,7 +162,7 @@ def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Pa
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
     figure.colorbar(image, ax=axes, label="share of label", fraction=0.046)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _parent_means(path: str, value: np.ndarray, num_parents: int) -> np.ndarray:
@@ -237,17 +237,19 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     return np.array([record.get(name) for record in records], np.float64)
 
 
-def _figure(width: float, height: float, panels: int = 1) -> list[Any]:
-    """A figure, sizes in inches, and its axes below each other.
+def new_figure(width: float, height: float, panels: int = 1, columns: int = 1) -> list[Any]:
+    """A figure, sizes in inches, and its axes: below each other, or row by row in columns.
 
     matplotlib takes a second to import, so it waits until here.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    return [figure, *(figure.add_subplot(panels, 1, row + 1) for row in range(panels))]
+    rows = -(-panels // columns)
+    return [figure, *(figure.add_subplot(rows, columns, one + 1) for one in range(panels))]
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Writes a PNG file; atomic."""
     # "tight", because the constrained layout cuts off titles beside long names of classes.
     write_atomically(path, lambda file: figure.savefig(file, format="png", bbox_inches="tight"))

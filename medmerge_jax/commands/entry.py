@@ -20,6 +20,7 @@ COMMANDS = {
     "run": "run, or resume, an experiment: --config FILE --workdir FOLDER",
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
     "evaluate": "models on any data set: evaluate MODEL ... --config FILE",
+    "surface": "loss between models, measured and drawn: A B [C] --config FILE --out FOLDER",
     "work": "help with a study that was begun elsewhere: work WORKDIR",
     "status": "print what has become of each job of a study: status WORKDIR",
     "fields": "print what a config may say: fields [PREFIX]",

@@ -16,9 +16,9 @@ from medmerge_jax.commands.config_flags import take_config
 from medmerge_jax.data.splits import EVALUATED
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.evaluate import UNMAPPED
-from medmerge_jax.recipes.checks import check_config
 from medmerge_jax.recipes.evaluation import evaluate_models
 from medmerge_jax.storage import atomic
+from medmerge_jax.studies.checks import check_config
 
 _EPILOG = """\
 The classes of models and data are matched by name; of a model that says no names, by number.

@@ -11,6 +11,7 @@ from medmerge_jax.merging.alignment import random_permutations as random_permuta
 from medmerge_jax.merging.alignment import weight_matching as weight_matching
 from medmerge_jax.merging.averages import diagonal_fisher as diagonal_fisher
 from medmerge_jax.merging.averages import fisher_average as fisher_average
+from medmerge_jax.merging.averages import floor_variances as floor_variances
 from medmerge_jax.merging.averages import slerp as slerp
 from medmerge_jax.merging.averages import task_arithmetic as task_arithmetic
 from medmerge_jax.merging.averages import uniform_average as uniform_average

@@ -132,10 +132,24 @@ def task_arithmetic(ancestor: Tree, parents: Sequence[Tree], scale: Any) -> dict
         module, total = array_module([start, *leaves, *scales]), start
         for leaf, factor in zip(leaves, scales, strict=True):
             total = total + module.asarray(factor, start.dtype) * (leaf - start)
-        if path.startswith(STATISTICS) and path.endswith("/var"):
-            total = module.maximum(total, functools.reduce(module.minimum, leaves, start))
         merged[path] = as_jax(total.astype(dtype))
-    return nest_like(merged, ancestor)
+    return floor_variances(nest_like(merged, ancestor), [*parents, ancestor])
+
+
+def floor_variances(merged: Tree, parents: Sequence[Tree]) -> dict[Any, Any]:
+    """The tree, its running variances not below the smallest of the parents'.
+
+    Sums with negative weights may make them negative. What is between the parents' stays as it is,
+    to the bit, and so is everything else.
+    """
+    flat, flats = flatten(merged), [flatten(parent) for parent in parents]
+    for path, leaf in flat.items():
+        if path.startswith(STATISTICS) and path.endswith("/var"):
+            leaves = [of_parent[path] for of_parent in flats]
+            module = array_module([leaf, *leaves])
+            least = functools.reduce(module.minimum, leaves)
+            flat[path] = as_jax(module.maximum(leaf, least).astype(leaf.dtype))
+    return nest_like(flat, merged)
 
 
 def diagonal_fisher(

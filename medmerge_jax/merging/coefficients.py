@@ -1,6 +1,7 @@
 """The coefficients that blend parents: where they start, and which weights they stand for."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.merging.trees import (
+    as_jax,
     at_least_float32,
     check_choice,
+    check_weights,
     describe_shape,
     flatten,
     nest_like,
@@ -52,20 +55,22 @@ def init_coefficients(
     params: Tree,
     num_parents: int = 2,
     *,
+    init: Sequence[float] = (),
     granularity: str = "kernel",
     constraint: str = "none",
     is_kernel: IsKernel = is_conv_kernel,
     is_head: IsHead = is_head,
 ) -> dict[Any, Any]:
-    """The coefficients at which every parent has the same weight.
+    """The coefficients at which every parent has its weight in `init`, or all have the same.
 
     Args:
       params: Parameters of a parent; only the shapes are used, so that `jax.eval_shape`'s will do.
       num_parents: n ≥ 2.
+      init: The n weights, see `start_values`; none: 1/n each.
       granularity: What has a coefficient of its own, for a kernel (*window, c_in, c_out):
         "kernel", each output filter, (c_out,), the paper's; "layer", the whole convolution, ();
         "slice", each window, (c_in, c_out); "parameter", each number, the kernel's own shape.
-      constraint: As for `merge_kernels`. "sigmoid" starts at 0, the others at 1/n.
+      constraint: As for `merge_kernels`. It says which numbers stand for the weights.
       is_kernel: `is_kernel(path, leaf)`, which leaves are merged by coefficients.
       is_head: `is_head(path)`, which leaves are left out: a head under another name must be named,
         `lambda path: path.startswith("classifier/")`.
@@ -77,7 +82,7 @@ def init_coefficients(
     Raises:
       ValueError: An argument is not one of the above; no leaf is a kernel; `params` holds whole
         variables; or kernels lie in PyTorch's layout, (c_out, c_in, *window), whose last axis is
-        no filter.
+        no filter; or `init` is refused by `start_values`.
 
     >>> coefficients = init_coefficients({"conv": {"kernel": np.zeros((3, 3, 4, 8))}})
     >>> coefficients["conv"]["kernel"].shape
@@ -86,19 +91,55 @@ def init_coefficients(
     check_num_parents(num_parents)
     check_choice("granularity", granularity, GRANULARITIES)
     check_choice("constraint", constraint, CONSTRAINTS)
-    start = 0.0 if constraint == "sigmoid" else 1 / num_parents
+    starts = np.asarray(start_values(init, num_parents, constraint), np.float32)
     backbone = without_head_leaves(params, is_head)
     shapes = {path: np.shape(leaf) for path, leaf in backbone.items() if is_kernel(path, leaf)}
     if not shapes:
         raise ValueError(f"none of the {len(backbone)} leaves outside the head is a kernel")
     if granularity in ("kernel", "slice"):
         _refuse_torch_layout(shapes)
-    leading = _parents_axis(num_parents)
-    coefficients = {
-        path: jnp.full(leading + _granular_shape(shape, granularity), start, jnp.float32)
-        for path, shape in shapes.items()
-    }
+    coefficients = {}
+    for path, shape in shapes.items():
+        each = [np.full(_granular_shape(shape, granularity), start) for start in starts]
+        coefficients[path] = as_jax(each[0] if num_parents == 2 else np.stack(each))
     return nest_like(coefficients, params)
+
+
+def start_values(init: Sequence[float], num_parents: int, constraint: str) -> list[float]:
+    """The trained numbers of all parents but the last that stand for weights of the parents.
+
+    Args:
+      init: A weight for each of the n parents, of sum 1 (within 1e-6); none: 1/n each. With the
+        constraint "none" any, negative ones too; with "clip" from 0 to 1; with "sigmoid" between
+        them, without the ends, which it comes to only in the limit.
+      num_parents: n ≥ 2.
+      constraint: See `effective_coefficients`, which this undoes.
+
+    Raises:
+      ValueError: `init` has not one weight for each parent, another sum, or a weight that the
+        constraint cannot represent.
+
+    >>> start_values((1, 0), 2, "none"), start_values((), 2, "sigmoid")
+    ([1.0], [0.0])
+    """
+    if len(init) == 0:
+        return [0.0 if constraint == "sigmoid" else 1 / num_parents] * (num_parents - 1)
+    check_weights(init, num_parents)
+    *weights, last = map(float, init)
+    if constraint == "sigmoid":
+        if not min(*weights, last) > 0:
+            raise ValueError(
+                f"the weights at first are {list(init)}; the constraint 'sigmoid' keeps every "
+                "weight above 0 and below 1 and comes to these only in the limit: give weights "
+                "between them, such as 0.99 and 0.01, or take the constraint 'none' or 'clip'"
+            )
+        return [math.log(weight / last) for weight in weights]
+    if constraint == "clip" and not min(*weights, last) >= 0:
+        raise ValueError(
+            f"the weights at first are {list(init)}; the constraint 'clip' keeps every weight from "
+            "0 to 1: give such ones, or take the constraint 'none'"
+        )
+    return weights
 
 
 def effective_coefficients(

@@ -231,16 +231,24 @@ def _is_number(value: Any) -> bool:
 
 
 def align(
-    architecture: str, reference: Tree, variables: Tree, images: Any = None, *, seed: int = 0
+    architecture: str,
+    reference: Tree,
+    variables: Tree,
+    images: Any = None,
+    *,
+    seed: int = 0,
+    heads: str = "drop",
 ) -> Variables:
     """The same network as `variables`, its hidden units in the order that fits the reference best.
 
     By weight matching, whose search has the seed, or by activation matching if there are images,
-    float (n, h, w, 3), normalised. Heads do not count and are left out.
+    float (n, h, w, 3), normalised. Heads do not count and are left out, or are those of the same
+    classes and count too ("merge").
     """
-    models = [without_head(reference), without_head(variables)]
+    check_choice("heads", heads, HEADS)
     images = None if images is None else _checked_images(images)
-    task = Task(architecture, models, keep_heads=False, images=images, batch_size=32)
+    task = Task(architecture, [reference, variables], heads == "merge", images, batch_size=32)
+    models = task.to_merge()
     if images is None:
         order = merging.weight_matching(*models, seed=seed, spaces=task.spaces())
     else:

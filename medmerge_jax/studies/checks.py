@@ -25,6 +25,7 @@ from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.images.decode import RESIZES
 from medmerge_jax.merging import CONSTRAINTS, GRANULARITIES
+from medmerge_jax.merging.coefficients import start_values
 from medmerge_jax.models import list_models
 from medmerge_jax.models.mergers import FROM_PARENTS, MERGERS, check_options, merger_options
 from medmerge_jax.recipes.inputs import DATA_KINDS
@@ -32,12 +33,14 @@ from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.studies.executors import EXECUTORS
 from medmerge_jax.studies.grid import axis_mistakes
 from medmerge_jax.studies.jobs import STUDIES
+from medmerge_jax.training.parameterization import DECAYS
 from medmerge_jax.training.schedules import SCHEDULES
 
 CHOICES: dict[str, Callable[[], Collection[str]]] = {
     "architecture": list_models,
     "augmentation": lambda: ("none", *POLICIES),
     "constraint": lambda: CONSTRAINTS,
+    "decay": lambda: DECAYS,
     "drawing": lambda: DRAWINGS,
     "granularity": lambda: GRANULARITIES,
     "images to evaluate on": lambda: EVALUATED,
@@ -203,8 +206,20 @@ def _parent_mistakes(config: Config) -> Iterator[str]:
     elif not recipe.one_parent:
         if set(values.values()) == {"zeros"}:
             yield "parents: all are zeros; one trained parent is wanted"
+        yield from _init_mistakes(config)
     elif values[config.start] == "zeros":
         yield f"start = {config.start!r}: is a parent of zeros; a trained one is wanted"
+
+
+def _init_mistakes(config: Config) -> Iterator[str]:
+    merge = config.merge
+    if merge.constraint not in CONSTRAINTS or len(config.parents) < 2:
+        return  # which is a mistake by itself
+    try:
+        start_values(merge.init, len(config.parents), merge.constraint)
+    except ValueError as error:
+        names = ", ".join(sorted(config.parents))
+        yield f"merge.init = {shown(merge.init)}, of the parents {names}: {error}"
 
 
 def _merger_mistakes(config: Config) -> Iterator[str]:

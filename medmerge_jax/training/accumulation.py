@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from medmerge_jax.runtime.mesh import replicated
 from medmerge_jax.training.loss import total_weight
 from medmerge_jax.training.parameterization import Tree
-from medmerge_jax.training.step import Batch, Task, TrainState, gradients, random_streams, update
+from medmerge_jax.training.step import (
+    Batch,
+    PerPart,
+    Task,
+    TrainState,
+    gradients,
+    random_streams,
+    update,
+)
 
 
 def accumulated_step(
@@ -17,8 +25,8 @@ def accumulated_step(
     state: TrainState,
     frozen: Tree,
     batch: Sequence[Batch],
-    learning_rate: jax.Array,
-    weight_decay: jax.Array,
+    learning_rate: PerPart,
+    weight_decay: PerPart,
     class_weights: jax.Array,
     key: jax.Array | None = None,
 ) -> tuple[TrainState, jax.Array]:
@@ -38,7 +46,8 @@ def accumulated_step(
     grads, loss = sums
     # The running averages from before the first part were donated to it.
     state = state._replace(batch_stats=batch_stats)
-    return _update(state, grads, loss, learning_rate, weight_decay), loss
+    goals = frozen.get("decay_to")
+    return _update(state, grads, loss, learning_rate, weight_decay, goals), loss
 
 
 _update = jax.jit(update, donate_argnames="state")

@@ -65,9 +65,10 @@ def train_stage(
             return _result(task, progress, frozen, checkpoints)
         train, validation = batches("train"), batches("val")
         steps, images = train.steps_per_epoch, train.steps_per_epoch * train.batch_size
-        progress.steps_per_epoch, progress.rates = steps, stage.rates(steps)
+        progress.steps_per_epoch, progress.rates = steps, _rates(stage, start, steps)
+        decays = {p: start.weight_decay.get(p, stage.weight_decay) for p in start.trainable}
         constants = replicate(
-            [np.asarray(x, np.float32) for x in (stage.weight_decay, class_weights)], network.mesh
+            [jax.tree.map(np.float32, decays), np.asarray(class_weights, np.float32)], network.mesh
         )
         with Bar(stage.name, stage.epochs * images, "images") as bar:
             bar.skip(progress.epoch * images + progress.step * train.batch_size)
@@ -92,18 +93,23 @@ def train_stage(
         return _result(task, progress, frozen, checkpoints)
 
 
+def _rates(stage: Stage, start: Parameterization, steps: int) -> dict[str, np.ndarray]:
+    """Learning rates of every step of the stage, for each part of what is trained."""
+    return {part: stage.rates(steps, start.learning_rate.get(part)) for part in start.trainable}
+
+
 def _train_epoch(
     task: Task,
     progress: Progress,
     frozen: Tree,
     train: Batches,
-    constants: list[jax.Array],
+    constants: list[Any],
     seed: int,
     bar: Bar,
 ) -> dict[str, Any]:
     """One pass over the training split; moves `progress.state` on.
 
-    The constants are weight decay and class weights, on the devices.
+    The constants are weight decays and class weights, on the devices.
     """
     stage, mesh, rates = progress.stage, task.network.mesh, progress.rates
     epoch, steps, first = progress.epoch, train.steps_per_epoch, progress.step
@@ -117,7 +123,8 @@ def _train_epoch(
     batches = train.epoch(seed, epoch, first) if first < steps else ()
     started = time.perf_counter()
     # All at once, so that no step waits for a transfer.
-    on_device = replicate(list(rates[epoch * steps + first : (epoch + 1) * steps]), mesh)
+    rows = range(epoch * steps + first, (epoch + 1) * steps)
+    on_device = replicate([{part: rates[part][row] for part in rates} for row in rows], mesh)
     try:
         for rate, batch in zip(on_device, batches, strict=True):
             preemption.check()
@@ -135,7 +142,7 @@ def _train_epoch(
     return {
         "stage": stage.name,
         "epoch": epoch + 1,
-        "learning_rate": float(rates[(epoch + 1) * steps - 1]),
+        "learning_rate": float(rates["params"][rows.stop - 1]),
         "train_loss": loss_sum / steps,
         "seconds": round(seconds, 4),
         "images_per_second": round(steps * train.batch_size / seconds, 1),

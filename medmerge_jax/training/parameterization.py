@@ -15,11 +15,17 @@ and in whether batch norms use the statistics of the batch. Gradients are taken 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medmerge_jax.merging import init_coefficients, merge_kernels, merge_variables
-from medmerge_jax.merging.trees import flatten, without_head
+from medmerge_jax.merging import (
+    floor_variances,
+    init_coefficients,
+    merge_kernels,
+    merge_variables,
+    weighted_average,
+)
+from medmerge_jax.merging.trees import check_choice, flatten, without_head
 from medmerge_jax.models.registry import leaf_role
 
 Tree = dict[str, Any]
@@ -27,19 +33,29 @@ Flat = dict[str, Any]
 Assemble = Callable[[Tree, Tree], Flat]
 Role = Callable[[str, Any], str]
 
+DECAYS = ("zero", "init", "none")
+"""What the weight decay of coefficients pulls towards: zero, as AdamW's does, their values at the
+start of the stage, or nothing, as there is none."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameterization:
     """A point to start a stage from."""
 
     trainable: Tree  # {"params": {path: array}}, of a merge also "coefficients"; gets gradients
-    frozen: Tree  # {"params": {path: array}}, of a merge also "parents", a tuple of kernels by path
+    # {"params": {path: array}}; of a merge also "parents", a tuple of kernels by path, and
+    # "decay_to", what weight decay pulls parts of `trainable` towards where it is not zero.
+    frozen: Tree
     assemble: Assemble  # pure and hashable; gives all parameters of the model by path
     batch_stats: Tree  # running statistics of the batch norms, nested
     # Whether batch statistics are used and running averages updated; otherwise the batch norms use
     # their running statistics, which stay as they are.
     train_batch_norm: bool
     opt_state: Any = None  # the optimiser's, of an earlier stage to go on from; None: a new one
+    # Of parts of `trainable`, as "coefficients", that have another peak learning rate or weight
+    # decay than the stage.
+    learning_rate: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    weight_decay: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def fine_tune(variables: Tree, opt_state: Any = None) -> Parameterization:
@@ -76,6 +92,9 @@ def merge_linear_probe(
     granularity: str = "kernel",
     constraint: str = "none",
     train_batch_norm: bool = True,
+    init: Sequence[float] = (),
+    learning_rate: float = 0.0,
+    decay_to: str = "zero",
     role: Role = leaf_role,
 ) -> Parameterization:
     """Stage 1 of MedMerge (arXiv 2403.11646): coefficients, batch norms and head are trained.
@@ -83,14 +102,24 @@ def merge_linear_probe(
     The kernels are θ̂ = Σᵢ wᵢ θᵢ + (1 − Σᵢ wᵢ) θ_last with the parents' kernels θ constant and
     every w starting at 1/n. Batch norms start as the mean of the parents'.
 
+    With `init = (1, 0)` the start is the first parent itself, number by number, and with
+    `decay_to = "init"` weight decay holds it there: the extractor that version 2 of the paper
+    keeps anchored during training.
+
     Args:
       parents: n ≥ 2 trees `{"params", "batch_stats"}` of one architecture; heads are ignored.
       head: Parameters of the new head, `{"kernel": (features, classes), "bias": (classes,)}`.
       granularity: "kernel" (one coefficient per output filter), "layer", "slice", "parameter".
       constraint: "none" (the paper's), "clip" or "sigmoid".
       train_batch_norm: False freezes the averaged batch norms (the paper's ablation).
+      init: The parents' weights at the start, of kernels and batch norms, see
+        `merging.coefficients.start_values`; none: 1/n each.
+      learning_rate: Peak rate of the coefficients, on the schedule of the stage; 0: the stage's.
+      decay_to: What the weight decay of the coefficients pulls them towards, of `DECAYS`. With a
+        constraint these are the trained numbers, not the weights that they stand for.
       role: What each parameter is, see `ModelSpec.role`.
     """
+    check_choice("decay_to", decay_to, DECAYS)
     backbones = [without_head(parent) for parent in parents]
 
     def is_kernel(path: str, leaf: Any) -> bool:
@@ -99,11 +128,14 @@ def merge_linear_probe(
     coefficients = init_coefficients(
         backbones[0]["params"],
         num_parents=len(parents),
+        init=init,
         granularity=granularity,
         constraint=constraint,
         is_kernel=is_kernel,
     )
     merged = merge_variables(backbones, coefficients, constraint=constraint, is_kernel=is_kernel)
+    if len(init) > 0:  # for all but the kernels, which only the assembly makes
+        merged = floor_variances(weighted_average(backbones, init), backbones)
     params = flatten({**merged["params"], "head": head})
     rest = {path: leaf for path, leaf in params.items() if not is_kernel(path, leaf)}
     trainable, frozen = _partition(rest, role, train_batch_norm)
@@ -111,12 +143,19 @@ def merge_linear_probe(
         {path: leaf for path, leaf in flatten(backbone["params"]).items() if is_kernel(path, leaf)}
         for backbone in backbones
     ]
+    start = {"coefficients": flatten(coefficients)}
     return Parameterization(
-        trainable={"coefficients": flatten(coefficients), "params": trainable},
-        frozen={"params": frozen, "parents": tuple(kernels)},
+        trainable={**start, "params": trainable},
+        frozen={
+            "params": frozen,
+            "parents": tuple(kernels),
+            **({"decay_to": start} if decay_to == "init" else {}),
+        },
         assemble=Blend(constraint),
         batch_stats=merged.get("batch_stats", {}),
         train_batch_norm=train_batch_norm,
+        learning_rate={"coefficients": learning_rate} if learning_rate else {},
+        weight_decay={"coefficients": 0.0} if decay_to == "none" else {},
     )
 
 

@@ -43,7 +43,8 @@ class Progress:
             self._best = tree["best"]
             self.state = tree.get("state", self.state)
             say(f"{stage.name}: resumed after {self.position()} of {stage.epochs}")
-        self.steps_per_epoch, self.rates = 0, np.zeros(0)  # until there are batches
+        self.steps_per_epoch = 0  # until there are batches, as also the next
+        self.rates: dict[str, np.ndarray] = {}  # of every step, by part of what is trained
         self._saved = (self.epoch, self.step)
         self.saved_position = self.position() if restored else ""
 
@@ -127,7 +128,7 @@ class Progress:
         if bad_step >= 0:
             epoch = int(bad_step) // self.steps_per_epoch
             what = f"the loss was not finite at step {bad_step + 1} (epoch {epoch + 1}, learning "
-            raise self.diverged(f"{what}rate {self.rates[bad_step]:.3g})")
+            raise self.diverged(f"{what}rate {self.rates['params'][bad_step]:.3g})")
         return float(loss_sum)
 
     def diverged(self, what: str) -> DivergedError:

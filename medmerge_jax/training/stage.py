@@ -33,9 +33,9 @@ class Stage(config.Stage):
     lowest: float = 0.0  # learning rate of that cycle; the highest is `learning_rate`
     keep_optimizer: bool = False  # whether the result has the optimiser's state
 
-    def rates(self, steps_per_epoch: int) -> np.ndarray:
-        """Learning rate of every step, float32."""
-        highest = self.learning_rate
+    def rates(self, steps_per_epoch: int, highest: float | None = None) -> np.ndarray:
+        """Learning rate of every step, float32; their highest is the stage's, or another."""
+        highest = self.learning_rate if highest is None else highest
         if self.cycle:
             return triangular_rates(
                 self.epochs,

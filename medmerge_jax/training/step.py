@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from medmerge_jax.training.loss import weighted_loss
 from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
 
 Batch = dict[str, jax.Array]
+PerPart = jax.Array | float | Mapping[str, jax.Array]
+"""A number for everything trainable, or one for each of its parts: "params", "coefficients"."""
 
 _MODELS_OWN = 2**31 - 1
 """Folded into an epoch's key before a model draws from it; augmentation folds in image numbers."""
@@ -43,12 +46,33 @@ class TrainState(NamedTuple):
     bad_step: jax.Array  # the first whose loss was not finite, or −1, int32
 
 
-def adamw(weight_decay: jax.Array | float) -> optax.GradientTransformation:
+def adamw(
+    weight_decay: PerPart, decay_to: Mapping[str, Tree] | None = None
+) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter, 2019) up to the factor −learning rate.
 
-    The weight decay is decoupled and of everything trainable, as in PyTorch's AdamW.
+    The weight decay is decoupled and of everything trainable, as in PyTorch's AdamW; it pulls
+    towards zero, or where a part of the trainable has one in `decay_to`, towards that.
     """
-    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
+
+    def decay(updates: Tree, trainable: Tree) -> Tree:
+        goals = {} if decay_to is None else decay_to
+        away = {part: jax.tree.map(jnp.subtract, trainable[part], goals[part]) for part in goals}
+        return _by_part(
+            lambda factor, update, distance: update + factor * distance,
+            *(weight_decay, updates, {**trainable, **away}),
+        )
+
+    return optax.chain(optax.scale_by_adam(), optax.stateless(decay))
+
+
+def _by_part(function: Callable[..., Any], numbers: PerPart, *trees: Tree) -> Tree:
+    """`function(number, *leaves)` of every leaf, with the number of its part."""
+    mapped: Tree = jax.tree.map(
+        lambda number, *parts: jax.tree.map(functools.partial(function, number), *parts),
+        *(numbers, *trees),
+    )
+    return mapped
 
 
 def copy_tree(tree: Any) -> Any:
@@ -77,8 +101,8 @@ def train_step(
     state: TrainState,
     frozen: Tree,
     batch: Batch,
-    learning_rate: jax.Array,
-    weight_decay: jax.Array,
+    learning_rate: PerPart,
+    weight_decay: PerPart,
     class_weights: jax.Array,
     key: jax.Array | None = None,
 ) -> tuple[TrainState, jax.Array]:
@@ -87,12 +111,13 @@ def train_step(
     Args:
       task: What is compiled.
       state: Donated.
-      frozen: Constants of `task.assemble`.
+      frozen: Constants of the stage, see `Parameterization`.
       batch: `inputs` uint8 (n, h, w, c) or float32 (n, features); `labels` int32 (n,) or
         float32 (n, classes); with augmentation also `indices` int32 (n,), see `augment`. On
         several devices there may be more inputs, which do not count, see `mesh`.
-      learning_rate: Scalar; an argument, like the next, so that one compilation serves them all.
-      weight_decay: Scalar, see `adamw`.
+      learning_rate: Scalar, or one for each part of the trainable; arguments, like the next, so
+        that one compilation serves them all.
+      weight_decay: Likewise, see `adamw`.
       class_weights: (classes,), see `weighted_loss`.
       key: Of the epoch, see `augment.epoch_key`; only needed with augmentation, or by a model that
         draws random numbers, see `Network.rngs`.
@@ -105,7 +130,7 @@ def train_step(
         task, state.trainable, state.batch_stats, frozen, batch, class_weights, key, rngs
     )
     state = state._replace(batch_stats=batch_stats)
-    return update(state, grads, loss, learning_rate, weight_decay), loss
+    return update(state, grads, loss, learning_rate, weight_decay, frozen.get("decay_to")), loss
 
 
 def random_streams(
@@ -177,13 +202,14 @@ def update(
     state: TrainState,
     grads: Tree,
     loss: jax.Array,
-    learning_rate: jax.Array,
-    weight_decay: jax.Array,
+    learning_rate: PerPart,
+    weight_decay: PerPart,
+    decay_to: Mapping[str, Tree] | None = None,
 ) -> TrainState:
     """The state after a step with these gradients; its batch statistics are new already."""
-    optimizer = adamw(weight_decay)
+    optimizer = adamw(weight_decay, decay_to)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    updates = jax.tree.map(lambda update: -learning_rate * update, updates)
+    updates = _by_part(lambda rate, update: -rate * update, learning_rate, updates)
     return state._replace(
         step=state.step + 1,
         trainable=optax.apply_updates(state.trainable, updates),

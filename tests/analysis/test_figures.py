@@ -39,13 +39,13 @@ def coefficients(paths, offset=0.0):
 def drawn(monkeypatch):
     """The figures that were written, instead of pixels."""
     written = []
-    save = figures._save
+    save = figures.save_figure
 
     def keep(figure, path):
         save(figure, path)
         written.append(figure)
 
-    monkeypatch.setattr(figures, "_save", keep)
+    monkeypatch.setattr(figures, "save_figure", keep)
     return written
 
 

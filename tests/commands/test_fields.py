@@ -42,6 +42,12 @@ def test_a_group(capsys):
         "                        on coefficients; one of none, clip, sigmoid",
         "merge.train_batch_norm  bool = True",
         "                        whether the batch norms train beside the coefficients",
+        "merge.init              tuple[float, ...] = ()",
+        "                        parents' weights at first, in order of name; empty: equal",
+        "merge.learning_rate     float = 0.0",
+        "                        of the coefficients, its peak; 0: lp's; from 0",
+        "merge.decay_to          str = 'zero'",
+        "                        where weight decay pulls coefficients; one of zero, init, none",
     ]
     assert printed(capsys, "config.ft.learning_rate") == [
         "ft.learning_rate  float = 1e-05",

@@ -274,6 +274,30 @@ def test_every_constraint_starts_at_the_mean(constraint, num_parents):
     np.testing.assert_allclose(merged, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("constraint", "init"),
+    [
+        ("none", (1, 0)),
+        ("none", (1.5, -0.5)),
+        ("none", (0, -0.25, 1.25)),
+        ("clip", (0, 1)),
+        ("clip", (0.25, 0, 0.75)),
+        ("sigmoid", (0.99, 0.01)),
+        ("sigmoid", (0.2, 0.7, 0.1)),
+    ],
+)
+@pytest.mark.parametrize("granularity", ["kernel", "slice"])
+def test_coefficients_start_at_the_weights_that_are_given(constraint, init, granularity):
+    shapes = {"conv": {"kernel": np.zeros((3, 3, 4, 8), np.float32)}}
+    options = {"granularity": granularity, "constraint": constraint}
+    usual = init_coefficients(shapes, len(init), **options)
+    start = init_coefficients(shapes, len(init), init=init, **options)
+    assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, usual)
+    found = effective_coefficients(start, len(init), constraint)["conv"]["kernel"]
+    for weight, of_parent in zip(init, found[None] if len(init) == 2 else found, strict=False):
+        np.testing.assert_allclose(of_parent, weight, rtol=1e-6)
+
+
 @pytest.mark.parametrize("num_parents", [2, 3])
 @pytest.mark.parametrize("constraint", ["none", "clip", "sigmoid"])
 def test_merging_uses_the_effective_coefficients(constraint, num_parents):

@@ -314,6 +314,15 @@ def test_arguments_that_cannot_be_used(parents, images, arguments, message):
         mm.merge(method, architecture, models, **given)
 
 
+def test_aligning_with_heads_keeps_the_function(parents):
+    a, _ = parents
+    order = merging.random_permutations(merging.find_spaces(a), 3)
+    permuted = merging.permute_variables(a, order)
+    assert_trees_close(mergers.align("resnet20", a, permuted, heads="merge"), a, 0)
+    with pytest.raises(ValueError, match="heads is 'keep'; one of merge, drop is wanted"):
+        mergers.align("resnet20", a, permuted, heads="keep")
+
+
 def test_aligning_ignores_heads(parents):
     a, _ = parents
     order = merging.random_permutations(merging.find_spaces(a), 3)

@@ -11,7 +11,6 @@ import pytest
 from absl import flags
 from helpers import tiny_config
 from helpers.random_models import variables_of
-from medmerge_jax.recipes.checks import check_config
 from scipy.special import softmax
 
 import medmerge_jax as mm
@@ -23,6 +22,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.recipes.evaluation import evaluate_models
 from medmerge_jax.studies import run
+from medmerge_jax.studies.checks import check_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 

@@ -11,7 +11,7 @@ from helpers.random_models import variables_of
 from medmerge_jax import merging
 from medmerge_jax.data import DataSet, Split
 from medmerge_jax.data.splits import SPLITS
-from medmerge_jax.merging.trees import flatten, unflatten
+from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead
 from medmerge_jax.recipes import experiment, inputs
 from medmerge_jax.studies import run
@@ -79,6 +79,17 @@ def test_parents_are_merged_in_the_order_of_their_names(first_stage):
     kernels = [tree["conv1/kernel"] for tree in start.frozen["parents"]]
     for kernel, name in zip(kernels, "bcd", strict=True):
         np.testing.assert_array_equal(kernel, parents[name]["params"]["conv1"]["kernel"])
+
+
+def test_a_merge_starts_as_its_fields_say(first_stage):
+    parents = {name: variables_of(seed) for seed, name in enumerate("cb")}
+    fields = {"init": (1.0, 0.0), "learning_rate": 0.5, "decay_to": "none"}
+    start = first_stage("medmerge", parents, **{f"merge.{n}": x for n, x in fields.items()})
+    assert start.learning_rate == {"coefficients": 0.5}
+    assert start.weight_decay == {"coefficients": 0.0}
+    found = {**start.assemble(start.trainable, start.frozen)}
+    for path, leaf in flatten(without_head({"params": parents["b"]["params"]})["params"]).items():
+        np.testing.assert_array_equal(found[path], leaf)
 
 
 def test_to_zeros_nothing_is_aligned(first_stage):

@@ -185,8 +185,8 @@ def test_every_step_has_its_settings_and_every_line_is_of_its_epoch(
 
     def spy(task, state, frozen, batch, rate, decay, *rest):
         state, loss = train_step(task, state, frozen, batch, rate, decay, *rest)
-        rates.append(float(rate))
-        decays.append(float(decay))
+        rates.append(float(rate["params"]))
+        decays.append(float(decay["params"]))
         losses.append(float(loss))
         return state, loss
 
@@ -205,6 +205,15 @@ def test_every_step_has_its_settings_and_every_line_is_of_its_epoch(
     np.testing.assert_allclose([record["train_loss"] for record in records], means, rtol=1e-6)
     expected = evaluate(MODEL, result.variables, splits["val"], multilabel=False)
     assert records[-1]["val_loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_a_part_with_a_rate_and_a_decay_of_its_own_is_trained_by_them(train, start):
+    """The schedule and its warm-up are those of the stage."""
+    stage = dataclasses.replace(STAGE, schedule="cosine", warmup_epochs=1, select="last")
+    own = {"learning_rate": {"params": 0.2}, "weight_decay": {"params": 0.3}}
+    found = train(stage, "own", start=dataclasses.replace(start, **own))
+    stage = dataclasses.replace(stage, learning_rate=0.2, weight_decay=0.3)
+    assert_same(found.variables, train(stage, "all").variables)
 
 
 def test_a_kept_model_is_whole_or_not_there(tmp_path, monkeypatch):
@@ -321,8 +330,8 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_last_good_epoch(train, 
     good = train(dataclasses.replace(STAGE, epochs=2, select="last"), "good")
     rates = Stage.rates
 
-    def explode(stage, steps_per_epoch):
-        values = rates(stage, steps_per_epoch)
+    def explode(stage, steps_per_epoch, highest):
+        values = rates(stage, steps_per_epoch, highest)
         values[7:] = np.inf  # there are three steps in an epoch
         return values
 

@@ -9,6 +9,8 @@ decision adds or takes away that element's whole gradient. The images are so few
 float32 no element of the first step is that close, which a test makes sure of.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,24 @@ def test_merge_linear_probe(torch, dtype, parents, head, batches):
     images = batches[0]["inputs"]
     logits = predict_step(network_of(create_model(NAME, CLASSES, dtype)), ours["variables"], images)
     assert relative_error(logits, theirs.logits(images)) < (1e-6 if dtype == np.float64 else 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
+def test_an_anchored_merge_linear_probe(torch, dtype, parents, head, batches):
+    """Another start, another rate of the coefficients, and decay towards where they started."""
+    variables = [flax_variables(parent, dtype) for parent in parents]
+    options = {"init": (0.75, 0.25), "learning_rate": 1e-2, "decay_to": "init"}
+    start = parameterization.merge_linear_probe(variables, head, **options)
+    # In the type of everything else, in which what is pulled a little towards a value is told.
+    start = dataclasses.replace(
+        start, **jax.tree.map(dtype.type, {k: getattr(start, k) for k in ("trainable", "frozen")})
+    )
+    ours = train(start, create_model(NAME, CLASSES, dtype), batches[:6], 2e-3)
+    theirs = TorchMerge(torch, parents, head, first=0.75)
+    own = {path: w for path, w in theirs.trainable.items() if path.startswith("coefficients/")}
+    wanted = torch_train(torch, theirs.trainable, theirs.loss, batches[:6], 2e-3, own, 1e-2)
+    compare(ours, wanted, dtype, "coefficients/", "params/")
 
 
 @pytest.mark.slow
@@ -222,10 +242,10 @@ def train(start, model, batches, rate):
     # The loss is a sum of its own type, so that the donated state keeps its types.
     loss_dtype = jax.tree.leaves(start.trainable)[0].dtype
     train_state = train_state._replace(loss_sum=jnp.zeros((), loss_dtype))
+    rates = {part: start.learning_rate.get(part, rate) for part in start.trainable}
+    numbers = jax.tree.map(loss_dtype.type, [rates, WEIGHT_DECAY])
     for batch in batches:
-        train_state, loss = train_step(
-            task, train_state, start.frozen, batch, *loss_dtype.type([rate, WEIGHT_DECAY]), weights
-        )
+        train_state, loss = train_step(task, train_state, start.frozen, batch, *numbers, weights)
         losses.append(float(loss))
         if gradients is None:  # Adam's first moment is now a tenth of the first gradient
             gradients = jax.tree.map(
@@ -267,7 +287,7 @@ def moved_error(kind, ours, wanted):
 class TorchMerge:
     """The merge linear probe as the paper describes it, on PyTorch modules."""
 
-    def __init__(self, torch, parents, head):
+    def __init__(self, torch, parents, head, first=0.5):
         self.torch = torch
         self.network = with_head(torch, parents[0], head)
         self.network.train()
@@ -277,9 +297,9 @@ class TorchMerge:
         with torch.no_grad():
             for name, tensor in self.network.state_dict().items():
                 if "bn" in name and tensor.is_floating_point():
-                    tensor.copy_((norms[0][name] + norms[1][name]) / 2)
+                    tensor.copy_(first * norms[0][name] + (1 - first) * norms[1][name])
         self.w = {
-            name: torch.full((pair[0].shape[0],), 0.5, requires_grad=True)
+            name: torch.full((pair[0].shape[0],), first, requires_grad=True)
             for name, pair in self.kernels.items()
         }
         own = dict(self.network.named_parameters())
@@ -317,8 +337,15 @@ class TorchMerge:
         return blended
 
 
-def torch_train(torch, trainable, loss_fn, batches, rate):
-    optimizer = torch.optim.AdamW(trainable.values(), lr=rate, weight_decay=WEIGHT_DECAY)
+def torch_train(torch, trainable, loss_fn, batches, rate, own=(), own_rate=None):
+    """What is among `own` has its own rate, and decays to where it starts."""
+    others = [tensor for path, tensor in trainable.items() if path not in own]
+    groups = [{"params": others}]
+    anchors = {path: trainable[path].detach().clone() for path in own}
+    if own:
+        own = {path: trainable[path] for path in own}
+        groups.append({"params": own.values(), "lr": own_rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=WEIGHT_DECAY)
     losses, gradients = [], None
     for batch in batches:
         optimizer.zero_grad()
@@ -327,6 +354,9 @@ def torch_train(torch, trainable, loss_fn, batches, rate):
         loss.backward()
         if gradients is None:
             gradients = {path: flax_layout(t.grad) for path, t in trainable.items()}
+        with torch.no_grad():
+            for path, anchor in anchors.items():
+                own[path].lerp_(anchor, own_rate * WEIGHT_DECAY)
         optimizer.step()
         losses.append(loss.item())
     end = {path: flax_layout(tensor.detach()) for path, tensor in trainable.items()}

@@ -102,6 +102,75 @@ def test_a_merge_step_changes_what_is_trained_and_nothing_else(batch, train_batc
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.parametrize("init", [(1, 0), (0, 1), (0, 1, 0)])
+@pytest.mark.parametrize("train_batch_norm", [True, False])
+def test_a_merge_can_start_from_one_of_the_parents_to_the_bit(init, train_batch_norm):
+    parents = [parent(seed) for seed in range(len(init))]
+    anchor = parents[init.index(1)]
+    start = parameterization.merge_linear_probe(
+        parents, anchor["params"]["head"], init=init, train_batch_norm=train_batch_norm
+    )
+    variables = {
+        "params": collapse(start.assemble, start.trainable, start.frozen),
+        "batch_stats": start.batch_stats,
+    }
+    found, wanted = flatten(variables), flatten(anchor)
+    assert found.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        assert np.asarray(found[path]).tobytes() == np.asarray(leaf).tobytes(), path
+
+
+def test_a_start_beyond_the_parents_has_variances_that_are_some():
+    parents = [parent(0), parent(1)]
+    parents[1]["batch_stats"] = jax.tree.map(lambda leaf: 5 * leaf, parents[1]["batch_stats"])
+    head = parents[0]["params"]["head"]
+    start = parameterization.merge_linear_probe(parents, head, init=(1.5, -0.5))
+    b, c = (flatten(one["batch_stats"]) for one in parents)
+    for path, leaf in flatten(start.batch_stats).items():
+        least = np.minimum(b[path], c[path]) if path.endswith("/var") else -np.inf
+        wanted = np.maximum(1.5 * b[path] - 0.5 * c[path], least)
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay_to", ["zero", "init", "none"])
+def test_coefficients_have_a_rate_and_a_decay_of_their_own(batch, decay_to):
+    """Of which nothing else notices; the second step decays from where the first one ended."""
+    options = {"init": (0.8, 0.2), "decay_to": decay_to}
+    parents = [parent(0), parent(1)]
+    start = parameterization.merge_linear_probe(parents, parents[0]["params"]["head"], **options)
+    task, ends, factor = task_of(start), {}, start.weight_decay.get("coefficients", 1.0)
+    for decay in (0.0, 0.5):
+        of_part = {"params": jnp.float32(0.0), "coefficients": jnp.float32(factor * decay)}
+        for rate in (1e-3, 1e-2):
+            rates = {"params": jnp.float32(1e-3), "coefficients": jnp.float32(rate)}
+            arguments = rates, of_part, jnp.ones(CLASSES), None
+            state, _ = train_step(task, init_state(start), start.frozen, batch, *arguments)
+            ends[decay, rate] = state.trainable
+    for path, first in flatten(start.trainable).items():
+        end = {key: flatten(tree)[path] for key, tree in ends.items()}
+        if path.startswith("params/"):
+            assert all(np.array_equal(leaf, end[0.0, 1e-3]) for leaf in end.values())
+            continue
+        np.testing.assert_allclose(
+            end[0.0, 1e-2] - first, 10 * (end[0.0, 1e-3] - first), rtol=1e-2, atol=1e-6
+        )
+        pulled = -1e-2 * 0.5 * 0.8 if decay_to == "zero" else 0.0
+        np.testing.assert_allclose(end[0.5, 1e-2] - end[0.0, 1e-2], pulled, atol=1e-6)
+
+
+def test_one_compilation_for_all_rates_of_coefficients(batch):
+    parents = [parent(0), parent(1)]
+    head, compiled = parents[0]["params"]["head"], None
+    for learning_rate in (0.0, 1e-2):
+        start = parameterization.merge_linear_probe(parents, head, learning_rate=learning_rate)
+        rate = start.learning_rate.get("coefficients", 1e-3)
+        rates = {"params": np.float32(1e-3), "coefficients": np.float32(rate)}
+        constants = {part: np.float32(1e-2) for part in rates}, jnp.ones(CLASSES), None
+        train_step(task_of(start), init_state(start), start.frozen, batch, rates, *constants)
+        compiled = compiled or train_step._cache_size()
+    assert train_step._cache_size() == compiled
+
+
 def test_a_probe_trains_the_head_and_on_request_the_batch_norms():
     variables = parent(0)
     head = parameterization.linear_probe(variables)
