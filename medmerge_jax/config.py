@@ -107,7 +107,7 @@ class Merge:
     granularity: str = field("kernel", "what has a coefficient of its own", choices="granularity")
     constraint: str = field("none", "on coefficients", choices="constraint")
     train_batch_norm: bool = field(True, "whether the batch norms train beside the coefficients")
-    init: tuple[float, ...] = field((), "the parents' weights at first, by name; empty: all equal")
+    init: tuple[float, ...] = field((), "parents' weights at first, in order of name; empty: equal")
     learning_rate: float = field(0.0, "of the coefficients, its peak; 0: lp's", at_least=0)
     decay_to: str = field("zero", "where weight decay pulls coefficients", choices="decay")
 

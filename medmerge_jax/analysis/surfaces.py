@@ -30,7 +30,7 @@ from medmerge_jax.merging.trees import check_parents, flatten, nest_like
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.norm import batch_statistics
 from medmerge_jax.runtime import preemption
-from medmerge_jax.runtime.progress import Bar
+from medmerge_jax.runtime.progress import Bar, say
 from medmerge_jax.storage import atomic
 
 Tree = Mapping[Any, Any]
@@ -286,6 +286,8 @@ def _measure_all(
             atomic.write_json(file, {"key": key, "points": rows})
 
     known = len(rows)
+    if known:
+        say(f"{file}: {known} of {len(weights)} points are measured already")
     with preemption.deferred(), Bar("surface", len(weights), "points") as bar:
         bar.skip(known)
         saved = time.monotonic()

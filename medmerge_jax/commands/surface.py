@@ -12,6 +12,7 @@ from typing import Any
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.run import _CONFIG as CONFIG
 from medmerge_jax.commands.run import _parse_flags as parse_flags
+from medmerge_jax.config import AnyConfig
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime.progress import say
 
@@ -29,12 +30,10 @@ example:
 
 def main(arguments: Sequence[str]) -> None:
     """Measures, draws and prints the barriers."""
-    of_config, ours = split_flags(arguments)
-    options = _parse(ours)
-    if rest := parse_flags(["medmerge_jax", *of_config])[1:]:
-        raise UserError(f"{rest[0]!r} is no flag; a field is set as in --config.batch_size=32")
-    if CONFIG.value is None:
-        raise UserError("--config FILE is missing: its `data` says on which images to measure")
+    if set(entry.HELP) & set(arguments):
+        _parse(arguments)
+    config, arguments = take_config(arguments)
+    options = _parse(arguments)
     entry.work_in(options.out)
     entry.keep_programs()
     from medmerge_jax.recipes.checks import check_config
@@ -42,20 +41,34 @@ def main(arguments: Sequence[str]) -> None:
 
     names = ("points", "margin", "recalibrate", "align", "num_images")
     settings = Settings(**{name: getattr(options, name) for name in names})
-    results = surface(options.models, check_config(CONFIG.value), options.out, settings)
+    results = surface(options.models, check_config(config), options.out, settings)
     print(_text(results))
     say(f"wrote {options.out / 'surface.json'} and surface.png")
 
 
+def take_config(arguments: Sequence[str]) -> tuple[AnyConfig, list[str]]:
+    """The config that --config names, with what --config.FIELD changes, and the other arguments.
+
+    Raises:
+      UserError: There is no --config, or it or a field cannot be used.
+    """
+    of_config, others = split_flags(arguments)
+    if rest := parse_flags(["medmerge_jax", *of_config])[1:]:
+        raise UserError(f"{rest[0]!r} is no flag; a field is set as in --config.batch_size=32")
+    if CONFIG.value is None:
+        raise UserError("--config FILE is missing: its `data` says on which images to measure")
+    return CONFIG.value, others
+
+
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of the config, with their values, and the command's own."""
-    of_config, ours = list[str](), list[str]()
+    """Those of the config, with their values, and all others."""
+    of_config, others = list[str](), list[str]()
     value_of = ""  # the flag whose value is an argument by itself
     for argument in arguments:
         is_flag = re.match(r"--?(no)?config(\.|=|$)", argument) is not None
-        (of_config if is_flag or value_of else ours).append(argument)
+        (of_config if is_flag or value_of else others).append(argument)
         value_of = argument if is_flag and "=" not in argument and not value_of else ""
-    return of_config, ours
+    return of_config, others
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -64,20 +77,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     usual = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m medmerge_jax surface",
+        usage="%(prog)s A B [C] --config FILE --out FOLDER [options]",
         description=__doc__ and __doc__.splitlines()[2],
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="two or three: run, model directory or file")
-    add("--config", metavar="FILE", help="with the data, as for run")
     add("--out", required=True, type=Path, metavar="FOLDER", help="made if it is not there")
     add("--points", type=int, default=usual.points, help="in each direction; default %(default)s")
     add("--margin", type=float, default=usual.margin, help="of a plane, around the models")
     add("--recalibrate", action="store_true", help="batch norms too, at every point")
     add("--align", choices=ALIGNMENTS, default="", help="the other models to the second first")
     add("--num-images", type=int, default=usual.num_images, help="of each split; default all")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     options.out = options.out.expanduser()
     return options
 

@@ -41,7 +41,7 @@ def test_a_group(capsys):
         "merge.train_batch_norm  bool = True",
         "                        whether the batch norms train beside the coefficients",
         "merge.init              tuple[float, ...] = ()",
-        "                        the parents' weights at first, by name; empty: all equal",
+        "                        parents' weights at first, in order of name; empty: equal",
         "merge.learning_rate     float = 0.0",
         "                        of the coefficients, its peak; 0: lp's; from 0",
         "merge.decay_to          str = 'zero'",

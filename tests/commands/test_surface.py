@@ -79,9 +79,24 @@ def test_numbers_that_are_undefined_are_printed_as_such():
 )
 def test_arguments_that_cannot_be_used(arguments, words, capsys):
     with pytest.raises(SystemExit) as left:
-        surface.main(["a", "b", *arguments])
+        surface._parse(["a", "b", *arguments])
     assert left.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_models_stand_anywhere_beside_the_flags():
+    options = surface._parse(["a", "--points", "3", "b", "--out", "o", "c"])
+    assert (options.models, options.points, options.out) == (["a", "b", "c"], 3, Path("o"))
+
+
+def test_flags_of_the_config_and_the_command_s_own():
+    given = [
+        "a", "--config", "x.py", "b", "--config.batch_size=3", "--out=o", "--config.data.root",
+        "r s", "-config.seed=1", "--noconfig.data.multilabel=1", "--points", "3",
+    ]  # fmt: skip
+    of_config, others = surface.split_flags(given)
+    assert others == ["a", "b", "--out=o", "--points", "3"]
+    assert of_config == [one for one in given if one not in others]
 
 
 def test_a_config_is_wanted(tmp_path):

@@ -10,7 +10,6 @@ from helpers.random_models import variables_of
 
 import medmerge_jax as mm
 from medmerge_jax import merging, weights
-from medmerge_jax.commands.surface import split_flags
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.recipes.checks import check_config
@@ -142,13 +141,3 @@ def test_what_cannot_be_measured_is_refused_first(models, save, config, tmp_path
     others = [save(f"other{seed}", variables_of(seed), classes=list("vwxy")) for seed in range(2)]
     with pytest.raises(UserError, match=r"its classes are \['v', .* those of clinic_2 are \["):
         surface(others, config, out, ENDS)
-
-
-def test_flags_of_the_config_and_the_command_s_own():
-    given = [
-        "a", "--config", "x.py", "b", "--config.batch_size=3", "--out=o", "--config.data.root",
-        "r s", "-config.seed=1", "--noconfig.data.multilabel=1", "--points", "3",
-    ]  # fmt: skip
-    of_config, ours = split_flags(given)
-    assert ours == ["a", "b", "--out=o", "--points", "3"]
-    assert of_config == [one for one in given if one not in ours]
