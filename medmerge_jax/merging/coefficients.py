@@ -110,8 +110,9 @@ def start_values(init: Sequence[float], num_parents: int, constraint: str) -> li
 
     Args:
       init: A weight for each of the n parents, of sum 1 (within 1e-6); none: 1/n each. With the
-        constraint "none" any, negative ones too; with "clip" from 0 to 1; with "sigmoid" between
-        them, without the ends, which it comes to only in the limit.
+        constraint "none" any, negative ones too; with "clip" from 0 to 1, but what starts at an
+        end and is moved outside has no gradient there; with "sigmoid" between them, without the
+        ends, which it comes to only in the limit.
       num_parents: n ≥ 2.
       constraint: See `effective_coefficients`, which this undoes.
 

@@ -89,16 +89,6 @@ def test_models_stand_anywhere_beside_the_flags():
     assert (options.models, options.points, options.out) == (["a", "b", "c"], 3, Path("o"))
 
 
-def test_flags_of_the_config_and_the_command_s_own():
-    given = [
-        "a", "--config", "x.py", "b", "--config.batch_size=3", "--out=o", "--config.data.root",
-        "r s", "-config.seed=1", "--noconfig.data.multilabel=1", "--points", "3",
-    ]  # fmt: skip
-    of_config, others = surface.split_flags(given)
-    assert others == ["a", "b", "--out=o", "--points", "3"]
-    assert of_config == [one for one in given if one not in others]
-
-
 def test_a_config_is_wanted(tmp_path):
     with pytest.raises(UserError, match="--config FILE is missing"):
         surface.main(["a", "b", "--out", str(tmp_path)])
