@@ -37,6 +37,25 @@ class ClassMatch:
     ordinal: bool
     notes: tuple[str, ...]
 
+    def known(self, images: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, indices into `classes`, of the images whose class is one of them; and their rows.
+
+        Raises:
+          UserError: There are none.
+        """
+        if self.multilabel:
+            columns = [first for first, *_ in self.labels]
+            return images.labels[:, columns], np.arange(len(images))
+        of_data = [label for those in self.labels for label in those]
+        numbers = np.full(1 + max(*of_data, *images.labels.tolist()), -1, np.int32)
+        for number, those in enumerate(self.labels):
+            numbers[list(those)] = number
+        labels = numbers[images.labels]
+        rows = np.flatnonzero(labels >= 0)
+        if not len(rows):
+            raise UserError(f"no image is of any of the classes {list(self.classes)}")
+        return labels[rows], rows
+
     def predictions(self, logits: np.ndarray, images: Split) -> Predictions:
         """What the model says of the images whose class it knows; the others are left out.
 
@@ -51,18 +70,7 @@ class ClassMatch:
         Raises:
           UserError: No image is of any of the classes.
         """
-        if self.multilabel:
-            labels = images.labels[:, [first for first, *_ in self.labels]]
-            rows = np.arange(len(images))
-        else:
-            known = [label for those in self.labels for label in those]
-            numbers = np.full(1 + max(*known, *images.labels.tolist()), -1, np.int32)
-            for number, those in enumerate(self.labels):
-                numbers[list(those)] = number
-            labels = numbers[images.labels]
-            rows = np.flatnonzero(labels >= 0)
-        if not len(rows):
-            raise UserError(f"no image is of any of the classes {list(self.classes)}")
+        labels, rows = self.known(images)
         parts = [
             logits[:, those[0]] if len(those) == 1 else _log_of_sum(logits[:, list(those)])
             for those in self.outputs
@@ -70,7 +78,7 @@ class ClassMatch:
         groups = number_groups(images.groups)
         return Predictions(
             np.stack(parts, axis=1)[rows],
-            labels[rows],
+            labels,
             self.multilabel,
             tuple(images.ids[row] for row in rows.tolist()),
             self.classes,

@@ -147,4 +147,5 @@ def complete(
         dataset = without(dataset, {"test": rows})
         pixels = pixels[~rows] if rows.any() else pixels
         audit = {**audit, "warnings": [], "excluded": int(rows.sum())}
+    match.known(dataset.splits["test"])  # refuses here what would be left of no image
     return EvaluationSet(dataset, pixels, match, audit)

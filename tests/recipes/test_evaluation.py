@@ -219,6 +219,20 @@ def test_a_further_set_of_other_classes_is_refused_by_name(home, tmp_path):
         run(config, tmp_path / "run", dry_run=True)
 
 
+def test_a_further_set_without_an_image_of_the_run_s_classes_is_refused_before_training(
+    home, tmp_path, write_images
+):
+    write_images(
+        *(tmp_path / "images" / name / "x.png" for name in ("train/0", "train/1", "test/8"))
+    )
+    config = with_sets()
+    config.evaluate_on.mapped.data.kind = "folder"
+    config.evaluate_on.mapped.data.root = str(tmp_path / "images")
+    config.evaluate_on.mapped.classes = ml_collections.ConfigDict({"0": "0", "1": "1"})
+    with pytest.raises(UserError, match=r"evaluate_on\.mapped: no image is of any of the classes"):
+        run(config, tmp_path / "run", dry_run=True)
+
+
 def test_a_config_of_before_has_no_further_sets():
     assert recorded_default("evaluate_on") == {}
     assert recorded_default("evaluate_on.idrid") is None
