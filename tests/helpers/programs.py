@@ -43,7 +43,7 @@ class WarmPrograms:
             "stdout": str(stdout or log),
             "stderr": str(log),
         }
-        return WarmProgram(self, self.ask(request))
+        return WarmProgram(self, self.ask(request), Path(log))
 
     def run(self, arguments, folder_of_logs, **more):
         """As subprocess.run: the status, and what it wrote to stdout and stderr."""
@@ -67,18 +67,18 @@ class WarmPrograms:
 class WarmProgram:
     """What tests want of subprocess.Popen."""
 
-    def __init__(self, programs, pid):
-        self._programs, self.pid, self.returncode = programs, pid, None
+    def __init__(self, programs, pid, log):
+        self._programs, self.pid, self.log, self.returncode = programs, pid, log, None
 
     def poll(self):
         if self.returncode is None:
             self.returncode = self._programs.ask({"pid": self.pid})
         return self.returncode
 
-    def wait(self, timeout):
-        deadline = time.monotonic() + timeout
+    def wait(self, timeout=None):
+        started = time.monotonic()
         while self.poll() is None:
-            if time.monotonic() > deadline:
+            if timeout is not None and time.monotonic() > started + timeout:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
             time.sleep(0.01)
         return self.returncode

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import sys
 
 IMPORTED = (
@@ -48,6 +49,8 @@ def become(request):
 
 
 if __name__ == "__main__":
+    # Tests in the background of a shell ignore it, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()  # or each fork looks through all that was imported when it ends
