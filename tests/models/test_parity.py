@@ -37,8 +37,8 @@ QUICK_FORWARDS = ("resnet18", "resnet50", "densenet121", "resnet20")
 QUICK_BACKWARDS = ("resnet18", "resnet20")
 # One of each kind, backwards: the others are more or wider ones of the same blocks, whose numbers
 # and widths a forward pass shows. Their gradients would take most of the tests' time, and are
-# compared too with MEDMERGE_JAX_PARITY=full.
-BACKWARDS = QUICK_FORWARDS
+# compared too with MEDMERGE_JAX_PARITY=full, and those of DenseNet-121 in float32.
+BACKWARDS = {"float32": (*QUICK_BACKWARDS, "resnet50"), "float64": QUICK_FORWARDS}
 FULL = os.environ.get("MEDMERGE_JAX_PARITY") == "full"
 CLASSES = 5
 # These networks compile for long and compute for a moment.
@@ -52,9 +52,9 @@ def slow_unless(quick, names):
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-backwards = pytest.mark.parametrize(
-    "name", slow_unless(QUICK_BACKWARDS, MODELS if FULL else BACKWARDS)
-)
+def backwards(dtype):
+    names = slow_unless(QUICK_BACKWARDS, MODELS if FULL else BACKWARDS[dtype])
+    return pytest.mark.parametrize("name", names)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_evaluation_matches_pytorch(torch, case, name):
     assert relative_error(found, wanted) <= TOLERANCE
 
 
-@backwards
+@backwards("float32")
 def test_training_matches_pytorch(torch, case, name, monkeypatch):
     network, images, labels = case
     variables = variables_from_torch(name, state(network), "the reference")
@@ -97,7 +97,7 @@ def test_training_matches_pytorch(torch, case, name, monkeypatch):
     assert fraction <= 1e-4  # ... and in no more than this part of the elements
 
 
-@backwards
+@backwards("float64")
 def test_gradients_match_pytorch_in_float64(torch, case, name):
     network, images, labels = case
     variables = variables_from_torch(name, state(network), "the reference")
