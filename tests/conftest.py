@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.programs import WarmPrograms
 from PIL import Image
 
 
@@ -20,6 +21,14 @@ def compiled_programs(tmp_path_factory):
     Not one for all workers: JAX may read there what another process has not yet written to the end.
     """
     return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def warm_programs():
+    """Starts programs of the package in a moment: all of this worker are forks of one process."""
+    programs = WarmPrograms()
+    yield programs
+    programs.close()
 
 
 @pytest.fixture(autouse=True)

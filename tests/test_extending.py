@@ -1,15 +1,12 @@
 """A user's config file that registers things of its own: no file of the package is edited."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from medmerge_jax.weights.files import read_tensors
 
-pytestmark = pytest.mark.slow  # it starts a Python with JAX
+pytestmark = pytest.mark.slow  # it trains
 
 CONFIG = '''
 from typing import Any
@@ -80,19 +77,14 @@ def get_config(variant=""):
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(warm_programs, compiled_programs, tmp_path):
     """Calls the program on a config file with the text above."""
     path = tmp_path / "mine.py"
     path.write_text(CONFIG)
 
     def call(*flags):
-        environment = {
-            **os.environ,
-            "MEDMERGE_JAX_CACHE": str(tmp_path / "cache"),
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
-        command = [sys.executable, "-m", "medmerge_jax.main", f"--config={path}", *flags]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+        cache = {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
+        return warm_programs.run([f"--config={path}", *flags], tmp_path, **cache)
 
     return call
 

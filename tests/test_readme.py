@@ -62,7 +62,9 @@ def test_a_recipe_and_a_merger_of_ones_own(monkeypatch):
         check_config(config)
 
 
-def test_a_model_that_predicts(weight_files, write_images):
+def test_a_model_that_predicts(tmp_path, monkeypatch, write_images):
+    monkeypatch.chdir(tmp_path)
+    mm.save_weights("medical.safetensors", "resnet20", variables_of(0, 3))
     mm.save_model("runs/aptos", mm.load_model("medical.safetensors"))
     write_images(Path("eye.png"), size=32)
     names = run(block("mm.predict"))

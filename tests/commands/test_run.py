@@ -6,66 +6,89 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny_config
+from helpers.random_models import variables_of
+from helpers.tiny_config import ARCHITECTURE
 from PIL import Image
 
-from medmerge_jax.models import create_model
 from medmerge_jax.weights import load_parent, save_weights
 from medmerge_jax.weights.files import read_tensors, write_safetensors
 
-pytestmark = pytest.mark.slow  # every call starts a Python with JAX
+pytestmark = pytest.mark.slow  # some calls start a Python with JAX, some train
 
-TINY = Path(__file__).parents[1] / "helpers" / "tiny_config.py"
+TINY = Path(tiny_config.__file__)
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module", autouse=True)
+def architecture():
+    tiny_config.register_architecture()
+
+
+def draw_images(folder):
     """An image folder: three splits of two classes of four images each."""
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for label, shade in (("a", 60), ("b", 180)):
-            folder = tmp_path / "images" / split / label
-            folder.mkdir(parents=True)
+            (folder / split / label).mkdir(parents=True)
             for index in range(4):
                 pixels = np.clip(rng.normal(shade, 30, (20, 20, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{split}_{label}{index}.png")
-    return tmp_path / "images"
+                Image.fromarray(pixels).save(folder / split / label / f"{split}_{label}{index}.png")
+    return folder
 
 
 @pytest.fixture
-def program(tmp_path):
-    """Calls the program on the tiny config; the caches are the test's own."""
+def root(tmp_path):
+    return draw_images(tmp_path / "images")
 
-    def call(*flags, workdir=None, variant="", config=TINY, prefix=(), **options):
-        workdir = workdir or tmp_path / "run"
+
+def flags_of(root):
+    return ("--config.data.kind=folder", f"--config.data.root={root}")
+
+
+@pytest.fixture
+def folder_flags(root):
+    return flags_of(root)
+
+
+@pytest.fixture
+def program(warm_programs, compiled_programs, tmp_path):
+    """Calls the program on the tiny config; with a prefix as a Python of its own."""
+    cache = {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
+
+    def call(*flags, workdir=None, variant="", config=TINY, prefix=(), folder="."):
         given = f"{config}:{variant}" if variant else str(config)
-        command = [sys.executable, "-m", "medmerge_jax.main", f"--config={given}"]
-        environment = {
-            **os.environ,
-            "MEDMERGE_JAX_CACHE": str(tmp_path / "cache"),
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        }
+        flags = [f"--config={given}", f"--workdir={workdir or tmp_path / 'run'}", *flags]
+        if not prefix:
+            return warm_programs.run(flags, tmp_path, folder=folder, **cache)
         return subprocess.run(
-            [*prefix, *command, f"--workdir={workdir}", *flags],
-            env=environment,
+            [*prefix, sys.executable, "-m", "medmerge_jax.main", *flags],
+            env={**os.environ, **cache},
             capture_output=True,
             text=True,
             timeout=600,
-            **options,
         )
 
     return call
 
 
-@pytest.fixture
-def folder_flags(root):
-    return ("--config.data.kind=folder", f"--config.data.root={root}")
+@pytest.fixture(scope="module")
+def finished(warm_programs, compiled_programs, tmp_path_factory):
+    """What a whole run printed, its workdir, and its flags without these."""
+    folder = tmp_path_factory.mktemp("finished")
+    workdir, flags = folder / "run", flags_of(draw_images(folder / "images"))
+    result = warm_programs.run(
+        [f"--config={TINY}", f"--workdir={workdir}", *flags],
+        folder,
+        MEDMERGE_JAX_CACHE=str(compiled_programs),
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout, workdir, flags
 
 
 def refuse(result, workdir, *words):
@@ -135,10 +158,8 @@ def test_a_bad_row_of_a_table(program, root, tmp_path, row, words):
     assert not (tmp_path / "run").exists()
 
 
-def weights(path, architecture="resnet20", change=None):
-    model = create_model(architecture, num_classes=3)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    save_weights(path, architecture, variables)
+def weights(path, name, change=None):
+    save_weights(path, name, variables_of(0, num_classes=3, architecture=name))
     if change is not None:
         tensors = {name: np.array(tensor) for name, tensor in read_tensors(path).items()}
         change(tensors)
@@ -151,18 +172,20 @@ def misshape(tensors):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "change", "words"),
+    ("name", "change", "words"),
     [
-        ("resnet32", None, ("resnet32",)),
-        ("resnet20", lambda t: t.pop("layer2.1.bn1.bias"), ("layer2.1.bn1.bias",)),
-        ("resnet20", lambda t: t.update({"layer1.9.x": np.zeros(3, np.float32)}), ("layer1.9.x",)),
-        ("resnet20", misshape, ("layer1.0.conv1.weight", "(16, 8, 3, 3)", "(16, 16, 3, 3)")),
+        ("resnet20", None, ("resnet20",)),
+        (ARCHITECTURE, lambda t: t.pop("layer2.0.bn1.bias"), ("layer2.0.bn1.bias",)),
+        (
+            ARCHITECTURE,
+            lambda t: t.update({"layer1.9.x": np.zeros(3, np.float32)}),
+            ("layer1.9.x",),
+        ),
+        (ARCHITECTURE, misshape, ("layer1.0.conv1.weight", "(16, 8, 3, 3)", "(16, 16, 3, 3)")),
     ],
 )
-def test_a_weight_file_that_does_not_fit(
-    program, folder_flags, tmp_path, architecture, change, words
-):
-    path = weights(tmp_path / "b.safetensors", architecture, change)
+def test_a_weight_file_that_does_not_fit(program, folder_flags, tmp_path, name, change, words):
+    path = weights(tmp_path / "b.safetensors", name, change)
     result = program(*folder_flags, f"--config.parents.b={path}")
     refuse(result, tmp_path / "run", "parents.b", "b.safetensors", *words)
     assert not (tmp_path / "run").exists()
@@ -188,35 +211,22 @@ def test_a_pickle_with_code(program, folder_flags, tmp_path):
 
 def test_a_loss_that_is_not_finite(program, folder_flags, tmp_path):
     result = program(
-        *folder_flags, "--config.recipe=ft", "--config.ft.learning_rate=2e9",
-        "--config.weight_decay=1e9", "--config.batch_size=4",
-    )  # fmt: skip
+        *folder_flags,
+        "--config.recipe=ft",
+        "--config.ft.epochs=3",
+        "--config.ft.learning_rate=2e9",
+        "--config.weight_decay=1e9",
+    )
     refuse(result, tmp_path / "run", "stage ft", "not finite", "learning_rate")
 
 
 def test_a_full_disk(program, folder_flags, tmp_path):
-    """No file may grow beyond 500 kB, which ends the first checkpoint."""
-
-    result = program(*folder_flags, prefix=("bash", "-c", 'ulimit -f 500; exec "$@"', "limited"))
+    """No file may grow beyond 100 kB, which ends the first checkpoint."""
+    flags = (*folder_flags, "--config.recipe=ft")
+    result = program(*flags, prefix=("bash", "-c", 'ulimit -f 100; exec "$@"', "limited"))
     refuse(result, tmp_path / "run", "disk is full", "resumes")
-    result = program(*folder_flags)
+    result = program(*flags)
     assert result.returncode == 0, result.stderr
-
-
-MISCHIEF = """
-import subprocess, sys, time
-from pathlib import Path
-
-run, deed, *command = sys.argv[1:]
-process = subprocess.Popen(command)
-while process.poll() is None:
-    metrics = Path(run, "metrics.jsonl")
-    if metrics.exists() and metrics.read_text().count("\\n") > 2:
-        subprocess.run(["sh", "-c", deed], cwd=run)
-        break
-    time.sleep(0.01)
-sys.exit(process.wait())
-"""
 
 
 @pytest.mark.parametrize(
@@ -228,17 +238,27 @@ sys.exit(process.wait())
         ("mv checkpoints ../gone", ("checkpoints", "vanished", "same command")),
     ],
 )
-def test_a_workdir_lost_while_it_trains(program, folder_flags, tmp_path, deed, words):
+def test_a_workdir_lost_while_it_trains(
+    warm_programs, compiled_programs, folder_flags, tmp_path, deed, words
+):
     if "chmod" in deed and os.geteuid() == 0:
         pytest.skip("root may write everywhere")
-    run = tmp_path / "run"
+    run, log = tmp_path / "run", tmp_path / "log"
     flags = (*folder_flags, "--config.recipe=ft", "--config.ft.epochs=1000")
-    prefix = (sys.executable, "-c", MISCHIEF, str(run), deed)
-    result = program(*flags, prefix=prefix)
-    assert result.returncode == 2, result.stderr
+    running = warm_programs.start(
+        [f"--config={TINY}", f"--workdir={run}", *flags], log,
+        MEDMERGE_JAX_CACHE=str(compiled_programs),
+    )  # fmt: skip
+    metrics = run / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        assert running.poll() is None, log.read_text()
+        time.sleep(0.01)
+    subprocess.run(["sh", "-c", deed], cwd=run, check=True)
+    assert running.wait(300) == 2, log.read_text()
+    said = log.read_text()
     # A thread of Orbax may tell of the file that it was about to write, too.
-    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert all(word in result.stderr[result.stderr.index(error) :] for word in words), error
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert all(word in said[said.index(error) :] for word in words), error
 
 
 @pytest.mark.parametrize(
@@ -297,25 +317,25 @@ def test_a_variant_that_is_not_there(program, tmp_path):
 
 def test_everything_missing_is_named_at_once(program, tmp_path):
     aptos = TINY.parents[2] / "configs" / "aptos.py"
-    message = refuse(program(config=aptos, cwd=tmp_path), tmp_path / "run", "parents.b")
+    message = refuse(program(config=aptos, folder=tmp_path), tmp_path / "run", "parents.b")
     assert "data.root" in message
     assert "train_images" in message  # what to download, and where to put it
     assert "configs/eyepacs.py" in message
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_a_reader_that_leaves(program, tmp_path, finished):
-    """As `... --help | head -1` and `... | head -1` do."""
-    if finished:
-        assert program().returncode == 0
+def without_a_reader(program, *flags, **options):
+    """As `... | head -1` leaves it."""
     closed = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
     closed += "os.execv(sys.argv[1], sys.argv[1:])"
-    flags = () if finished else ("--help",)
-    result = program(*flags, prefix=(sys.executable, "-c", closed))
+    result = program(*flags, prefix=(sys.executable, "-c", closed), **options)
     assert (result.returncode, result.stdout) == (141, "")
     assert "error" not in result.stderr
     assert "Broken" not in result.stderr
+
+
+def test_a_reader_that_leaves(program):
+    without_a_reader(program, "--help")
 
 
 def test_a_workdir_in_use(program, folder_flags, tmp_path):
@@ -326,10 +346,8 @@ def test_a_workdir_in_use(program, folder_flags, tmp_path):
     refuse(result, tmp_path / "run", "in use")
 
 
-def test_a_whole_run_and_what_it_leaves(program, folder_flags, tmp_path):
-    first = program(*folder_flags)
-    assert first.returncode == 0, first.stderr
-    run = tmp_path / "run"
+def test_a_whole_run_and_what_it_leaves(program, finished):
+    _, run, _ = finished
     for name in ("config.json", "metrics.jsonl", "coefficients.npz", "predictions.npz",
                  "results.json", "report.html", "model/model.safetensors", "model/model.json",
                  "figures/coefficients.png", "figures/learning_curves.png",
@@ -338,23 +356,8 @@ def test_a_whole_run_and_what_it_leaves(program, folder_flags, tmp_path):
     for name in ("checkpoints/ft", "seconds.json"):  # model/ and results.json say the same
         assert not (run / name).exists(), name
 
-    # Again: nothing is done, the results are printed, and a report that is missing is written.
-    (run / "report.html").unlink()
-    written = (run / "results.json").stat().st_mtime_ns
-    again = program(*folder_flags)
-    assert again.stdout == first.stdout
-    assert "macro F1" in again.stdout
-    assert (run / "results.json").stat().st_mtime_ns == written
-    assert (run / "report.html").exists()
-
-    # Another config in the same workdir: refused, with the fields that differ.
-    result = program(*folder_flags, "--config.batch_size=4", "--config.ft.epochs=3")
-    assert result.returncode == 2
-    assert "batch_size: 8 there, 4 now" in result.stderr
-    assert "ft.epochs: 2 there, 3 now" in result.stderr
-
     # The model that it leaves is the one whose predictions it leaves, and a parent of the next.
-    variables, card = load_parent(run, "resnet20")
+    variables, card = load_parent(run, ARCHITECTURE)
     assert card["classes"] == ["a", "b"]
     results = json.loads((run / "results.json").read_text())
     with np.load(run / "predictions.npz") as predictions:
@@ -363,12 +366,37 @@ def test_a_whole_run_and_what_it_leaves(program, folder_flags, tmp_path):
     assert variables["params"]["head"]["kernel"].shape == (64, 2)
 
 
-def test_a_second_run_of_the_same_command_compiles_nothing(program, folder_flags, tmp_path):
-    kept = []
-    for name in ("first", "second"):
-        result = program(*folder_flags, workdir=tmp_path / name)
-        assert result.returncode == 0, result.stderr
-        files = (tmp_path / "cache" / "xla").iterdir()
-        kept.append({path.name: path.stat().st_mtime_ns for path in files})
-    assert len(kept[0]) > 10
-    assert kept[1] == kept[0]  # what is compiled is kept
+def test_a_finished_run_is_not_done_again(program, finished):
+    """The results are printed, and a report that is missing is written."""
+    printed, run, flags = finished
+    (run / "report.html").unlink()
+    written = (run / "results.json").stat().st_mtime_ns
+    again = program(*flags, workdir=run)
+    assert again.stdout == printed
+    assert "macro F1" in again.stdout
+    assert (run / "results.json").stat().st_mtime_ns == written
+    assert (run / "report.html").exists()
+    without_a_reader(program, *flags, workdir=run)
+
+
+def test_another_config_in_the_same_workdir_is_refused(program, finished):
+    _, run, flags = finished
+    result = program(*flags, "--config.batch_size=4", "--config.ft.epochs=3", workdir=run)
+    assert result.returncode == 2
+    assert "batch_size: 8 there, 4 now" in result.stderr
+    assert "ft.epochs: 2 there, 3 now" in result.stderr
+
+
+def test_a_second_run_of_the_same_command_compiles_nothing(
+    program, finished, compiled_programs, tmp_path
+):
+    def kept():
+        return {
+            path.name: path.stat().st_mtime_ns for path in (compiled_programs / "xla").iterdir()
+        }
+
+    before = kept()
+    result = program(*finished[2], workdir=tmp_path / "again")
+    assert result.returncode == 0, result.stderr
+    assert len(before) > 10
+    assert kept() == before  # what is compiled is kept

@@ -44,7 +44,9 @@ def home(tmp_path_factory):
     grandparent = {"source": f"/home/{TELLTALE}/x", "file": f"/home/{TELLTALE}/x/model.safetensors"}
     parent = {"file": f"/mnt/{TELLTALE}/b.pth", "parents": {"c": grandparent}, "sha256": "beef"}
     card = {"parents": {"b": parent}, "note": f"made in /home/{TELLTALE}/runs, it says"}
-    mm.save_model(home / "parent", model_from_card("resnet20", variables_of(0), {}))
+    tiny_config.register_architecture()
+    parent = variables_of(0, architecture=tiny_config.ARCHITECTURE)
+    mm.save_model(home / "parent", model_from_card(tiny_config.ARCHITECTURE, parent, {}))
     written = json.loads((home / "parent" / "model.json").read_text())
     (home / "parent" / "model.json").write_text(json.dumps({**written, **card}))
     return home

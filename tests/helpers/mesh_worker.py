@@ -1,6 +1,6 @@
 """Trains on the devices that the process has and saves what came out: see test_mesh.py.
 
-python mesh_worker.py EXPERIMENTS.json OUTPUT.npz [COORDINATOR NUM_PROCESSES PROCESS_ID]
+python -m helpers.mesh_worker EXPERIMENTS.json OUTPUT.npz [COORDINATOR NUM_PROCESSES PROCESS_ID]
 """
 
 import json

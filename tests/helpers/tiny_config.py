@@ -1,12 +1,19 @@
-"""The smallest experiments that run everything: drawn images of 16 pixels, ResNet-20, two epochs.
+"""The smallest experiments that run everything: drawn images of 16 pixels, 8 layers, two epochs.
 
 Variants: empty for `medmerge` of two random parents; "compare" for two sources, every recipe and
 two seeds, as the quickstart has them.
 """
 
+import dataclasses
+import functools
+
 import ml_collections
 
 from medmerge_jax.config import default_config
+from medmerge_jax.models.registry import MODELS, register
+from medmerge_jax.models.resnet import CifarResNet
+
+ARCHITECTURE = "resnet8"
 
 
 def get_config(variant=""):
@@ -32,9 +39,20 @@ def _source(appearance, start):
     return config
 
 
+def register_architecture():
+    """ResNet-20 with one of the three blocks in each stage, so that all kinds of layers are there.
+
+    Not when this file is imported: what the tests of all models are is known before.
+    """
+    if ARCHITECTURE not in MODELS:
+        build = functools.partial(CifarResNet, depth=1)
+        register(dataclasses.replace(MODELS["resnet20"], name=ARCHITECTURE, build=build))
+
+
 def _experiment(appearance, counts):
     config = default_config().unlock()
-    config.architecture = "resnet20"
+    register_architecture()
+    config.architecture = ARCHITECTURE
     config.image_size = 16
     config.batch_size = 8
     config.data.name = f"clinic_{appearance}"

@@ -276,7 +276,7 @@ def case_of(name):
 @pytest.fixture(
     params=[
         "cifar",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("densenet", "resnet20", "resnet18")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("densenet", "resnet18")),
     ]
 )
 def case(request):

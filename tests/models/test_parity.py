@@ -35,18 +35,26 @@ TOLERANCE = 1e-4
 TOLERANCE_64 = 1e-10
 QUICK_FORWARDS = ("resnet18", "resnet50", "densenet121", "resnet20")
 QUICK_BACKWARDS = ("resnet18", "resnet20")
-# Compiled in both precisions they would take a third of the tests' time, and they are made of the
-# same blocks as the others. In float32 too: MEDMERGE_JAX_PARITY=full.
-LARGE = ("resnet101", "resnet152", "densenet161", "densenet169", "densenet201")
+# One of each kind, backwards: the others are more or wider ones of the same blocks, whose numbers
+# and widths a forward pass shows. Their gradients would take most of the tests' time, and are
+# compared too with MEDMERGE_JAX_PARITY=full, and those of DenseNet-121 in float32.
+BACKWARDS = {"float32": (*QUICK_BACKWARDS, "resnet50"), "float64": QUICK_FORWARDS}
 FULL = os.environ.get("MEDMERGE_JAX_PARITY") == "full"
 CLASSES = 5
 # These networks compile for long and compute for a moment.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
-def all_models(*quick):
-    names = IMAGENET_MODELS + CIFAR_MODELS
+MODELS = IMAGENET_MODELS + CIFAR_MODELS
+
+
+def slow_unless(quick, names):
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def backwards(dtype):
+    names = slow_unless(QUICK_BACKWARDS, MODELS if FULL else BACKWARDS[dtype])
+    return pytest.mark.parametrize("name", names)
 
 
 @pytest.fixture
@@ -58,7 +66,7 @@ def case(torch, torchvision, request, rng):
     return reference(torch, torchvision, name, CLASSES), images, np.arange(4) % CLASSES
 
 
-@pytest.mark.parametrize("name", all_models(*QUICK_FORWARDS))
+@pytest.mark.parametrize("name", slow_unless(QUICK_FORWARDS, MODELS))
 def test_evaluation_matches_pytorch(torch, case, name):
     network, images, _ = case
     variables = variables_from_torch(name, state(network), "the reference")
@@ -72,10 +80,8 @@ def test_evaluation_matches_pytorch(torch, case, name):
     assert relative_error(found, wanted) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", all_models(*QUICK_BACKWARDS))
+@backwards("float32")
 def test_training_matches_pytorch(torch, case, name, monkeypatch):
-    if name in LARGE and not FULL:
-        pytest.skip("in float64 only; MEDMERGE_JAX_PARITY=full compares it in float32 too")
     network, images, labels = case
     variables = variables_from_torch(name, state(network), "the reference")
     decisions = Decisions(torch)
@@ -91,7 +97,7 @@ def test_training_matches_pytorch(torch, case, name, monkeypatch):
     assert fraction <= 1e-4  # ... and in no more than this part of the elements
 
 
-@pytest.mark.parametrize("name", all_models(*QUICK_BACKWARDS))
+@backwards("float64")
 def test_gradients_match_pytorch_in_float64(torch, case, name):
     network, images, labels = case
     variables = variables_from_torch(name, state(network), "the reference")

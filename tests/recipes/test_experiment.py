@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import tiny_config
 from helpers.random_models import variables_of
+from helpers.tiny_config import ARCHITECTURE
 
 from medmerge_jax import merging
 from medmerge_jax.data import DataSet, Split
@@ -37,7 +38,7 @@ def first_stage(tmp_path, monkeypatch):
             paths[name] = variables
             if not isinstance(variables, str):
                 paths[name] = str(tmp_path / f"{name}.safetensors")
-                save_weights(paths[name], "resnet20", variables)
+                save_weights(paths[name], ARCHITECTURE, variables)
         config.parents = ml_collections.ConfigDict(paths)
         monkeypatch.setattr(experiment, "train_stage", capture)
         with pytest.raises(InterruptedError):
@@ -47,13 +48,18 @@ def first_stage(tmp_path, monkeypatch):
     return call
 
 
+def random_parent(seed, num_classes=4):
+    tiny_config.register_architecture()
+    return variables_of(seed, num_classes, ARCHITECTURE)
+
+
 def head_of(start):
     return unflatten(start.trainable["params"])["head"]
 
 
 @pytest.mark.parametrize("recipe", ["ft", "lp", "medmerge"])
 def test_every_recipe_of_a_seed_starts_with_one_new_head(first_stage, recipe):
-    parents = {"b": variables_of(0, num_classes=2), "c": variables_of(1, num_classes=2)}
+    parents = {"b": random_parent(0, num_classes=2), "c": random_parent(1, num_classes=2)}
     classes = head_of(first_stage("ft", parents))["bias"].shape[0]
     for seed in (0, 1):
         head = LinearHead(classes).init(jax.random.key(seed), jnp.zeros((1, 64)))["params"]["head"]
@@ -63,7 +69,7 @@ def test_every_recipe_of_a_seed_starts_with_one_new_head(first_stage, recipe):
 
 
 def test_the_backbone_is_the_parents_of_the_start(first_stage):
-    parents = {"b": variables_of(0), "c": variables_of(1)}
+    parents = {"b": random_parent(0), "c": random_parent(1)}
     for start, wanted in parents.items():
         found = first_stage("ft", parents, start=start)
         for path, leaf in flatten(wanted["params"]).items():
@@ -74,7 +80,7 @@ def test_the_backbone_is_the_parents_of_the_start(first_stage):
 
 
 def test_parents_are_merged_in_the_order_of_their_names(first_stage):
-    parents = {name: variables_of(seed) for seed, name in enumerate("dbc")}
+    parents = {name: random_parent(seed) for seed, name in enumerate("dbc")}
     start = first_stage("medmerge", parents)
     kernels = [tree["conv1/kernel"] for tree in start.frozen["parents"]]
     for kernel, name in zip(kernels, "bcd", strict=True):
@@ -93,7 +99,7 @@ def test_a_merge_starts_as_its_fields_say(first_stage):
 
 
 def test_to_zeros_nothing_is_aligned(first_stage):
-    parents = {"b": variables_of(0), "c": variables_of(1), "z": "zeros"}
+    parents = {"b": random_parent(0), "c": random_parent(1), "z": "zeros"}
     start = first_stage("medmerge_aligned", parents)
     *others, zeros = (flatten(tree) for tree in start.frozen["parents"])
     for found, name in zip(others, "bc", strict=True):
@@ -103,7 +109,7 @@ def test_to_zeros_nothing_is_aligned(first_stage):
 
 
 def test_zeros_are_aligned_to_nothing(first_stage):
-    last = variables_of(0)
+    last = random_parent(0)
     order = merging.random_permutations(merging.find_spaces(last), 1)
     other = merging.permute_variables(last, order)
     parents = {"a": "zeros", "b": other, "c": last}

@@ -18,13 +18,15 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from helpers import tiny_config
+from helpers.programs import with_helpers
+from helpers.tiny_config import ARCHITECTURE
 
 from medmerge_jax.runtime import mesh
 from medmerge_jax.runtime.mesh import data_mesh, own_rows, padded_size
 
-WORKER = Path(__file__).parents[1] / "helpers" / "mesh_worker.py"
-COLLECTIVES = Path(__file__).parents[2] / "benchmarks" / "collectives.py"
-TINY = Path(__file__).parents[1] / "helpers" / "tiny_config.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TINY = Path(tiny_config.__file__)
 # All layouts, ResNet-20 and 50 steps take half an hour on two cores: MEDMERGE_JAX_MESH=full, and -s
 # shows the largest differences. CI has a share, with a network of 8 layers.
 FULL = os.environ.get("MEDMERGE_JAX_MESH") == "full"
@@ -42,13 +44,9 @@ SHORT = [
     {"stage": "merge_lp", "batch_size": 16, "steps": 3, "policy": "medium"},
 ]
 if not FULL:
-    LONG = [{**LONG[0], "steps": 6, "depth": 1}, {**LONG[2], "steps": 6, "depth": 1}]
-    SHORT = [{**SHORT[number], "depth": 1} for number in (1, 4)]
-
-
-def environment(devices, **more):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **more}
+    # Fine-tuning on such layouts is in test_a_run_goes_on_with_other_devices_and_processes.
+    LONG = [{**LONG[0], "steps": 6, "depth": 1}]
+    SHORT = [{**SHORT[4], "depth": 1}]
 
 
 def free_port():
@@ -57,36 +55,45 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(command, processes, devices, flags, log, **more):
-    """The processes of one run, which write to `log`."""
-    where = f"localhost:{free_port()}"
+@pytest.fixture
+def start(warm_programs, compiled_programs):
+    """Starts the processes of one run, which write to `log`; the test leaves none."""
     started = []
-    for index in range(processes):
-        cluster = flags(where, processes, index) if processes > 1 else []
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, *command(index), *cluster],
-                env=environment(devices, **more),
-                stdout=file,
-                stderr=file,
-            )
-        started.append(process)
-    return started
+
+    def processes_of(module, arguments, processes, devices, flags, log):
+        """The arguments, and the flags of a cluster, are functions of a process's index."""
+        where = f"localhost:{free_port()}"
+        environment = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "MEDMERGE_JAX_CACHE": str(compiled_programs),
+        }
+        for index in range(processes):
+            cluster = flags(where, processes, index) if processes > 1 else []
+            given = [*arguments(index), *cluster]
+            started.append(warm_programs.start(given, log, module=module, **environment))
+        return started[-processes:]
+
+    yield processes_of
+    for process in started:
+        process.kill()
+        process.wait(60)
 
 
-def trained(folder, layout, experiments):
+def trained(start, folder, layout, experiments):
     """What the first and the last process of a layout have computed."""
     processes, devices = layout
     (folder / "experiments.json").write_text(json.dumps(experiments))
     started = start(
-        lambda index: [str(WORKER), str(folder / "experiments.json"), str(folder / f"{index}.npz")],
+        "helpers.mesh_worker",
+        lambda index: [folder / "experiments.json", folder / f"{index}.npz"],
         processes,
         devices,
-        lambda *cluster: [str(part) for part in cluster],
+        lambda *cluster: cluster,
         folder / "log",
     )
     for process in started:
-        assert process.wait(timeout=1800) == 0, (folder / "log").read_text()[-3000:]
+        assert process.wait(1800) == 0, (folder / "log").read_text()[-3000:]
     return [dict(np.load(folder / f"{index}.npz")) for index in {0, processes - 1}]
 
 
@@ -102,13 +109,13 @@ def gathered(found, prefix):
         pytest.param(SHORT, [(1, 8), (2, 4)] if FULL else [(1, 8)], id="variants"),
     ],
 )
-def test_every_layout_computes_what_one_device_does(tmp_path, experiments, layouts):
+def test_every_layout_computes_what_one_device_does(start, tmp_path, experiments, layouts):
     """Layouts are processes, and devices of each."""
     results = {}
     for layout in ((1, 1), *layouts):
         folder = tmp_path / "x".join(map(str, layout))
         folder.mkdir()
-        results[layout] = trained(folder, layout, experiments)
+        results[layout] = trained(start, folder, layout, experiments)
     (wanted,) = results.pop((1, 1))
     for layout, found in results.items():
         for one in found:
@@ -216,15 +223,32 @@ for name, leaf in ends[0].items():
 
 def test_batches_are_split_over_eight_devices_and_steps_are_the_same():
     """13 rows are filled up to 16, which do not count in loss, gradients and statistics."""
+    flags = "--xla_force_host_platform_device_count=8"
     found = subprocess.run(
-        [sys.executable, "-c", PARTS + STEPS], env=environment(8), capture_output=True, text=True
+        [sys.executable, "-c", PARTS + STEPS],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
     )
     assert found.returncode == 0, found.stderr
 
 
-def program(workdir, *more):
-    flags = [f"--config={TINY}", f"--workdir={workdir}", *more]
-    return lambda index: ["-m", "medmerge_jax.main", *flags]
+@pytest.fixture
+def start_program(start, tmp_path):
+    """Starts the program on the tiny config; it writes to `tmp_path / "log"`."""
+
+    def processes_of(processes, devices, workdir, *more):
+        flags = [f"--config={TINY}", f"--workdir={workdir}", *more]
+        return start(
+            "medmerge_jax.main",
+            lambda index: flags,
+            processes,
+            devices,
+            cluster_flags,
+            tmp_path / "log",
+        )
+
+    return processes_of
 
 
 def cluster_flags(where, processes, index):
@@ -248,33 +272,33 @@ def assert_same_run(found, wanted):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_devices_and_processes(tmp_path, compiled_programs):
+def test_a_run_goes_on_with_other_devices_and_processes(start_program, tmp_path):
     """Stopped on 8 devices, then in 2 processes of 1, it ends in 1 process with 2 devices.
 
     The 2 processes find the newest checkpoint damaged, and both take the one before.
     """
-    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
+    log = tmp_path / "log"
     # The paper's rate: at that of the tiny config, rounding grows to a thousandth in few epochs.
     more = ["--config.recipe=ft", "--config.ft.epochs=8", "--config.ft.learning_rate=1e-5"]
     # Two processes may take some 20 steps until both stop: 12 an epoch leave 48 to the second stop.
     more += ["--config.data.synthetic.counts=(96,8,12)"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    (process,) = start(program(whole, *more), 1, 1, cluster_flags, log, **cache)
-    assert process.wait(timeout=300) == 0, log.read_text()
+    (process,) = start_program(1, 1, whole, *more)
+    assert process.wait(300) == 0, log.read_text()
     for (processes, devices), epoch, number, status in [
         ((1, 8), 2, signal.SIGUSR1, 75),
         ((2, 1), 4, signal.SIGINT, 130),
     ]:
-        started = start(program(moved, *more), processes, devices, cluster_flags, log, **cache)
+        started = start_program(processes, devices, moved, *more)
         wait_for(moved, epoch, started, log)
         started[-1].send_signal(number)
-        statuses = [process.wait(timeout=300) for process in started]
+        statuses = [process.wait(300) for process in started]
         assert statuses == [status] * processes, log.read_text()[-3000:]
         assert not (moved / "results.json").exists()
         if processes == 1:
             damaged = damage_newest(moved / "checkpoints" / "ft")
-    (process,) = start(program(moved, *more), 1, 2, cluster_flags, log, **cache)
-    assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    (process,) = start_program(1, 2, moved, *more)
+    assert process.wait(300) == 0, log.read_text()[-3000:]
     assert len(re.findall("resumed after", log.read_text())) == 2
     assert len(re.findall(r"\d is damaged", log.read_text())) == 1
     assert damaged.is_dir()
@@ -302,43 +326,44 @@ def wait_for(workdir, epoch, started, log):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_within_a_minute(tmp_path, compiled_programs, victim):
-    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
-    started = start(
-        program(tmp_path / "run", "--config.recipe=ft", "--config.ft.epochs=500"),
-        2,
-        1,
-        cluster_flags,
-        log,
-        **cache,
-    )
-    wait_for(tmp_path / "run", 1, started, log)
+def test_a_killed_process_ends_the_others_within_a_minute(start_program, tmp_path, victim):
+    more = ["--config.recipe=ft", "--config.ft.epochs=500"]
+    started = start_program(2, 1, tmp_path / "run", *more)
+    wait_for(tmp_path / "run", 1, started, tmp_path / "log")
     started[victim].kill()
-    assert started[victim].wait() == -signal.SIGKILL
-    assert started[1 - victim].wait(timeout=60) not in (0, 75)
+    assert started[victim].wait(60) == -signal.SIGKILL
+    assert started[1 - victim].wait(60) not in (0, 75)
 
 
 @pytest.mark.slow
-def test_what_the_first_process_refuses_ends_the_others(tmp_path, compiled_programs):
+def test_what_the_first_process_refuses_ends_the_others(start_program, tmp_path):
     """Only the first looks into the run directory."""
-    log, cache = tmp_path / "log", {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{")
-    started = start(program(tmp_path / "run"), 2, 1, cluster_flags, log, **cache)
-    statuses = [process.wait(timeout=60) for process in started]
+    started = start_program(2, 1, tmp_path / "run")
+    statuses = [process.wait(60) for process in started]
     assert statuses[0] == 2 and statuses[1] != 0
-    assert log.read_text().count("process 0: error: ") == 1
+    assert (tmp_path / "log").read_text().count("process 0: error: ") == 1
 
 
 @pytest.mark.slow
 def test_one_exchange_of_gradients_and_three_for_each_batch_norm(tmp_path):
     """Counted in the program that the compiler made."""
-    command = [sys.executable, str(COLLECTIVES), "resnet20", f"--output={tmp_path}/table.md"]
-    subprocess.run(command, capture_output=True, check=True)
+    program = "import runpy, sys; from helpers import tiny_config; "
+    program += "tiny_config.register_architecture(); sys.path.insert(0, sys.argv.pop(1)); "
+    program += "runpy.run_module('collectives', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", program, str(BENCHMARKS), ARCHITECTURE]
+    done = subprocess.run(
+        [*command, f"--output={tmp_path}/table.md"],
+        env={**with_helpers(), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     lines = (tmp_path / "table.md").read_text().splitlines()
-    rows = [line.split("|")[1:-1] for line in lines if line.startswith("| resnet20")]
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith(f"| {ARCHITECTURE}")]
     assert [row[1].strip() for row in rows] == ["merge_lp", "ft"]
     for row in rows:
-        assert int(row[2]) == 3 * 19
+        assert int(row[2]) == 3 * 7
         assert int(row[4]) == 1
         assert row[7].strip() == "none"

@@ -108,7 +108,7 @@ def test_a_signal_ends_the_process_also_when_nobody_hears_what_it_says():
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(warm_programs, compiled_programs, tmp_path):
     """Starts one of two processes of a run; the test leaves none."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -116,24 +116,17 @@ def start(tmp_path):
     started = []
 
     def process(index):
-        command = [sys.executable, "-m", "medmerge_jax.main", f"--config={TINY}"]
-        command += [f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}"]
-        environment = {**os.environ, "MEDMERGE_JAX_CACHE": str(tmp_path / "cache")}
-        started.append(
-            subprocess.Popen(
-                [*command, "--num_processes=2", f"--process_id={index}"],
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        flags = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}"]
+        flags += [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={index}"]
+        cache = {"MEDMERGE_JAX_CACHE": str(compiled_programs)}
+        started.append(warm_programs.start(flags, tmp_path / f"log{index}", **cache))
         return started[-1]
 
     process.port = port
     yield process
     for one in started:
         one.kill()
-        one.communicate()
+        one.wait(60)
 
 
 def answers(port):
@@ -144,13 +137,14 @@ def answers(port):
 
 def wait_for(condition, process):
     while not condition():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.log.read_text()
         time.sleep(0.01)
 
 
 def ended(*processes, status=EXIT_STATUS):
-    said = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [status] * 2, said
+    ends = [process.wait(60) for process in processes]
+    said = [process.log.read_text() for process in processes]
+    assert ends == [status] * 2, said
     return said
 
 

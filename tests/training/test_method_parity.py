@@ -117,7 +117,8 @@ def test_an_anchored_merge_linear_probe(torch, dtype, parents, head, batches):
     compare(ours, wanted, dtype, "coefficients/", "params/")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # in float32 both stages of MedMerge, which end in fine-tuning, are below
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)
 def test_linear_probe_then_fine_tuning(torch, dtype, parents, head, batches):
     variables = flax_variables(parents[0], dtype)
     backbone = without_head(variables)

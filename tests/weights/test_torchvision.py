@@ -25,8 +25,16 @@ def test_round_trip_through_torchvision(
 
     state = network.state_dict()
     save_file(state, tmp_path / "theirs.safetensors")
-    torch.save(state, tmp_path / "zip.pth")
-    torch.save({"model": state, "epoch": 3}, tmp_path / "checkpoint.pt")
-    torch.save(state, tmp_path / "stream.pth", _use_new_zipfile_serialization=False)
-    for file in ("theirs.safetensors", "zip.pth", "checkpoint.pt", "stream.pth"):
+    files = ["theirs.safetensors"]
+    if name in QUICK:  # for the others their names and shapes are to be shown, not the formats
+        files += save_as_pickles(torch, state, tmp_path)
+    for file in files:
         assert_same(load_weights(name, tmp_path / file), variables)
+
+
+def save_as_pickles(torch, state, folder):
+    """In all formats that PyTorch has had; returns the files' names."""
+    torch.save(state, folder / "zip.pth")
+    torch.save({"model": state, "epoch": 3}, folder / "checkpoint.pt")
+    torch.save(state, folder / "stream.pth", _use_new_zipfile_serialization=False)
+    return ["zip.pth", "checkpoint.pt", "stream.pth"]
