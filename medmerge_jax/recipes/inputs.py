@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +52,34 @@ DATA_KINDS = {
 """The ways of giving images and labels, and the paths in `config.data` that each needs."""
 
 
-def with_architecture(config: Config) -> Config:
+def with_architecture(config: Config, order: Iterable[str] = ()) -> Config:
     """The config; an empty architecture, of it or its sources, is that of the parents.
+
+    Args:
+      config: Of the experiment.
+      order: Its sources, each after those that it starts from.
 
     Raises:
       UserError: No parent says one, or two say different ones.
     """
-    sources = {name: with_architecture(source) for name, source in config.sources.items()}
-    config = dataclasses.replace(config, sources=sources)
+    sources = dict(config.sources)
+    for name in order:
+        if name in sources:
+            sources[name] = _with_architecture(sources[name], sources)
+    return _with_architecture(dataclasses.replace(config, sources=sources), sources)
+
+
+def _with_architecture(config: Config, sources: dict[str, Config]) -> Config:
     if config.architecture:
         return config
     found: dict[str, str] = {}
     for name, value in config.parents.items():
-        if value.startswith("source:") and value.removeprefix("source:") in sources:
-            found[name] = sources[value.removeprefix("source:")].architecture
+        source = sources.get(value.removeprefix("source:")) if value.startswith("source:") else None
+        if source is not None:
+            found[name] = source.architecture
         elif value not in ("", "imagenet", "random", "zeros") and not value.startswith("source:"):
             found[name] = weights.find_architecture(value)
+    found = {name: one for name, one in found.items() if one}
     if len(set(found.values())) != 1:
         said = ", ".join(f"{name} is a {one}" for name, one in found.items())
         raise UserError(

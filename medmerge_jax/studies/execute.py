@@ -38,7 +38,9 @@ def run(
     """
     if not os.fspath(workdir).strip():
         raise UserError("the workdir is empty; a folder is wanted")
-    config, workdir = with_architecture(check_config(config)), Path(workdir).expanduser()
+    config, workdir = check_config(config), Path(workdir).expanduser()
+    order = _source_order(config)
+    config = with_architecture(config, order)
     directory = RunDirectory(workdir)
     with directory.locked():
         processes.from_first(lambda: directory.check_config(to_json(config)))
@@ -47,7 +49,6 @@ def run(
             say(f"{workdir} is finished; nothing to do")
             return results
         prepare.check_paths(config)
-        order = _source_order(config)
         prepared: dict[str, Prepared] = {}
         folders = {name: RunDirectory(prepare.source_folder(workdir, name)) for name in order}
         untrained = [name for name in order if finished(folders[name]) is None]

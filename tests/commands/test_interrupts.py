@@ -14,16 +14,13 @@ STEP = "medmerge_jax.training.loop:train_step"
 CHECKPOINTS = "medmerge_jax.storage.checkpoints:StageCheckpoints"
 REPORT = "medmerge_jax.analysis:write_report"
 PLACES = (
-    *("import:jax", "import:jax,import:optax", "import:sklearn"),
+    "import:jax,import:optax",
     "medmerge_jax.recipes.inputs:write_synthetic",
     "medmerge_jax.recipes.inputs:cached_pixels,medmerge_jax.recipes.inputs:cached_pixels",
     f"{STEP},{STEP}",  # while it compiles
     f"{STEP},medmerge_jax.training.progress:Progress.save_inside_epoch",
-    f"{STEP},{CHECKPOINTS}.save",
     f"{CHECKPOINTS}.save,{CHECKPOINTS}.close",
     f"{STEP},{CHECKPOINTS}._remove_unfinished",
-    "medmerge_jax.training.loop:evaluate,medmerge_jax.training.loop:evaluate",
-    "medmerge_jax.weights:save_model",
     f"{REPORT},{REPORT}",
 )
 """In the order in which a run comes there, as each goes on where the one before was stopped."""
