@@ -24,6 +24,8 @@ MOST = 2**31 - 1
 _DEEPEST = 8
 _LONGEST = 200
 """Characters that messages show of a value."""
+_MOST_MISTAKES = 50
+"""That a message lists: the fields of a config, about."""
 
 _COMPARED = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge")
 _MERGED = ("uniform", "weight_matching", "zipit")
@@ -265,9 +267,12 @@ def parse(config: AnyConfig) -> Config:
 
 
 def raise_mistakes(mistakes: list[str]) -> None:
-    """Raises a UserError that says them all, a line each, if there are any."""
+    """Raises a UserError that says them, a line each, if there are any; of very many the first."""
     if mistakes:
-        raise UserError("\n  ".join(["the config cannot be used:", *mistakes]))
+        lines = ["the config cannot be used:", *mistakes[:_MOST_MISTAKES]]
+        if len(mistakes) > _MOST_MISTAKES:
+            lines.append(f"and {len(mistakes) - _MOST_MISTAKES} more")
+        raise UserError("\n  ".join(lines))
 
 
 def _parse(kind: Any, value: Any, path: str, mistakes: list[str]) -> Any:
