@@ -171,6 +171,9 @@ class Config:
     seed: int = field(0, "of heads, orders and augmentation", at_least=0)
     parents: dict[str, str] = field({"b": "", "c": "imagenet"}, "models to start from, by name")
     start: str = field("b", "the parent that recipes with one parent start from")
+    estimate_statistics: bool = field(
+        False, "of parents' batch norms that lack them, on merge_ft.num_images training images"
+    )
     sources: dict[str, "Config"] = field({}, "experiments that make parents, by name")
     help: str = field("", "said where something that the config names is missing")
     data: Data = field(Data(), "images and labels")

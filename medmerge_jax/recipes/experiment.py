@@ -20,8 +20,8 @@ from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.preprocessing import Rendering
+from medmerge_jax.recipes.calibration import calibration_images
 from medmerge_jax.recipes.inputs import Parent
-from medmerge_jax.runtime import mesh as mesh_lib
 from medmerge_jax.runtime import processes
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.npz import read_npz
@@ -154,7 +154,12 @@ class Experiment:
                 settings.method,
                 self.config.architecture,
                 list(parents.values()),
-                self._calibration_images(settings.num_images),
+                calibration_images(
+                    self._network(num_classes=0),
+                    self.inputs.batches["train"],
+                    self.config.seed,
+                    settings.num_images,
+                ),
                 heads="drop",
                 recalibrate=settings.recalibrate,
                 **options,
@@ -259,17 +264,6 @@ class Experiment:
                 self.inputs.features[shared_as, split] = features
         # A head on features takes no memory: there is nothing to accumulate.
         return make_batches(features, batches.labels, self.config.batch_size, mesh=self.inputs.mesh)
-
-    def _calibration_images(self, count: int) -> np.ndarray:
-        """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
-        network, images = self._network(num_classes=0), []
-        for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
-            for part in batch if isinstance(batch, tuple) else (batch,):
-                normalised = mesh_lib.fetch(network.normalise(part["inputs"]))
-                images.append(normalised[: len(part["labels"])])
-            if sum(map(len, images)) >= count:
-                break
-        return np.concatenate(images)[:count]
 
     def _with_new_head(self, variables: Tree) -> Tree:
         backbone = without_head(variables)

@@ -78,7 +78,8 @@ def _with_architecture(config: Config, sources: dict[str, Config]) -> Config:
         if source is not None:
             found[name] = source.architecture
         elif value not in ("", "imagenet", "random", "zeros") and not value.startswith("source:"):
-            found[name] = weights.find_architecture(value)
+            lacking = config.estimate_statistics
+            found[name] = weights.find_architecture(value, lacking=lacking)
     found = {name: one for name, one in found.items() if one}
     if len(set(found.values())) != 1:
         said = ", ".join(f"{name} is a {one}" for name, one in found.items())
@@ -296,13 +297,14 @@ def _load_parent(config: Config, value: str, source_directories: dict[str, Path]
         return random_variables(config), {"source": f"random, seed {config.seed}"}
     if value.startswith("source:"):
         value = os.fspath(source_directories[value.removeprefix("source:")])
-    variables, card = weights.load_parent(value, config.architecture)
+    lacking = config.estimate_statistics
+    variables, card = weights.load_parent(value, config.architecture, lacking=lacking)
     fingerprint = weights.model_fingerprint(variables)
-    said = len(card.get("notes", ()))
-    variables, card = weights.as_published(config.architecture, variables, card)
-    notes = [*card.get("notes", []), *_of_other_images(config, card)]
-    for note in notes[said:]:
+    variables, card, adapted = weights.as_published(config.architecture, variables, card)
+    others = list(_of_other_images(config, card))
+    for note in [adapted, *others] if adapted else others:
         say(f"{card['file']}: {note}")
+    notes = [*card.get("notes", []), *others]
     return variables, {**card, "notes": notes, "source": value, "fingerprint": fingerprint}
 
 

@@ -14,6 +14,7 @@ from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.models import get_spec
 from medmerge_jax.recipes import inputs
+from medmerge_jax.recipes.calibration import estimate_statistics
 from medmerge_jax.recipes.checks import needed_parents
 from medmerge_jax.recipes.experiment import Inputs, Prepared
 from medmerge_jax.runtime.mesh import data_mesh
@@ -124,21 +125,22 @@ def load_inputs(prepared: Prepared, workdir: Path) -> Inputs:
     made = [name for name in needed_parents(config) if name not in prepared.parents]
     directories = {name: source_folder(workdir, name) for name in sources_of(config)}
     mesh = data_mesh()
+    batches = {
+        name: make_batches(
+            pixels.array,
+            prepared.dataset.splits[name].labels,
+            config.batch_size,
+            loader=config.data.loader,
+            mesh=mesh,
+            accumulate=config.accumulate,
+        )
+        for name, pixels in prepared.pixels.items()
+    }
     parents = {**prepared.parents, **inputs.load_parents(config, made, directories)}
-    parents = inputs.fill_zeros(dict(sorted(parents.items())))
+    parents = estimate_statistics(config, dict(sorted(parents.items())), batches["train"], mesh)
     return Inputs(
-        **{**vars(prepared), "parents": parents},
-        batches={
-            name: make_batches(
-                pixels.array,
-                prepared.dataset.splits[name].labels,
-                config.batch_size,
-                loader=config.data.loader,
-                mesh=mesh,
-                accumulate=config.accumulate,
-            )
-            for name, pixels in prepared.pixels.items()
-        },
+        **{**vars(prepared), "parents": inputs.fill_zeros(parents)},
+        batches=batches,
         class_weights=inputs.loss_weights(config, prepared.dataset),
         mesh=mesh,
     )
