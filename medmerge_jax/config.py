@@ -184,7 +184,9 @@ class Config:
     batch_size: int = field(64, "of all devices together; the paper does not say", at_least=1)
     accumulate: int = field(1, "parts of each batch; batch norms see the parts", at_least=1)
     weight_decay: float = field(1e-2, "of AdamW; the default of the paper's framework", at_least=0)
-    class_weights: str = field("none", "of the loss", choices=("none", "balanced"))
+    class_weights: str = field(
+        "none", "of the loss; rare classes count more", choices=("none", "balanced", "by_frequency")
+    )
     augmentation: str = field("none", "of training images", choices="augmentation")
     precision: str = field("auto", "auto: bfloat16 on a GPU", choices=_PRECISIONS)
     select: Select = field(Select(), "of the epoch")

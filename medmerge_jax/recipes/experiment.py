@@ -51,7 +51,7 @@ class Inputs(Prepared):
     """What the runs of an experiment share: all parents, in merging order, and batches."""
 
     batches: dict[str, Batches]  # of each split
-    class_weights: np.ndarray  # (classes,) of the loss
+    class_weights: np.ndarray  # of the loss, see `inputs.loss_weights`
     mesh: jax.sharding.Mesh | None = None
     # Filled by linear probes: a parent's features, by (parent, split).
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)

@@ -364,17 +364,29 @@ def random_variables(config: Config) -> Tree:
 
 
 def loss_weights(config: Config, dataset: DataSet) -> np.ndarray:
-    """Class weights (classes,) from the training split, for `training.loss.weighted_loss`.
+    """Class weights from the training split, as `training.loss.weighted_loss` takes them.
 
     "balanced" is n / (classes · n_c), as scikit-learn's; for several labels per image it is the
-    negatives over the positives of each label.
+    negatives over the positives of each label. "by_frequency" is FissionFusion's (Sanjeev et al.,
+    arXiv 2403.13341): w_c = (max n − n_c + mean n) / max n with n_c the positives of a label, or
+    the images of a class; for several labels it weighs all of a label's loss. Their code divides by
+    the greatest of the numerators instead, which is one factor for the whole loss.
+
+    Returns:
+      float32 (classes,); for "by_frequency" of several labels (1, classes).
     """
     labels = dataset.splits["train"].labels
     if config.class_weights == "none":
         return np.ones(dataset.num_classes, np.float32)
     if dataset.multilabel:
-        positives = np.nansum(labels, axis=0)
+        counts = np.nansum(labels, axis=0)
+    else:
+        counts = np.bincount(labels, minlength=dataset.num_classes)
+    if config.class_weights == "by_frequency":
+        counts = counts if counts.any() else np.ones_like(counts)
+        weights = (counts.max() - counts + counts.mean()) / counts.max()
+        return np.asarray(weights[None] if dataset.multilabel else weights, np.float32)
+    if dataset.multilabel:
         negatives = np.nansum(1 - labels, axis=0)
-        return np.asarray(negatives / np.maximum(positives, 1), np.float32)
-    counts = np.bincount(labels, minlength=dataset.num_classes)
-    return (len(labels) / (dataset.num_classes * counts)).astype(np.float32)
+        return np.asarray(negatives / np.maximum(counts, 1), np.float32)
+    return np.asarray(len(labels) / (dataset.num_classes * counts), np.float32)

@@ -91,7 +91,7 @@ def train_step(
         several devices there may be more inputs, which do not count, see `mesh`.
       learning_rate: Scalar; an argument, like the next, so that one compilation serves them all.
       weight_decay: Scalar, see `adamw`.
-      class_weights: (classes,), see `weighted_loss`.
+      class_weights: See `weighted_loss`.
       key: Of the epoch, see `augment.epoch_key`; only needed with augmentation, or by a model that
         draws random numbers, see `Network.rngs`.
 

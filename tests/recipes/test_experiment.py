@@ -146,3 +146,9 @@ def test_class_weights_of_several_labels_count_what_is_known():
     config = tiny_config.get_config()
     config.class_weights = "balanced"
     np.testing.assert_allclose(inputs.loss_weights(config, dataset), [4 / 1, 2 / 1])
+    config.class_weights = "by_frequency"  # 1 and 1 positives of 5 and 3 known
+    np.testing.assert_allclose(inputs.loss_weights(config, dataset), [[1.0, 1.0]])
+    labels[1, 0] = 1  # (2 − n + 1.5) / 2
+    np.testing.assert_allclose(inputs.loss_weights(config, dataset), [[0.75, 1.25]])
+    one = DataSet("x-rays", ("a", "b", "c"), False, {"train": Split(ids, ids, np.array([0, 0, 1]))})
+    np.testing.assert_allclose(inputs.loss_weights(config, one), [0.5, 1.0, 1.5])
