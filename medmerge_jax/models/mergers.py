@@ -24,6 +24,7 @@ from medmerge_jax.merging.trees import (
     check_finite,
     check_one_each,
     check_parents,
+    check_shares,
     check_variables,
     check_weights,
     flatten,
@@ -385,7 +386,12 @@ def zipit(task: Task, *, alpha: float = ALPHA, beta: float = BETA) -> Variables:
     return merging.zipit(parents, _correlations(task), alpha=alpha, beta=beta, spaces=spaces)
 
 
-@merger(check=_check_weights)
+def _check_shares(parents: Sequence[Tree], weights: Any = None) -> None:
+    if weights is not None:
+        check_shares(weights, len(parents))
+
+
+@merger(check=_check_shares)
 def matched_averaging(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
     """Layer by layer matched and averaged, as FedMA (Wang et al., 2020)."""
     return merging.matched_averaging(task.to_merge(), weights, spaces=task.spaces())

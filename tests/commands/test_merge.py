@@ -180,6 +180,11 @@ BAD = {
         "x.safetensors: there is no such file",
     ),
     "no images": (["a.safetensors", "b"], ["--method", "zipit"], "'zipit' wants --images FOLDER"),
+    "images too small": (
+        ["e", "f"],
+        ["--images", "photos", "--image-size", "28"],
+        "--image-size 28: densenet121 takes images of 29 pixels or more",
+    ),
     "no such folder": (["a.safetensors", "b"], ["--images", "x"], "x: there is no such folder"),
     "an empty folder": (["a.safetensors", "b"], ["--images", "empty"], "holds no image"),
     "an option of another method": (

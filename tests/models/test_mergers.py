@@ -327,6 +327,12 @@ def test_arguments_that_cannot_be_used(parents, images, arguments, message):
         mm.merge(method, architecture, models, **given)
 
 
+def test_negative_weights_are_refused_before_there_are_parents():
+    mergers.check_options("weighted", 2, {"weights": [1.5, -0.5]})  # an extrapolation
+    with pytest.raises(ValueError, match="negative"):
+        mergers.check_options("matched_averaging", 2, {"weights": [1.5, -0.5]})
+
+
 def test_aligning_ignores_heads(parents):
     a, _ = parents
     order = merging.random_permutations(merging.find_spaces(a), 3)
