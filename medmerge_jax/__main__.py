@@ -1,6 +1,15 @@
-"""python -m medmerge_jax COMMAND ...: see `commands.entry`."""
+"""python -m medmerge_jax COMMAND ..., and the console script: see `commands.entry`."""
 
-from medmerge_jax.commands import entry
+from medmerge_jax import interrupts
+
+
+def main() -> None:
+    """Calls the command that is named."""
+    interrupts.end_at_once()
+    from medmerge_jax.commands import entry
+
+    entry.main()
+
 
 if __name__ == "__main__":
-    entry.main()
+    main()

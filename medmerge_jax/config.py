@@ -24,6 +24,8 @@ MOST = 2**31 - 1
 _DEEPEST = 8
 _LONGEST = 200
 """Characters that messages show of a value."""
+_MOST_MISTAKES = 50
+"""That a message lists: the fields of a config, about."""
 
 _COMPARED = ("ft", "lp", "lp_ft", "lp_bn_ft", "medmerge")
 _MERGED = ("uniform", "weight_matching", "zipit")
@@ -247,6 +249,9 @@ class Config:
     parents: dict[str, str] = field({"b": "", "c": "imagenet"}, "models to start from, by name")
     start: str = field("b", "the parent that recipes with one parent start from")
     head: str = field("new", "drawn from the seed, or the start's own", choices=("new", "keep"))
+    estimate_statistics: bool = field(
+        False, "of parents' batch norms that lack them, on merge_ft.num_images training images"
+    )
     sources: dict[str, "Config"] = field({}, "experiments that make parents, by name")
     help: str = field("", "said where something that the config names is missing")
     data: Data = field(Data(), "images and labels")
@@ -260,7 +265,9 @@ class Config:
     batch_size: int = field(64, "of all devices together; the paper does not say", at_least=1)
     accumulate: int = field(1, "parts of each batch; batch norms see the parts", at_least=1)
     weight_decay: float = field(1e-2, "of AdamW; the default of the paper's framework", at_least=0)
-    class_weights: str = field("none", "of the loss", choices=("none", "balanced"))
+    class_weights: str = field(
+        "none", "of the loss; rare classes count more", choices=("none", "balanced", "by_frequency")
+    )
     augmentation: str = field("none", "of training images", choices="augmentation")
     precision: str = field("auto", "auto: bfloat16 on a GPU", choices=_PRECISIONS)
     select: Select = field(Select(), "of the epoch")
@@ -357,9 +364,12 @@ def parse(config: AnyConfig) -> Config:
 
 
 def raise_mistakes(mistakes: list[str]) -> None:
-    """Raises a UserError that says them all, a line each, if there are any."""
+    """Raises a UserError that says them, a line each, if there are any; of very many the first."""
     if mistakes:
-        raise UserError("\n  ".join(["the config cannot be used:", *mistakes]))
+        lines = ["the config cannot be used:", *mistakes[:_MOST_MISTAKES]]
+        if len(mistakes) > _MOST_MISTAKES:
+            lines.append(f"and {len(mistakes) - _MOST_MISTAKES} more")
+        raise UserError("\n  ".join(lines))
 
 
 def _parse(kind: Any, value: Any, path: str, mistakes: list[str]) -> Any:

@@ -2,7 +2,10 @@
 
 import sys
 
-from medmerge_jax.commands import entry
+from medmerge_jax import interrupts
 
 if __name__ == "__main__":
+    interrupts.end_at_once()
+    from medmerge_jax.commands import entry
+
     entry.start("run", sys.argv[1:])

@@ -192,3 +192,13 @@ def test_a_config_that_is_its_own_source():
     config.sources = ml_collections.ConfigDict({"a": config})
     with pytest.raises(UserError, match="sources inside sources"):
         check_config(config)
+
+
+def test_of_very_many_mistakes_the_first_are_said():
+    config = default_config().unlock()
+    config.update({f"field_{number:04}": 0 for number in range(1000)})
+    with pytest.raises(UserError) as error:
+        check_config(config)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 52
+    assert "field_0049 is no field" in lines[-2] and lines[-1] == "  and 950 more"

@@ -9,8 +9,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "medmerge_jax"
 
 ROOMS = (
-    "errors", "registry", "config", "merging", "runtime", "storage", "models", "weights", "images",
-    "data", "evaluation", "training", "analysis", "recipes", "studies", "commands",
+    "interrupts", "errors", "registry", "config", "merging", "runtime", "storage", "models",
+    "weights", "images", "data", "evaluation", "training", "analysis", "recipes", "studies",
+    "commands",
 )  # fmt: skip
 """From the bottom to the top; a room may import those before it, and itself."""
 

@@ -135,13 +135,14 @@ def _overlaps(audit: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return ["in two places", "number", "of equal pixels", "such as"], rows
 
 
-def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A line per parent: where it came from, then the rest of its card."""
+def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """A line per parent: where it came from with the rest of its card, and what was inferred."""
     lines = []
     for name, card in parents.items():
         rest = {k: v for k, v in card.items() if k != "source" and not isinstance(v, dict | list)}
         details = ", ".join(f"{key} {value}" for key, value in rest.items())
-        lines.append((name, "; ".join(filter(None, (str(card.get("source", "")), details)))))
+        origin = "; ".join(filter(None, (str(card.get("source", "")), details)))
+        lines.append((name, origin, "; ".join(card.get("notes", ()))))
     return lines
 
 

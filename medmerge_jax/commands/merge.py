@@ -51,22 +51,21 @@ def main(arguments: Sequence[str]) -> None:
     entry.work_in(out.parent)
     entry.keep_programs()
     names = [*options.parents, *([options.ancestor] if options.ancestor else [])]
-    models = [weights.load_parent(names[0], options.architecture)]
+    lacking = options.estimate_statistics
+    models = [weights.load_parent(names[0], options.architecture, lacking=lacking)]
     architecture = models[0][1]["architecture"]
-    models += [weights.load_parent(name, architecture) for name in names[1:]]
+    models += [weights.load_parent(name, architecture, lacking=lacking) for name in names[1:]]
     fingerprints = _fingerprints(names, models)
     models = _of_one_normalisation(architecture, models)
     _report(architecture, names, models)
+    agreed = _agreed([card for _, card in models[: len(options.parents)]])
+    images = None if options.images is None else _images(options, architecture, agreed)
+    models = _with_statistics(architecture, models, images, options)
     parents = models[: len(options.parents)]
-    agreed = _agreed([card for _, card in parents])
     given = {name: getattr(options, name) for name in _merger_flags()}
     given = {name: value for name, value in given.items() if value is not None}
     if "multilabel" in mergers.merger_options(options.method):
         given["multilabel"] = [bool(card.get("multilabel")) for _, card in parents]
-    images = None if options.images is None else _images(options, architecture, agreed)
-    if images is None and (options.recalibrate or mergers.MERGERS[options.method].needs_images):
-        what = "--recalibrate" if options.recalibrate else f"the merger {options.method!r}"
-        raise UserError(f"{what} wants --images FOLDER")
     try:
         merged = mergers.merge(
             options.method,
@@ -116,6 +115,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--architecture", choices=list_models(), metavar="NAME", help="default: as the first says")
     add("--heads", choices=mergers.HEADS, default="merge", help="drop them if classes differ")
     add("--recalibrate", action="store_true", help="batch norms, on the images")
+    add("--estimate-statistics", action="store_true", help="that parents lack, on the images")
     add("--images", type=Path, metavar="FOLDER", help="to calibrate with")
     add("--num-images", type=_count, default=512, help="of these, at most")
     add("--image-size", type=_count, help="pixels; default: as parents' cards say")
@@ -174,6 +174,8 @@ def _checked_out(options: argparse.Namespace) -> Path:
         raise UserError(f"--out {out} exists; --overwrite replaces it")
     if len(options.parents) < 2 and "ancestor" not in mergers.merger_options(options.method):
         raise UserError(f"{len(options.parents)} model is given; two or more are wanted")
+    if options.images is None and (what := _wants_images(options)):
+        raise UserError(f"{what} wants --images FOLDER")
     options.image_seed = 0 if options.seed is None else options.seed
     if type(options.image_seed) is not int or options.image_seed < 0:
         raise UserError(f"--seed {options.seed}: a whole number from 0 is wanted")
@@ -212,6 +214,7 @@ def _parents(fingerprints: dict[str, str], models: _Models) -> dict[str, Any]:
             "source": name,
             "fingerprint": fingerprint,
             "data_fingerprint": card.get("data_fingerprint"),
+            **({"notes": card["notes"]} if card.get("notes") else {}),
         }
         for (fingerprint, name), (_, card) in zip(fingerprints.items(), models, strict=True)
     }
@@ -230,6 +233,11 @@ def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, An
         raise UserError(f"--images {folder}: holds no image ({', '.join(SUFFIXES)})")
     preprocessing = weights.model_from_card(architecture, {}, agreed).preprocessing
     size, resize = options.image_size or preprocessing.size, preprocessing.resize
+    least = get_spec(architecture).min_size
+    if size < least:
+        raise UserError(
+            f"--image-size {size}: {architecture} takes images of {least} pixels or more"
+        )
     order = np.random.default_rng(options.image_seed).permutation(len(paths))
     chosen = [paths[row] for row in sorted(order[: options.num_images].tolist())]
     say(f"{len(chosen)} of {len(paths)} images of {folder}, {size} px")
@@ -238,6 +246,32 @@ def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, An
         pixels = list(pool.map(lambda path: read_image(path, size, resize, rendering), chosen))
     network = Network(create_model(architecture, num_classes=0), preprocessing)
     return np.asarray(network.normalise(jnp.asarray(np.stack(pixels))))
+
+
+def _wants_images(options: argparse.Namespace) -> str:
+    """Which option or merger does; "" if none."""
+    if options.recalibrate:
+        return "--recalibrate"
+    if options.estimate_statistics:
+        return "--estimate-statistics"
+    return f"the merger {options.method!r}" if mergers.MERGERS[options.method].needs_images else ""
+
+
+def _with_statistics(
+    architecture: str, models: _Models, images: np.ndarray | None, options: argparse.Namespace
+) -> list[tuple[Any, dict[str, Any]]]:
+    """The models; those whose batch norms lack running statistics have those of the images."""
+    complete = []
+    for variables, card in models:
+        if images is not None and mergers.lacks_statistics(architecture, variables):
+            note = mergers.estimated_note(len(images), options.images.name)
+            say(f"{card['file']}: {note}")
+            variables = mergers.with_statistics(
+                architecture, variables, images, batch_size=options.batch_size
+            )
+            card = {**card, "notes": [*card.get("notes", []), note]}
+        complete.append((variables, card))
+    return complete
 
 
 def _of_one_normalisation(
@@ -249,10 +283,11 @@ def _of_one_normalisation(
     kinds = {json.dumps([card.get(key, usual[key]) for key in usual]) for _, card in models}
     if len(kinds) == 1:
         return models
-    adapted = [weights.as_published(architecture, *model) for model in models]
-    for (_, before), (_, card) in zip(models, adapted, strict=True):
-        for note in card.get("notes", [])[len(before.get("notes", ())) :]:
+    adapted = []
+    for variables, card, note in (weights.as_published(architecture, *one) for one in models):
+        if note:
             say(f"{card['file']}: {note}")
+        adapted.append((variables, card))
     return adapted
 
 

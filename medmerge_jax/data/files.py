@@ -2,19 +2,23 @@
 
 import fnmatch
 import os
+import re
 from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
 from medmerge_jax.data.dataset import EXAMPLES
 from medmerge_jax.errors import UserError
-from medmerge_jax.images.formats import SUFFIXES
+from medmerge_jax.images.formats import SUFFIXES, is_dicom
 
 _LITTER = (
     "__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin", "#recycle",
     "@recycle", "system volume information", "__pycache__", "ipynb_checkpoints",
 )  # fmt: skip
 """What operating systems, disk stations and editors leave, beside hidden files; in lower case."""
+
+_NO_SUFFIX = re.compile(r"(?:\.[0-9]*)?")
+"""In place of a suffix: nothing, or the end of an identifier."""
 
 
 def find_images(root: Path, exclude: Collection[str] = ()) -> tuple[list[Path], list[str]]:
@@ -108,7 +112,7 @@ class ImageFinder:
         """A sentence for each kind of thing that was left out or followed; examples last."""
         endings = ", ".join(SUFFIXES)
         kinds = (
-            (self._others, "file", f"left out: no name ends in {endings}"),
+            (self._others, "file", f"left out: no name ends in {endings}, nor is it DICOM"),
             (self._loose, "image", "left out, in the folder of no class"),
             (self._excluded, "path", "left out by data.exclude"),
             (self._again, "link", "left out: what they lead to is there already"),
@@ -185,5 +189,17 @@ def count(number: int, noun: str) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is called like an image."""
-    return path.name.lower().endswith(SUFFIXES)
+    """Whether a file is called like an image, or has no suffix and begins as DICOM files do.
+
+    Scanners name their files IM000001 or by an identifier, 1.2.840.113619.2.55; of these the first
+    132 bytes are read. A file DICOMDIR only lists others.
+    """
+    name = path.name.lower()
+    if name.endswith(SUFFIXES):
+        return True
+    if not _NO_SUFFIX.fullmatch(path.suffix) or name == "dicomdir":
+        return False
+    try:
+        return path.is_file() and is_dicom(path)
+    except OSError:  # may not be read
+        return False

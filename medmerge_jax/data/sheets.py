@@ -130,12 +130,12 @@ class Row(dict[str, str]):
         return name
 
     def image_file(self, *candidates: Path) -> Path:
-        """The first of the candidates that exists.
+        """The first of the candidates that is a file.
 
         Raises:
           UserError: There is none, or it is empty.
         """
-        path = next(filter(_exists, candidates), None)
+        path = next(filter(_is_file, candidates), None)
         if path is None:
             others = "".join(f", nor {other}" for other in candidates[1:])
             raise self.error(
@@ -234,8 +234,9 @@ def read_any_sheet(path: Path) -> Sheet:
     encoding, spoken = _encoding(content, path)
     text = content.decode(encoding)
     if text.startswith("sep=") and text[4:5] in _DELIMITERS:  # as Excel understands it
-        text = text[5:].lstrip(" ;,\t|")  # The rest of this line is an empty one.
-    delimiter = _delimiter(text)
+        delimiter, text = text[4], text[5:].lstrip(" ;,\t|")  # The rest is an empty line.
+    else:
+        delimiter = _delimiter(text)
     notes = [f"{path.name} is not UTF-8 but read as {spoken}"] if spoken else []
     if delimiter != ",":
         notes.append(f"{path.name} is separated by {_DELIMITERS[delimiter]}")
@@ -277,6 +278,8 @@ def _encoding(content: bytes, path: Path) -> tuple[str, str]:
         candidates = [("utf-16", "UTF-16")]
     elif content[1:40:2].count(0) > 15:
         candidates = [("utf-16-le", "UTF-16")]
+    elif content[0:40:2].count(0) > 15:
+        candidates = [("utf-16-be", "UTF-16")]
     else:
         candidates = [("utf-8-sig", "")]
         if not any(byte < 32 and byte not in b"\t\n\f\r" for byte in set(content)):
@@ -397,9 +400,9 @@ def check_disjoint(*tables: dict[str, Row]) -> None:
         claim(owners, name, row, f"image {name!r}")
 
 
-def _exists(path: Path) -> bool:
+def _is_file(path: Path) -> bool:
     """A file whose name is too long or holds a zero byte does not exist."""
     try:
-        return path.exists()
+        return path.is_file()
     except (OSError, ValueError):
         return False

@@ -40,6 +40,9 @@ _MEND = (
     "bits per channel"
 )
 
+_PAGED = ("TIFF", "GIF", "WEBP", "PNG")
+"""Formats whose files may have several pages or frames."""
+
 _SHRUNK = 2
 """A JPEG is shrunk while it is decoded to sides of at least this many times the size."""
 
@@ -52,9 +55,10 @@ def read_image(
 ) -> np.ndarray:
     """Decodes an image, turns it upright, makes it RGB and resizes it.
 
-    Transparent pixels are put over the background. 16-bit greyscale is scaled as a whole, as the
-    rendering says; NaN becomes black. Resizing is bilinear with antialiasing, the same as
-    torchvision's on Pillow images.
+    Of several pages or frames the first is read; a DICOM file of several is refused. Transparent
+    pixels are put over the background. 16-bit greyscale is scaled as a whole, as the rendering
+    says; NaN becomes black. Resizing is bilinear with antialiasing, the same as torchvision's on
+    Pillow images.
 
     A JPEG with sides of four times the size or more is shrunk by 2, 4 or 8 while it is decoded
     (each block of 8 × 8 pixels from its low frequencies alone), as long as its sides stay at least
@@ -133,6 +137,18 @@ def stored_numbers(path: Path) -> tuple[np.ndarray, bool]:
             return np.zeros((1, 1), np.uint8), False
         values = np.asarray(image)
     return values[..., :-1] if image.mode in ("LA", "RGBA") else values, cut
+
+
+def has_more_frames(path: Path) -> bool:
+    """Whether a file has pages or frames behind the first, which is the one that is read.
+
+    A photograph with a preview of itself has not; of a file that cannot be opened it is not known.
+    """
+    try:
+        with _open(path) as image:
+            return image.format in _PAGED and bool(getattr(image, "is_animated", False))
+    except Exception:  # Decoders raise anything on damaged files; decoding will say it.
+        return False
 
 
 def _read(path: Path, size: int | None, rendering: Rendering) -> tuple[Image.Image, _Box]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.cache import Images, UnreadableError, state_of
-from medmerge_jax.images.decode import stored_numbers
+from medmerge_jax.images.decode import has_more_frames, stored_numbers
 from medmerge_jax.models.preprocessing import DEEPEST, Rendering
 from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage import atomic
@@ -21,8 +21,11 @@ from medmerge_jax.storage import atomic
 WHITES = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, DEEPEST)
 """What is taken for white: the greatest values of 8, 10, 12, 14 and 16 bits."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised whenever the same files would be measured in another way."""
+
+_ANIMATED = (b"GIF8", b"WEBPVP8X", b"acTL")
+"""Near the beginning of GIF, WebP and PNG files that may be animated."""
 
 _RARE = 1e-3
 """A share of the pixels that may be marks or defects, above the range of the picture."""
@@ -37,6 +40,7 @@ class Measured:
       deep: How many are grey with 16 bits, none of them negative.
       cut: How many have 16 bits in several channels, of which the upper 8 are read.
       transparent: How many PNG files have an alpha channel.
+      paged: How many have several pages or frames.
       most: The greatest value of the deep ones, and of those that are cut in their upper 8 bits.
       pixels: Of the deep ones, all, and those above each of `WHITES`.
     """
@@ -45,6 +49,7 @@ class Measured:
     deep: int = 0
     cut: int = 0
     transparent: int = 0
+    paged: int = 0
     most: tuple[int, int] = (0, 0)
     pixels: tuple[int, ...] = (0,) * (1 + len(WHITES))
 
@@ -54,6 +59,7 @@ class Measured:
             self.deep + other.deep,
             self.cut + other.cut,
             self.transparent + other.transparent,
+            self.paged + other.paged,
             (max(self.most[0], other.most[0]), max(self.most[1], other.most[1])),
             tuple(map(sum, zip(self.pixels, other.pixels, strict=True))),
         )
@@ -109,6 +115,11 @@ def notes(measured: Measured, rendering: Rendering, *, automatic: bool) -> Itera
                 f"(0, {WHITES[place - 1]}) keeps the contrast of the picture"
             )
         yield text
+    if measured.paged:
+        yield (
+            f"{measured.paged} of {measured.images} images have several pages or frames, of which "
+            "the first is read; save each that is wanted as a file by itself"
+        )
     if measured.transparent:
         other = "white" if rendering.background == "black" else "black"
         yield (
@@ -135,7 +146,7 @@ def _measured_split(split: Images, cache_dir: Path, values: bool) -> Measured:
 
 
 def _from_json(fields: dict[str, Any]) -> Measured:
-    numbers = {name: fields[name] for name in ("images", "deep", "cut", "transparent")}
+    numbers = {name: fields[name] for name in ("images", "deep", "cut", "transparent", "paged")}
     low, high = fields["most"]
     return Measured(**numbers, most=(low, high), pixels=tuple(fields["pixels"]))
 
@@ -144,12 +155,14 @@ def _measured_file(path: Path, values: bool) -> Measured:
     one = Measured(images=1)
     try:
         with path.open("rb") as file:
-            beginning = file.read(26)
+            beginning = file.read(64)
     except OSError:
         return one
     is_tiff = beginning[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     depth, colours = (beginning[24], beginning[25]) if _is_png(beginning) else (0, 0)
-    one = dataclasses.replace(one, transparent=int(colours in (4, 6)))
+    may_have_pages = is_tiff or any(mark in beginning for mark in _ANIMATED)
+    paged = int(may_have_pages and has_more_frames(path))
+    one = dataclasses.replace(one, transparent=int(colours in (4, 6)), paged=paged)
     if not values or not (is_tiff or depth == 16):
         return one
     try:

@@ -29,6 +29,7 @@ from medmerge_jax.merging.trees import (
     array_module,
     as_jax,
     check_choice,
+    check_shares,
     check_variables,
     flatten,
     flatten_parents,
@@ -273,6 +274,8 @@ def matched_averaging(
       ValueError: As for `weight_matching`, for all collections; or the weights do not fit.
     """
     weighted_average([{}] * len(parents), weights)  # before the long part, to refuse what is wrong
+    if weights is not None:
+        check_shares(weights, len(parents))
     shares = [1.0] * len(parents) if weights is None else [float(weight) for weight in weights]
     models = [_copied(model) for model in _parameters(parents)]
     spaces = find_spaces(parents[0]) if spaces is None else spaces

@@ -205,6 +205,13 @@ def check_weights(weights: Sequence[Any], num_parents: int) -> None:
         raise ValueError(f"the weights sum to {total:.7g}; a sum of 1 is wanted")
 
 
+def check_shares(weights: Sequence[Any], num_parents: int) -> None:
+    """As `check_weights`, for weights of which none may be negative either."""
+    check_weights(weights, num_parents)
+    if negative := [float(weight) for weight in weights if float(weight) < 0]:
+        raise ValueError(f"the weight {negative[0]:g} is negative; numbers from 0 are wanted")
+
+
 def describe_shape(flat: Mapping[str, Any], path: str) -> str:
     """The shape of the leaf at a path in words: "shape (64,)", or "absent"."""
     return f"shape {np.shape(flat[path])}" if path in flat else "absent"

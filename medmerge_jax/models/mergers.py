@@ -24,10 +24,12 @@ from medmerge_jax.merging.trees import (
     check_finite,
     check_one_each,
     check_parents,
+    check_shares,
     check_variables,
     check_weights,
     flatten,
     parent_names,
+    unflatten,
     without_head,
 )
 from medmerge_jax.merging.zipit import ALPHA, BETA
@@ -173,8 +175,45 @@ def merge(
     merged = entry.function(task, **options)
     if not recalibrate:
         return merged
-    statistics = functools.partial(batch_statistics, create_model(architecture, num_classes=0))
-    return merging.recalibrate(statistics, merged, task.batches())
+    return _recalibrated(task, merged)
+
+
+def with_statistics(
+    architecture: str, variables: Tree, images: Any, *, batch_size: int = 32
+) -> Variables:
+    """A model whose batch norms' running statistics are estimated on images.
+
+    Args:
+      architecture: One of `list_models()`.
+      variables: `{"params": ..., "batch_stats": ...}`; what the latter has is forgotten.
+      images: float (num_images, h, w, 3), normalised as `model.apply` wants them.
+      batch_size: Of images.
+
+    Raises:
+      ValueError: Images that are missing or of another shape.
+    """
+    shapes = get_spec(architecture).shapes()["batch_stats"]
+    empty = unflatten({path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()})
+    task = Task(architecture, (), True, _checked_images(images), batch_size)
+    return _recalibrated(task, {**variables, "batch_stats": empty})
+
+
+def lacks_statistics(architecture: str, variables: Tree) -> bool:
+    """Whether the batch norms of a model have no running statistics at all."""
+    return not variables.get("batch_stats") and "batch_stats" in get_spec(architecture).shapes()
+
+
+def estimated_note(count: int, data: str) -> str:
+    """What is said of a model that `with_statistics` has completed."""
+    return (
+        "its batch norms had no running statistics; they were estimated on "
+        f"{count} images of {data}"
+    )
+
+
+def _recalibrated(task: Task, variables: Tree) -> Variables:
+    statistics = functools.partial(batch_statistics, create_model(task.architecture, num_classes=0))
+    return merging.recalibrate(statistics, variables, task.batches())
 
 
 def list_mergers() -> list[str]:
@@ -355,7 +394,12 @@ def zipit(task: Task, *, alpha: float = ALPHA, beta: float = BETA) -> Variables:
     return merging.zipit(parents, _correlations(task), alpha=alpha, beta=beta, spaces=spaces)
 
 
-@merger(check=_check_weights)
+def _check_shares(parents: Sequence[Tree], weights: Any = None) -> None:
+    if weights is not None:
+        check_shares(weights, len(parents))
+
+
+@merger(check=_check_shares)
 def matched_averaging(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
     """Layer by layer matched and averaged, as FedMA (Wang et al., 2020)."""
     return merging.matched_averaging(task.to_merge(), weights, spaces=task.spaces())

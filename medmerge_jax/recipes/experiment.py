@@ -25,9 +25,9 @@ from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.norm import batch_statistics
 from medmerge_jax.models.preprocessing import Rendering
+from medmerge_jax.recipes.calibration import calibration_batches
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.recipes.sets import EvaluationSet
-from medmerge_jax.runtime import mesh as mesh_lib
 from medmerge_jax.runtime import processes
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.npz import read_npz
@@ -59,7 +59,7 @@ class Inputs(Prepared):
     """What the runs of an experiment share: all parents, in merging order, and batches."""
 
     batches: dict[str, Batches]  # of each split
-    class_weights: np.ndarray  # (classes,) of the loss
+    class_weights: np.ndarray  # of the loss, see `inputs.loss_weights`
     mesh: jax.sharding.Mesh | None = None
     # Filled by linear probes: by `Trained.backbone` and split.
     features: dict[tuple[str, str], np.ndarray] = dataclasses.field(default_factory=dict)
@@ -200,7 +200,7 @@ class Experiment:
                 settings.method,
                 self.config.architecture,
                 list(parents.values()),
-                self._calibration_images(settings.num_images),
+                np.concatenate(list(self._calibration_batches(settings.num_images))),
                 heads="drop",
                 recalibrate=settings.recalibrate,
                 **options,
@@ -322,21 +322,9 @@ class Experiment:
         statistics = functools.partial(batch_statistics, backbone)
         return recalibrate(statistics, variables, self._calibration_batches(count))
 
-    def _calibration_images(self, count: int) -> np.ndarray:
-        return np.concatenate(list(self._calibration_batches(count)))
-
     def _calibration_batches(self, count: int) -> Iterator[np.ndarray]:
-        """float32 (n, h, w, 3), normalised: the first training images in the order of the seed."""
-        network = self._network(num_classes=0)
-        for batch in self.inputs.batches["train"].epoch(self.config.seed, 0):
-            for part in batch if isinstance(batch, tuple) else (batch,):
-                normalised = mesh_lib.fetch(network.normalise(part["inputs"]))
-                images = normalised[: min(len(part["labels"]), count)]
-                count -= len(images)
-                if len(images):
-                    yield images
-            if count <= 0:
-                return
+        network, train = self._network(num_classes=0), self.inputs.batches["train"]
+        return calibration_batches(network, train, self.config.seed, count)
 
     def _new_head(self) -> Tree:
         """The same for every recipe of one seed."""

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,22 +78,35 @@ def location(value: str, folder: Path) -> str:
     return os.fspath(folder / job / "kept" / kept if kept else folder / job)
 
 
-def with_architecture(config: Config) -> Config:
+def with_architecture(config: Config, order: Iterable[str] = ()) -> Config:
     """The config; an empty architecture, of it or its sources, is that of the parents.
+
+    Args:
+      config: Of the experiment.
+      order: Its sources, each after those that it starts from.
 
     Raises:
       UserError: No parent says one, or two say different ones.
     """
-    sources = {name: with_architecture(source) for name, source in config.sources.items()}
-    config = dataclasses.replace(config, sources=sources)
+    sources = dict(config.sources)
+    for name in order:
+        if name in sources:
+            sources[name] = _with_architecture(sources[name], sources)
+    return _with_architecture(dataclasses.replace(config, sources=sources), sources)
+
+
+def _with_architecture(config: Config, sources: dict[str, Config]) -> Config:
     if config.architecture:
         return config
     found: dict[str, str] = {}
     for name, value in config.parents.items():
-        if value.startswith(SOURCE) and value.removeprefix(SOURCE) in sources:
-            found[name] = sources[value.removeprefix(SOURCE)].architecture
+        source = sources.get(value.removeprefix(SOURCE)) if value.startswith(SOURCE) else None
+        if source is not None:
+            found[name] = source.architecture
         elif value not in ("", "imagenet", "random", "zeros") and not value.startswith(SOURCE):
-            found[name] = weights.find_architecture(value)
+            lacking = config.estimate_statistics
+            found[name] = weights.find_architecture(value, lacking=lacking)
+    found = {name: one for name, one in found.items() if one}
     if len(set(found.values())) != 1:
         said = ", ".join(f"{name} is a {one}" for name, one in found.items())
         raise UserError(
@@ -341,13 +354,14 @@ def load_parent(config: Config, name: str, folder: Path, *, quietly: bool = Fals
     if value == "random":
         return random_variables(config), {"source": f"random, seed {config.seed}"}
     path = location(value, folder)
-    variables, card = weights.load_parent(path, config.architecture)
+    lacking = config.estimate_statistics
+    variables, card = weights.load_parent(path, config.architecture, lacking=lacking)
     fingerprint = weights.model_fingerprint(variables)
-    said = len(card.get("notes", ()))
-    variables, card = weights.as_published(config.architecture, variables, card)
-    notes = [*card.get("notes", []), *_of_other_images(config, card)]
-    for note in [] if quietly else notes[said:]:
+    variables, card, adapted = weights.as_published(config.architecture, variables, card)
+    others = list(_of_other_images(config, card))
+    for note in [] if quietly else [adapted, *others] if adapted else others:
         say(f"{card['file']}: {note}")
+    notes = [*card.get("notes", []), *others]
     source = path if value.startswith(SOURCE) else value
     return variables, {**card, "notes": notes, "source": source, "fingerprint": fingerprint}
 
@@ -408,17 +422,29 @@ def random_variables(config: Config) -> Tree:
 
 
 def loss_weights(config: Config, dataset: DataSet) -> np.ndarray:
-    """Class weights (classes,) from the training split, for `training.loss.weighted_loss`.
+    """Class weights from the training split, as `training.loss.weighted_loss` takes them.
 
     "balanced" is n / (classes · n_c), as scikit-learn's; for several labels per image it is the
-    negatives over the positives of each label.
+    negatives over the positives of each label. "by_frequency" is FissionFusion's (Sanjeev et al.,
+    arXiv 2403.13341): w_c = (max n − n_c + mean n) / max n with n_c the positives of a label, or
+    the images of a class; for several labels it weighs all of a label's loss. Their code divides by
+    the greatest of the numerators instead, which is one factor for the whole loss.
+
+    Returns:
+      float32 (classes,); for "by_frequency" of several labels (1, classes).
     """
     labels = dataset.splits["train"].labels
     if config.class_weights == "none":
         return np.ones(dataset.num_classes, np.float32)
     if dataset.multilabel:
-        positives = np.nansum(labels, axis=0)
+        counts = np.nansum(labels, axis=0)
+    else:
+        counts = np.bincount(labels, minlength=dataset.num_classes)
+    if config.class_weights == "by_frequency":
+        counts = counts if counts.any() else np.ones_like(counts)
+        weights = (counts.max() - counts + counts.mean()) / counts.max()
+        return np.asarray(weights[None] if dataset.multilabel else weights, np.float32)
+    if dataset.multilabel:
         negatives = np.nansum(1 - labels, axis=0)
-        return np.asarray(negatives / np.maximum(positives, 1), np.float32)
-    counts = np.bincount(labels, minlength=dataset.num_classes)
-    return (len(labels) / (dataset.num_classes * counts)).astype(np.float32)
+        return np.asarray(negatives / np.maximum(counts, 1), np.float32)
+    return np.asarray(len(labels) / (dataset.num_classes * counts), np.float32)

@@ -20,6 +20,7 @@ from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.models import get_spec
 from medmerge_jax.models.preprocessing import Preprocessing, Rendering
 from medmerge_jax.recipes import inputs, sets
+from medmerge_jax.recipes.calibration import estimate_statistics
 from medmerge_jax.recipes.experiment import Inputs, Prepared
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.recipes.recipes import RECIPES, needed_parents
@@ -182,10 +183,6 @@ def load_inputs(prepared: Prepared, shared: Shared | None = None) -> Inputs:
     load = inputs.load_cards if averages else shared.load
     loaded = {**prepared.parents, **load(config, made, prepared.folder)}
     parents = {name: loaded[name] for name in names}
-    if averages:
-        check_heads(names, [card for _, card in parents.values()], config.soup.any_heads)
-    else:
-        parents = inputs.fill_zeros(parents)
     mesh = data_mesh()
     key = (config.batch_size, config.data.loader, config.accumulate)
     if key not in shared.batches:
@@ -200,6 +197,11 @@ def load_inputs(prepared: Prepared, shared: Shared | None = None) -> Inputs:
             )
             for name, pixels in prepared.pixels.items()
         }
+    if averages:
+        check_heads(names, [card for _, card in parents.values()], config.soup.any_heads)
+    else:
+        train = shared.batches[key]["train"]
+        parents = inputs.fill_zeros(estimate_statistics(config, parents, train, mesh))
     return Inputs(
         **{**vars(prepared), "parents": parents},
         batches=shared.batches[key],

@@ -1,6 +1,5 @@
 """An experiment in its workdir: one run, or the jobs of a study."""
 
-import graphlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies.checks import check_config
 from medmerge_jax.studies.executors import EXECUTORS
-from medmerge_jax.studies.jobs import STUDIES, Job, Outcome, plan
+from medmerge_jax.studies.jobs import STUDIES, Job, Outcome, plan, source_order
 from medmerge_jax.studies.worker import Pool, Worker
 
 
@@ -53,8 +52,9 @@ def run(
     """
     if not os.fspath(workdir).strip():
         raise UserError("the workdir is empty; a folder is wanted")
-    config, folder = with_architecture(check_config(config)), Path(workdir).expanduser()
-    jobs = _in_order(plan(config))
+    config, folder = check_config(config), Path(workdir).expanduser()
+    config = with_architecture(config, source_order(config))
+    jobs = plan(config)
     directory = RunDirectory(folder, free=_free(config))
     with directory.locked(wait=len(jobs) > 1):
         processes.from_first(lambda: directory.check_config(to_json(config)))
@@ -81,20 +81,6 @@ def _free(config: Config) -> tuple[str, ...]:
     """What of the config may be changed in a workdir."""
     extends = STUDIES[config.recipe].extends if config.recipe in STUDIES else ()
     return ("study", *extends)
-
-
-def _in_order(jobs: Mapping[str, Job]) -> dict[str, Job]:
-    """The jobs, sources first, each after those that it starts from; the same in all processes."""
-    graph = {name: job.after for name, job in jobs.items() if name.startswith(SOURCES)}
-    try:
-        sources = graphlib.TopologicalSorter(graph).static_order()
-        order = list(dict.fromkeys([*(name for name in sources if name in jobs), *jobs]))
-    except graphlib.CycleError as error:
-        names = sorted({name.removeprefix(SOURCES) for name in error.args[1]})
-        raise UserError(
-            f"sources {names} start from each other; one must start elsewhere"
-        ) from error
-    return {name: jobs[name] for name in order}
 
 
 def _prepare(

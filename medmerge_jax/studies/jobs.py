@@ -1,10 +1,12 @@
 """A study: a function that makes jobs of a config, and one that makes a table of their outcomes."""
 
 import dataclasses
+import graphlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from medmerge_jax.config import Config
+from medmerge_jax.errors import UserError
 from medmerge_jax.recipes import inputs
 from medmerge_jax.recipes.recipes import RECIPES, needed_parents
 from medmerge_jax.registry import Decorator, Registry
@@ -74,12 +76,29 @@ The function makes the jobs of a config, in an order in which they can be run. A
 
 def plan(config: Config) -> dict[str, Job]:
     """All jobs of a config by name: its sources, and its study's or itself; the latter are last."""
-    jobs = [Job(f"{inputs.SOURCES}{name}", one) for name, one in config.sources.items()]
+    jobs = [Job(f"{inputs.SOURCES}{n}", config.sources[n]) for n in source_order(config)]
     if config.recipe in STUDIES:
         jobs += STUDIES[config.recipe].function(config)
     else:
         jobs.append(Job("", config))
     return {job.name: _alone(job) for job in jobs}
+
+
+def source_order(config: Config) -> list[str]:
+    """Names of the sources, each after those that it starts from; the same in all processes."""
+    sources = {name: Job(name, one) for name, one in sorted(config.sources.items())}
+    graph = {
+        name: [one.removeprefix(inputs.SOURCES) for one in job.after]
+        for name, job in sources.items()
+    }
+    try:
+        order = list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        names = sorted(set(error.args[1]))
+        raise UserError(
+            f"sources {names} start from each other; one must start elsewhere"
+        ) from error
+    return [name for name in order if name in sources]
 
 
 def _alone(job: Job) -> Job:

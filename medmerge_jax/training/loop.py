@@ -42,7 +42,7 @@ def train_stage(
 
     The batches are those of the split "train" or "val"; a finished stage does not ask for them. The
     seed is that of the order of the training images, and of their augmentation. What `multilabel`
-    and the (classes,) class weights mean is said at `loss.weighted_loss`.
+    and the class weights mean is said at `loss.weighted_loss`.
 
     Raises:
       DivergedError: The loss is no longer finite. The last checkpoint is of a good state.

@@ -118,7 +118,7 @@ def train_step(
       learning_rate: Scalar, or one for each part of the trainable; arguments, like the next, so
         that one compilation serves them all.
       weight_decay: Likewise, see `adamw`.
-      class_weights: (classes,), see `weighted_loss`.
+      class_weights: See `weighted_loss`.
       key: Of the epoch, see `augment.epoch_key`; only needed with augmentation, or by a model that
         draws random numbers, see `Network.rngs`.
 

@@ -25,6 +25,12 @@ CHOICE = "::"
 """Between a file and the state dict in it, or the prefix of the names, that is to be taken."""
 COUNTER = "num_batches_tracked"
 MOST_LISTED = 8
+_STATISTICS = ("running_mean", "running_var")
+NO_STATISTICS = (
+    "Its batch norms have no running statistics, which evaluation needs. Save the buffers too: the "
+    "whole state_dict(), not the parameters alone. Or have them estimated on images: "
+    "estimate_statistics = True in a config, --estimate-statistics of the merge command."
+)
 _DEEPEST = 12
 """Modules around a network that are looked through."""
 _SECONDARY = re.compile(r"ema|teacher|momentum|target|swa|averag|shadow|(^|[._])key")
@@ -65,6 +71,11 @@ def split_choice(source: str) -> tuple[str, str]:
 def path_of(source: str) -> Path:
     """The file or folder of a parent, without what of it is wanted."""
     return Path(split_choice(source)[0]).expanduser()
+
+
+def without_statistics(slots: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The slots but for the batch norms' running statistics."""
+    return {name: shape for name, shape in slots.items() if not name.endswith(_STATISTICS)}
 
 
 def fit(
@@ -204,12 +215,11 @@ def _problems(
 ) -> dict[str, list[str]]:
     """What the backbone misses, and what is wrong with its tensors, each a list of descriptions."""
     shapes = {usual: tensors[name].shape for usual, (name, *_) in names.items()}
-    counters = {name.replace("running_var", COUNTER) for name in slots if "running_var" in name}
     own = {name.partition(".")[0] for name in slots}
     extra = {
         name: shape
         for name, shape in shapes.items()
-        if name.partition(".")[0] in own and name not in slots and name not in counters
+        if name.partition(".")[0] in own and name not in slots and not name.endswith(COUNTER)
     }
     stem = f"{spec.stem}.weight"
     kinds = {
@@ -263,16 +273,10 @@ def _mismatch_message(
     if other:
         lines.append(f"  They are of another network: {other}. Give weights of torchvision's.")
     elif all(name.endswith(_STATISTICS) == (name not in shapes) for name in slots):
-        lines.append(
-            "  Its batch norms have no running statistics, which evaluation needs. Save the "
-            "buffers too: the whole state_dict(), not the parameters alone."
-        )
+        lines.append(f"  {NO_STATISTICS}")
     problems = _problems(spec, slots, tensors, names)
     lines += [f"  {kind}: {listed(entries, '; ')}" for kind, entries in problems.items()]
     return "\n".join(lines)
-
-
-_STATISTICS = ("running_mean", "running_var")
 
 
 def _nearest(

@@ -27,7 +27,7 @@ from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage.atomic import read_json, write_json, write_text
 from medmerge_jax.weights.card import readme, shareable
 from medmerge_jax.weights.files import read_state_dicts, write_safetensors
-from medmerge_jax.weights.fit import StateDicts, path_of, split_choice
+from medmerge_jax.weights.fit import NO_STATISTICS, StateDicts, path_of, split_choice
 from medmerge_jax.weights.hub import find_imagenet_weights
 from medmerge_jax.weights.names import (
     Variables,
@@ -249,7 +249,7 @@ def _check_replaceable(directory: Path) -> None:
 
 
 def load_parent(
-    source: str | PathLike[str], architecture: str | None = None
+    source: str | PathLike[str], architecture: str | None = None, *, lacking: bool = False
 ) -> tuple[Variables, dict[str, Any]]:
     """A parent's variables and what is known of it.
 
@@ -259,6 +259,8 @@ def load_parent(
         `model.json`.
       architecture: That is wanted; None for what the card, or else the tensors' names and shapes
         say, which "imagenet" has not.
+      lacking: Whether its batch norms may lack their running statistics: "batch_stats" is then
+        empty, for `models.mergers.with_statistics` to estimate.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` and the card, which always has `architecture` and, with
@@ -281,8 +283,10 @@ def load_parent(
         )
     state_dicts = read_state_dicts(file)
     if card["architecture"] is None:
-        card["architecture"] = _fitting(state_dicts, file)
-    variables, notes = variables_and_notes(card["architecture"], state_dicts, str(file), choice)
+        card["architecture"] = _fitting(state_dicts, file, lacking)
+    variables, notes = variables_and_notes(
+        card["architecture"], state_dicts, str(file), choice, lacking=lacking
+    )
     for note in notes:
         say(f"{file}: {note}")
     return variables, {**card, **({"notes": list(notes)} if notes else {})}
@@ -298,19 +302,21 @@ def load_card(source: str | PathLike[str]) -> dict[str, Any]:
     return {**_read_card(file), "file": str(file)}
 
 
-def find_architecture(source: str | PathLike[str]) -> str:
-    """The architecture of a parent, as its card says or as its tensors do.
+def find_architecture(source: str | PathLike[str], *, lacking: bool = False) -> str:
+    """The architecture of a parent, as its card says or as its tensors do; see `load_parent`.
 
     Raises:
       UserError: There is no such file, or it fits no architecture.
     """
     file = _weight_file(path_of(os.fspath(source)))
-    return _read_card(file).get("architecture") or _fitting(read_state_dicts(file), file)
+    return _read_card(file).get("architecture") or _fitting(read_state_dicts(file), file, lacking)
 
 
-def _fitting(state_dicts: StateDicts, file: Path) -> str:
-    fitting = fitting_architectures(state_dicts)
+def _fitting(state_dicts: StateDicts, file: Path, lacking: bool) -> str:
+    fitting = fitting_architectures(state_dicts, lacking=lacking)
     if not fitting:
+        if fitting_architectures(state_dicts, lacking=True):
+            raise UserError(f"{file}: {NO_STATISTICS}")
         raise UserError(
             f"{file}: its tensors fit none of {', '.join(list_models())}; weights with "
             "torchvision's names of one of these are wanted"

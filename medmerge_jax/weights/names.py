@@ -31,6 +31,7 @@ from medmerge_jax.weights.fit import (
     fits,
     listed,
     spread_stem,
+    without_statistics,
 )
 
 Variables = dict[str, Any]
@@ -71,7 +72,12 @@ def variables_from_torch(
 
 
 def variables_and_notes(
-    architecture: str, state_dicts: StateDicts, origin: str, choice: str = ""
+    architecture: str,
+    state_dicts: StateDicts,
+    origin: str,
+    choice: str = "",
+    *,
+    lacking: bool = False,
 ) -> tuple[Variables, tuple[str, ...]]:
     """Flax variables of a file with any number of state dicts, and what was inferred of it.
 
@@ -80,12 +86,16 @@ def variables_and_notes(
       state_dicts: By their place in the file.
       origin: The file, for messages.
       choice: The state dict or the prefix of names to be taken, see `fit`.
+      lacking: Whether a file may lack running statistics: "batch_stats" is then empty.
 
     Raises:
       UserError: As of `variables_from_torch`; or several fit and none is chosen.
     """
     spec = get_spec(architecture)
-    backbone = {name: slot.shape for name, slot in _slots(architecture, 0).items()}
+    backbone = _backbone(architecture)
+    if lacking and not fits(spec, backbone, state_dicts):
+        fewer = without_statistics(backbone)
+        backbone = fewer if fits(spec, fewer, state_dicts) else backbone
     try:
         chosen = fit(spec, backbone, state_dicts, origin, choice)
     except MisfitError as error:
@@ -96,6 +106,8 @@ def variables_and_notes(
     flat: dict[str, dict[str, np.ndarray]] = {"params": {}, "batch_stats": {}}
     bias = chosen.names.get(f"{spec.torch_head}.bias")
     for name, slot in _slots(architecture, 0 if bias is None else len(tensors[bias])).items():
+        if name not in chosen.names:  # running statistics
+            continue
         array = _float32(chosen.names[name], tensors[chosen.names[name]], origin)
         if name == f"{spec.stem}.weight" and array.shape[1] == 1:
             array = spread_stem(array)
@@ -109,13 +121,14 @@ def variables_and_notes(
     return {collection: unflatten(leaves) for collection, leaves in flat.items()}, chosen.notes
 
 
-def fitting_architectures(state_dicts: StateDicts) -> list[str]:
+def fitting_architectures(state_dicts: StateDicts, *, lacking: bool = False) -> list[str]:
     """Names of the architectures that a file fits, by its tensors' names and shapes.
 
     Args:
       state_dicts: By their place in the file, see `torch_pickle.read_torch_file`.
+      lacking: Whether it may lack running statistics.
     """
-    return [name for name in list_models() if _fits(name, state_dicts)]
+    return [name for name in list_models() if _fits(name, state_dicts, lacking)]
 
 
 def variables_to_torch(
@@ -154,7 +167,7 @@ def variables_to_torch(
     return complete
 
 
-def _fits(architecture: str, state_dicts: StateDicts) -> bool:
+def _fits(architecture: str, state_dicts: StateDicts, lacking: bool) -> bool:
     """Tracing a model takes a second, which a look at stem and head mostly spares."""
     spec = get_spec(architecture)
     stem, width = f"{spec.stem}.weight", spec.num_features
@@ -170,7 +183,14 @@ def _fits(architecture: str, state_dicts: StateDicts) -> bool:
     ]
     if heads and (width,) not in heads:
         return False
-    return fits(spec, {n: slot.shape for n, slot in _slots(architecture, 0).items()}, state_dicts)
+    slots = _backbone(architecture)
+    fewer = without_statistics(slots) if lacking else slots
+    return fits(spec, slots, state_dicts) or fits(spec, fewer, state_dicts)
+
+
+def _backbone(architecture: str) -> dict[str, Shape]:
+    """Shapes of its tensors by PyTorch name."""
+    return {name: slot.shape for name, slot in _slots(architecture, 0).items()}
 
 
 @functools.lru_cache(maxsize=64)

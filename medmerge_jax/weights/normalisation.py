@@ -23,7 +23,8 @@ def fold_normalisation(
 
     Args:
       architecture: One of `models.list_models()`.
-      variables: `{"params": ..., "batch_stats": ...}`.
+      variables: `{"params": ..., "batch_stats": ...}`; the latter may be empty, to be estimated on
+        images normalised as wanted.
       given: What the model was trained with; its mean and std count.
       wanted: Likewise, of the images that it will see.
 
@@ -45,20 +46,24 @@ def fold_normalisation(
     scale = np.asarray(wanted.std) / given.std
     moved = np.einsum("hwcd,c->d", kernel, shift)
     params[kernel_path] = (kernel * scale[:, None]).astype(np.float32)
-    statistics[mean_path] = (np.asarray(statistics[mean_path]) - moved).astype(np.float32)
+    if statistics:
+        statistics[mean_path] = (np.asarray(statistics[mean_path]) - moved).astype(np.float32)
     return {**variables, "params": unflatten(params), "batch_stats": unflatten(statistics)}
 
 
 def as_published(
     architecture: str, variables: Variables, card: Mapping[str, Any]
-) -> tuple[Variables, dict[str, Any]]:
+) -> tuple[Variables, dict[str, Any], str]:
     """A parent for images normalised as the architecture's published weights want, and its card.
 
     Args:
       architecture: One of `models.list_models()`.
       variables: The parent's.
-      card: What is known of it; without "mean" and "std", nothing is to be done. A sentence is
-        added to its "notes" if there was.
+      card: What is known of it; without "mean" and "std", nothing is to be done.
+
+    Returns:
+      Variables, card, and the sentence that says what was done, which is the last of the card's
+      "notes"; "" if there was nothing to do.
     """
     published = get_spec(architecture).preprocessing
     mean, std = card.get("mean", published.mean), card.get("std", published.std)
@@ -66,7 +71,7 @@ def as_published(
     if np.allclose(given.mean, published.mean, atol=1e-3) and np.allclose(
         given.std, published.std, atol=1e-3
     ):
-        return variables, dict(card)
+        return variables, dict(card), ""
     folded = fold_normalisation(architecture, variables, given, published)
     note = (
         f"its images were normalised with mean {list(given.mean)} and std {list(given.std)}, here "
@@ -74,4 +79,4 @@ def as_published(
         "and batch norm were adapted, which is exact but for the border of the images"
     )
     own = {"mean": list(published.mean), "std": list(published.std)}
-    return folded, {**card, **own, "notes": [*card.get("notes", []), note]}
+    return folded, {**card, **own, "notes": [*card.get("notes", []), note]}, note

@@ -84,7 +84,7 @@ def test_programs_by_their_names():
         result = python("-m", *arguments)
         assert result.returncode == 0 and not result.stderr, result.stderr
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"medmerge": "medmerge_jax.commands.entry:main"}
+    assert project["scripts"] == {"medmerge": "medmerge_jax.__main__:main"}
 
 
 def test_the_statuses(command, capsys, tmp_path):

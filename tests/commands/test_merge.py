@@ -14,6 +14,7 @@ import medmerge_jax as mm
 from medmerge_jax import weights
 from medmerge_jax.commands.merge import main
 from medmerge_jax.errors import UserError
+from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import mergers
 
@@ -99,6 +100,31 @@ def test_calibration_images(models, images, method, monkeypatch):
     assert_same(mm.load_weights("resnet20", out), jax.device_get(wanted))
 
 
+def test_statistics_that_a_parent_lacks(models, images, capsys):
+    tensors = weights.read_tensors(models / "a.safetensors")
+    bare = {name: leaf for name, leaf in tensors.items() if "running" not in name}
+    weights.write_safetensors(models / "bare.safetensors", bare)
+    parents = [str(models / "bare.safetensors"), str(models / "b")]
+    merge = ["--method", "uniform", "--out", str(models / "m.safetensors")]
+    size = ["--images", str(images), "--image-size", "16"]
+    with pytest.raises(UserError, match=r"bare\.safetensors: Its batch norms have no running"):
+        main([*merge, *size, *parents])
+    with pytest.raises(UserError, match="--estimate-statistics wants --images FOLDER"):
+        main([*merge, "--estimate-statistics", *parents])
+    main([*merge, *size, "--estimate-statistics", *parents])
+    note = "its batch norms had no running statistics; they were estimated on 7 images of images"
+    assert f"bare.safetensors: {note}\n" in capsys.readouterr().err
+    card = json.loads((models / "m.json").read_text())
+    assert [parent.get("notes") for parent in card["parents"].values()] == [[note], None]
+    pixels = np.stack([read_image(path, 16) for path in sorted(images.rglob("*.png"))])
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalised = ((pixels / 255 - mean) / std).astype(np.float32)
+    first = mergers.with_statistics("resnet20", variables_of(0), normalised)
+    wanted = flatten(mm.merge("uniform", "resnet20", [first, variables_of(1)]))
+    for path, leaf in flatten(mm.load_weights("resnet20", models / "m.safetensors")).items():
+        np.testing.assert_allclose(leaf, wanted[path], rtol=1e-4, atol=1e-6, err_msg=path)
+
+
 def test_hidden_files_are_no_images(models):
     """What a data set's reader ignores is no image to calibrate with either."""
     for name in ("._x.png", "@eaDir/x.png", ".cache/x.png"):
@@ -154,6 +180,11 @@ BAD = {
         "x.safetensors: there is no such file",
     ),
     "no images": (["a.safetensors", "b"], ["--method", "zipit"], "'zipit' wants --images FOLDER"),
+    "images too small": (
+        ["e", "f"],
+        ["--images", "photos", "--image-size", "28"],
+        "--image-size 28: densenet121 takes images of 29 pixels or more",
+    ),
     "no such folder": (["a.safetensors", "b"], ["--images", "x"], "x: there is no such folder"),
     "an empty folder": (["a.safetensors", "b"], ["--images", "empty"], "holds no image"),
     "an option of another method": (

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from medmerge_jax.data import image_folder
+from medmerge_jax.data import image_folder, image_table
 from medmerge_jax.data.files import find_images
 from medmerge_jax.errors import UserError
 
@@ -199,6 +199,35 @@ def test_without_links_the_paths_are_as_ever(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)[0]] == [
         "x/0.png", "x/1.png", "x/a/c/0.png", "x/a/c/1.png", "x/b/0.png", "x/b/1.png",
     ]  # fmt: skip
+
+
+def test_dicom_files_need_no_suffix(tmp_path):
+    """As scanners name them; of other files without a suffix nothing is taken for an image."""
+    start = b"\0" * 128 + b"DICM"
+    contents = {
+        "a/IM000001": start,
+        "a/1.2.840.113619.2.55": start,
+        "a/notes.txt": start,
+        "a/DICOMDIR": start,
+        "a/LICENSE": b"a text",
+        "a/empty": b"",
+        "b/IM000001": start,
+        "b/series/IM000002": start + b"more",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "b" / "pipe")  # which reading would wait for
+    wanted = ["a/1.2.840.113619.2.55", "a/IM000001", "b/IM000001", "b/series/IM000002"]
+    files, (note,) = find_images(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == wanted
+    assert note.startswith("5 files are left out: ") and "nor is it DICOM" in note
+
+    assert sum(len(split) for split in image_folder(tmp_path).splits.values()) == 4
+    rows = ["id,label", "1.2.840.113619.2.55,x", "a/IM000001.dcm,y", "b/IM000001,x", "IM000002,y"]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    table = image_table(tmp_path / "labels.csv", tmp_path, fractions=(0.5, 0.25, 0.25))
+    assert sorted(path for split in table.splits.values() for path in split.paths) == files
 
 
 @pytest.mark.parametrize("folder", ["", "a", "a/deep"])

@@ -1,6 +1,6 @@
 import pytest
 
-from medmerge_jax.data.sheets import read_table
+from medmerge_jax.data.sheets import read_any_sheet, read_table
 from medmerge_jax.errors import UserError
 
 
@@ -41,3 +41,19 @@ def test_numbers_are_those_allowed(tmp_path, value):
     (row,) = read_table(path, ["id", "x"])
     with pytest.raises(UserError, match=r"a\.csv, line 2: column 'x' holds .*one of 0, 1"):
         row.number("x", (0, 1))
+
+
+def test_a_delimiter_that_the_file_names_is_the_one(tmp_path):
+    """Also where commas alone would give all rows as many cells."""
+    sheet = read_any_sheet(write(tmp_path, b"sep=;\r\nid;x, y\r\na;1, 2\r\n"))
+    assert (sheet.header, sheet.rows) == (["id", "x, y"], [{"id": "a", "x, y": "1, 2"}])
+    assert sheet.rows[0].line == 3
+
+
+def test_a_folder_is_no_image(tmp_path):
+    (row,) = read_table(write(tmp_path, b"id\na\n"), ["id"])
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(UserError, match=r"there is no image .*a\.png"):
+        row.image_file(tmp_path / "a.png")
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert row.image_file(tmp_path / "a.png", tmp_path / "a.jpg") == tmp_path / "a.jpg"

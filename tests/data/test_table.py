@@ -266,7 +266,12 @@ def test_other_delimiters_are_found_and_said(make, delimiter, name):
 
 @pytest.mark.parametrize(
     "encoding, name",
-    [("latin-1", "Latin-1"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16")],
+    [
+        ("latin-1", "Latin-1"),
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16"),
+        ("utf-16-be", "UTF-16"),
+    ],
 )
 def test_other_encodings_are_found_and_said(make, encoding, name):
     dataset = make(SPLIT_TABLE.replace("cat", "Löwe"), *FOUR, encoding=encoding)

@@ -95,6 +95,12 @@ def test_eight_bits_come_out_as_they_are(save, rng):
     np.testing.assert_array_equal(read(save(pixels)), pixels)
 
 
+def test_the_name_needs_no_suffix(save, rng):
+    pixels = rng.integers(0, 256, (6, 6), np.uint8)
+    read = read_image(save(pixels, "1.2.840.113619.2.55"), 6)
+    np.testing.assert_array_equal(read, np.repeat(pixels[..., None], 3, axis=2))
+
+
 def test_monochrome1_is_inverted(save, rng):
     pixels = rng.integers(40, 90, (6, 9), np.uint8)
     path = save(pixels, PhotometricInterpretation="MONOCHROME1")

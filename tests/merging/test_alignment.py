@@ -428,6 +428,12 @@ def test_matched_averaging_is_the_weighted_mean_in_the_firsts_order():
     np.testing.assert_allclose(found, wanted / 2, rtol=1e-6, atol=1e-7)
 
 
+def test_matched_averaging_takes_no_negative_weights():
+    parents = [network("resnet20", seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match=r"the weight -0\.5 is negative; numbers from 0"):
+        matched_averaging(parents, [1.5, -0.5])
+
+
 def test_matched_averaging_matches_by_what_produces_units_alone():
     """Another head changes nothing but the head, where weight matching takes it into account."""
     first, second = network("resnet20", 0), network("resnet20", 1)

@@ -218,6 +218,19 @@ def test_recalibration(parents, images):
     assert_trees_close(found["batch_stats"], wanted, 1e-5)
 
 
+def test_statistics_of_a_model_without_any(parents, images):
+    """Whatever they were: those of the batches."""
+    variables = parents[0]
+    bare = {"params": variables["params"], "batch_stats": {}}
+    assert mergers.lacks_statistics("resnet20", bare)
+    assert not mergers.lacks_statistics("resnet20", variables)
+    found = mergers.with_statistics("resnet20", bare, images, batch_size=6)
+    wanted = mm.merge("uniform", "resnet20", [variables], images, recalibrate=True, batch_size=6)
+    assert_trees_close(found, wanted, 1e-6)
+    with pytest.raises(ValueError, match="images"):
+        mergers.with_statistics("resnet20", bare, images[0])
+
+
 def test_dtypes(parents, images):
     halves = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), parent) for parent in parents]
     for method in ("uniform", "weight_matching", "zipit"):
@@ -321,6 +334,12 @@ def test_aligning_with_heads_keeps_the_function(parents):
     assert_trees_close(mergers.align("resnet20", a, permuted, heads="merge"), a, 0)
     with pytest.raises(ValueError, match="heads is 'keep'; one of merge, drop is wanted"):
         mergers.align("resnet20", a, permuted, heads="keep")
+
+
+def test_negative_weights_are_refused_before_there_are_parents():
+    mergers.check_options("weighted", 2, {"weights": [1.5, -0.5]})  # an extrapolation
+    with pytest.raises(ValueError, match="negative"):
+        mergers.check_options("matched_averaging", 2, {"weights": [1.5, -0.5]})
 
 
 def test_aligning_ignores_heads(parents):

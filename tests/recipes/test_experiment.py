@@ -12,11 +12,13 @@ from helpers.tiny_config import ARCHITECTURE
 from medmerge_jax import merging
 from medmerge_jax.data import DataSet, Split
 from medmerge_jax.data.splits import SPLITS
+from medmerge_jax.errors import UserError
+from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
-from medmerge_jax.models import LinearHead
+from medmerge_jax.models import LinearHead, get_spec, mergers
 from medmerge_jax.recipes import experiment, inputs
 from medmerge_jax.studies import run
-from medmerge_jax.weights import save_weights
+from medmerge_jax.weights import read_tensors, save_weights, write_safetensors
 
 
 @pytest.fixture
@@ -125,6 +127,34 @@ def test_zeros_are_aligned_to_nothing(first_stage):
         np.testing.assert_allclose(leaf, ((ours + theirs) / 2 + 2 * ours) / 3, rtol=1e-5, atol=1e-6)
 
 
+def test_statistics_that_a_parent_lacks_are_estimated_on_request(first_stage, tmp_path):
+    """On the first training images in the order of the seed, before anything is merged."""
+    tensors = read_tensors(save_parent(tmp_path / "whole.safetensors", variables_of(0)))
+    bare = {name: leaf for name, leaf in tensors.items() if "running" not in name}
+    write_safetensors(tmp_path / "bare.safetensors", bare)
+    parents = {"b": str(tmp_path / "bare.safetensors"), "c": variables_of(1)}
+    with pytest.raises(UserError, match="estimate_statistics = True"):
+        first_stage("ft", parents)
+    start = first_stage("ft", parents, estimate_statistics=True)
+    wanted = mergers.with_statistics("resnet20", variables_of(0), drawn_images(tmp_path))
+    for path, leaf in flatten(wanted["batch_stats"]).items():
+        np.testing.assert_allclose(flatten(start.batch_stats)[path], leaf, rtol=1e-4, atol=1e-5)
+
+
+def save_parent(path, variables):
+    save_weights(path, "resnet20", variables)
+    return path
+
+
+def drawn_images(folder):
+    """All training images of the first run that drew them, normalised."""
+    preprocessing = get_spec("resnet20").preprocessing
+    paths = sorted(next(folder.glob("ft*/data/*/train")).rglob("*.png"))
+    pixels = np.stack([read_image(path, 16) for path in paths])
+    normalised = (pixels / 255 - preprocessing.mean) / preprocessing.std
+    return normalised.astype(np.float32)
+
+
 def test_class_weights_of_several_labels_count_what_is_known():
     labels = np.array([[1, np.nan], [0, 1], [0, 0], [0, np.nan], [0, 0]], np.float32)
     ids = tuple("abcde")
@@ -133,3 +163,9 @@ def test_class_weights_of_several_labels_count_what_is_known():
     config = tiny_config.get_config()
     config.class_weights = "balanced"
     np.testing.assert_allclose(inputs.loss_weights(config, dataset), [4 / 1, 2 / 1])
+    config.class_weights = "by_frequency"  # 1 and 1 positives of 5 and 3 known
+    np.testing.assert_allclose(inputs.loss_weights(config, dataset), [[1.0, 1.0]])
+    labels[1, 0] = 1  # (2 − n + 1.5) / 2
+    np.testing.assert_allclose(inputs.loss_weights(config, dataset), [[0.75, 1.25]])
+    one = DataSet("x-rays", ("a", "b", "c"), False, {"train": Split(ids, ids, np.array([0, 0, 1]))})
+    np.testing.assert_allclose(inputs.loss_weights(config, one), [0.5, 1.0, 1.5])

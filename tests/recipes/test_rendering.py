@@ -66,6 +66,21 @@ def test_few_bits_in_sixteen_decode_as_eight_bits_do(tmp_path, bits, suffix):
     assert decoded(deep)[0].notes == dataset.notes
 
 
+@pytest.mark.parametrize("suffix", ["tif", "webp", "png"])
+def test_that_of_several_pages_the_first_is_read_is_said(tmp_path, suffix):
+    root = folder(tmp_path / "x", lambda n: np.full((SIDE, SIDE), 20 * n, np.uint8), suffix)
+    assert not any("frames" in note for note in decoded(root)[0].notes)
+    first, *others = (Image.new("RGB", (SIDE, SIDE), (value,) * 3) for value in (9, 99, 199))
+    first.save(root / "a" / f"pages.{suffix}", save_all=True, append_images=others, lossless=True)
+    words = "1 of 11 images have several pages or frames, of which the first is read"
+    for fields in ({}, {"intensity": 255}):
+        dataset, pixels, _ = decoded(root, **fields)
+        assert sum(words in note for note in dataset.notes) == 1
+    (home,) = [s for s in pixels if f"a/pages.{suffix}" in dataset.splits[s].ids]
+    read = pixels[home].array[dataset.splits[home].ids.index(f"a/pages.{suffix}")]
+    assert (read == 9).all()
+
+
 def test_intensity_and_window_overrule_what_was_inferred(tmp_path):
     root = folder(tmp_path / "x", lambda n: np.full((SIDE, SIDE), 100 * n, np.uint16))
     assert decoded(root)[2].white == 1023

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from unittest import mock
 
 import ml_collections
 import numpy as np
@@ -21,7 +22,7 @@ from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes import experiment, inputs
 from medmerge_jax.recipes.prepare import _check_metric, prepare
-from medmerge_jax.studies import run
+from medmerge_jax.studies import execute, run
 from medmerge_jax.studies.checks import check_config
 from medmerge_jax.training.stage import Stage
 from medmerge_jax.weights import load_parent, save_weights
@@ -413,3 +414,26 @@ def test_the_architecture_is_that_of_the_parents(config, tmp_path, capfd):
         config.parents[name] = str(folder)
     with pytest.raises(UserError, match="b is a resnet20, c is a resnet32"):
         inputs.with_architecture(check_config(config))
+
+
+def test_the_architecture_of_a_source_is_that_of_the_source_it_starts_from(config, tmp_path):
+    """Here "a" starts from "z", so that the order is not that of the names."""
+    save_weights(tmp_path / "b.safetensors", "resnet20", variables_of(0))
+    config = parse(tiny_config.get_config("compare"))
+    source = dataclasses.replace(config.sources["c"], architecture="", start="c")
+    sources = {
+        "a": dataclasses.replace(source, parents={"c": "source:z"}),
+        "z": dataclasses.replace(source, parents={"c": str(tmp_path / "b.safetensors")}),
+    }
+    parents = {"b": "source:a", "c": "source:z"}
+    config = dataclasses.replace(config, architecture="", parents=parents, sources=sources)
+    checked = mock.Mock(side_effect=StopIteration)
+    with mock.patch.object(execute.prepare, "check_paths", checked), pytest.raises(StopIteration):
+        run(config, tmp_path / "run")
+    (found,) = checked.call_args.args
+    assert found.architecture == "resnet20"
+    assert {one.architecture for one in found.sources.values()} == {"resnet20"}
+    round_about = dataclasses.replace(source, parents={"c": "source:a"})
+    circle = dataclasses.replace(config, sources={**sources, "z": round_about})
+    with pytest.raises(UserError, match=r"\['a', 'z'\] start from each other"):
+        run(circle, tmp_path / "run")

@@ -78,6 +78,29 @@ def test_multilabel_loss_is_pytorchs_on_the_known_labels(torch, rng):
     assert not gradient[unknown].any()
 
 
+def test_weights_of_whole_labels_are_fission_fusions(torch, rng):
+    """The sum over labels of w times PyTorch's mean over the examples whose label is known."""
+    logits = rng.normal(size=(8, 5)).astype(np.float32)
+    labels = rng.integers(0, 2, (8, 5)).astype(np.float32)
+    labels[rng.random((8, 5)) < 0.3] = np.nan
+    labels[:, 3] = np.nan  # of this label nothing is known
+    weights = rng.uniform(0.1, 3, 5).astype(np.float32)
+    outputs = torch.from_numpy(logits.copy()).requires_grad_()
+    wanted = torch.zeros(())
+    for label in range(5):
+        known = ~torch.isnan(torch.from_numpy(labels[:, label]))
+        targets = torch.from_numpy(labels[:, label])[known]
+        if len(targets):
+            cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+            wanted = wanted + float(weights[label]) * cross_entropy(outputs[known, label], targets)
+    wanted.backward()
+    found, gradient = jax.value_and_grad(weighted_loss)(
+        logits, labels, weights[None], multilabel=True
+    )
+    assert float(found) == pytest.approx(wanted.item(), rel=1e-6)
+    np.testing.assert_allclose(gradient, outputs.grad.numpy(), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("train_batch_norm", [True, False])
 def test_a_merge_step_changes_what_is_trained_and_nothing_else(batch, train_batch_norm):
     parents = [parent(0), parent(1, num_classes=7)]
@@ -305,8 +328,8 @@ def test_weight_decay_is_a_part_of_the_step(rng):
                                    atol=1e-7)  # fmt: skip
 
 
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_a_batch_in_parts_is_the_whole_batch(rng, multilabel):
+@pytest.mark.parametrize("multilabel, row", [(False, False), (True, False), (True, True)])
+def test_a_batch_in_parts_is_the_whole_batch(rng, multilabel, row):
     """Also where the parts differ in size, weight and unknown labels."""
     inputs = rng.normal(size=(7, 5)).astype(np.float32)
     labels = rng.integers(0, CLASSES, 7).astype(np.int32)
@@ -314,6 +337,7 @@ def test_a_batch_in_parts_is_the_whole_batch(rng, multilabel):
         labels = rng.integers(0, 2, (7, CLASSES)).astype(np.float32)
         labels[:3, :2] = np.nan
     head, weights = LinearHead(CLASSES), jnp.array([0.2, 1.0, 3.0])
+    weights = weights[None] if row else weights
     start = parameterization.fine_tune(head.init(jax.random.key(0), inputs))
     task = Task(Network(head), start.assemble, start.train_batch_norm, multilabel)
     batch = {"inputs": inputs, "labels": labels}

@@ -243,8 +243,25 @@ def test_negative_variances_are_refused(variables):
 def test_parameters_without_statistics_are_refused_with_the_mend(variables):
     tensors = variables_to_torch("resnet20", variables)
     parameters = {name: leaf for name, leaf in tensors.items() if "running" not in name}
-    with pytest.raises(UserError, match="no running statistics, which evaluation needs"):
+    words = r"(?s)no running statistics, which evaluation needs.*estimate_statistics = True"
+    with pytest.raises(UserError, match=words):
         variables_from_torch("resnet20", parameters, "x")
+
+
+def test_on_request_all_statistics_may_lack(variables, assert_same):
+    tensors = variables_to_torch("resnet20", variables)
+    parameters = {name: leaf for name, leaf in tensors.items() if "running" not in name}
+    bare = {name: leaf for name, leaf in parameters.items() if "num_batches" not in name}
+    wanted = {"params": variables["params"], "batch_stats": {}}
+    for some in (parameters, bare, {f"module.{name}": leaf for name, leaf in bare.items()}):
+        assert_same(variables_and_notes("resnet20", {"": some}, "x", lacking=True)[0], wanted)
+    assert_same(variables_and_notes("resnet20", {"": tensors}, "x", lacking=True)[0], variables)
+    assert fitting_architectures({"": bare}, lacking=True) == ["resnet20"]
+    assert fitting_architectures({"": bare}) == []
+    partly = {**bare, "bn1.running_mean": tensors["bn1.running_mean"]}
+    for some, words in ((partly, "missing: bn1.running_var"), ({}, "missing: bn1.bias")):
+        with pytest.raises(UserError, match=words):
+            variables_and_notes("resnet20", {"": some}, "x", lacking=True)
 
 
 MONAI = [(r"(denselayer\d+)\.", r"\1.layers."), (r"^classifier\.", "class_layers.out.")]

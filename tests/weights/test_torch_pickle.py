@@ -246,6 +246,8 @@ OPCODE_ATTACKS = {
     "parameter of a number": b"ctorch._utils\n_rebuild_parameter\n(K\1\x89}tR",
     "tuple of a number": b"ctorch\nSize\nK\1\x85R",
     "unhashable key": b"}}K\1s",
+    "endless key": b"}\x8a\x09" + bytes(8) + b"\x01Ns",
+    "no opcode": b"\xff",
     "a number": b"K\1",
     "an empty dict": b"}",
     "a bare global": b"}X\1\0\0\0actorch\nSize\ns",
@@ -277,6 +279,8 @@ def test_objects_are_made_of_placeholders_alone(tmp_path, attack):
         ("set slots of a global", r"modifies torch\._utils\._rebuild_tensor_v2; refused"),
         ("call a storage type", "calls FloatStorage; refused"),
         ("unhashable key", "a dict with the key dict; refused"),
+        ("endless key", "a dict with the key int; refused"),
+        ("no opcode", r"no opcode is b'\\xff'"),
         ("tensor of a dict", "from something that is not a storage"),
     ],
 )
@@ -440,6 +444,10 @@ BOMBS = {
     "enormous bytes": b"\x8e" + struct.pack("<Q", 2**40),
     "enormous byte array": b"\x96" + struct.pack("<Q", 2**40),
     "enormous frame": b"\x95" + struct.pack("<Q", 2**40),
+    # Of sizes that the machine would give, for a file of a few bytes.
+    "large bytes": b"\x8e" + struct.pack("<Q", 2**30),
+    "large byte array": b"\x96" + struct.pack("<Q", 2**30),
+    "large frame": b"\x95" + struct.pack("<Q", 2**30),
     "enormous key": b"}\x8b" + struct.pack("<I", 2**20) + b"\x7f" * 2**20 + b"Ns",
 }  # fmt: skip
 

@@ -74,8 +74,9 @@ def _parts(root: Path, only_training: bool) -> Iterator[_Part]:
             f"{root}: holds neither {_ground_truth('Training')} (ISIC 2018) nor {_METADATA[0]} "
             "(Harvard Dataverse)"
         ) from FileNotFoundError()
-    folders = [path for name in _DATAVERSE_IMAGES if (path := find(root, name)) is not None]
-    yield _dataverse("train", metadata, folders or [need(root, *_DATAVERSE_IMAGES)])
+    found = [find(root, name, folder=True) for name in _DATAVERSE_IMAGES]
+    folders = [path for path in found if path is not None]
+    yield _dataverse("train", metadata, folders or [need(root, *_DATAVERSE_IMAGES, folder=True)])
     test = None if only_training else find(root, *_DATAVERSE_TEST)
     if test is not None:
         # The Dataverse's table of test images has the columns of its metadata, the challenge's
@@ -94,6 +95,7 @@ def _images(root: Path, part: str) -> Path:
     return need(
         root,
         *(f"ISIC2018_Task3_{part}_{kind}" for kind in ("Input", "Images")),
+        folder=True,
         hint=f"; add it, or remove {_ground_truth(part)}" if part != "Training" else "",
     )
 

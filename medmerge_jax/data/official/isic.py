@@ -1,27 +1,27 @@
 """What the layouts of the ISIC challenges have in common."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from medmerge_jax.data.sheets import Row, by_id, read_table
 from medmerge_jax.errors import UserError
 
 
-def find(root: Path, *names: str) -> Path | None:
-    """The first of the files or folders that is in `root`, or there in a folder of its own name.
+def find(root: Path, *names: str, folder: bool = False) -> Path | None:
+    """The first of the files, or folders, that is in `root`, or there in a folder of its own name.
 
     The challenges' archives hold such a folder, which some programs unpack into another one.
     """
     for name in names:
-        for path in (root / name.removesuffix(".csv") / name, root / name):
-            if path.exists():
+        for path in (root / PurePath(name).stem / name, root / name):
+            if path.is_dir() if folder else path.is_file():
                 return path
     return None
 
 
-def need(root: Path, *names: str, hint: str = "") -> Path:
+def need(root: Path, *names: str, folder: bool = False, hint: str = "") -> Path:
     """As `find`; without any of them an error that names the first."""
-    path = find(root, *names)
+    path = find(root, *names, folder=folder)
     if path is None:
         raise UserError(f"{root / names[0]}: is not there{hint}") from FileNotFoundError()
     return path

@@ -29,7 +29,7 @@ def read_isic2019(root: Path) -> Records:
     return Records(
         classes=CLASSES,
         ids=tuple(rows),
-        paths=image_files(rows, [need(root, _IMAGES)]),
+        paths=image_files(rows, [need(root, _IMAGES, folder=True)]),
         labels=np.array(labels, np.int32),
         groups=tuple(read_lesions(need(root, _METADATA), rows)),
     )

@@ -241,6 +241,18 @@ def test_ham10000_without_an_extension(tmp_path):
     assert len(prints) == 1
 
 
+@pytest.mark.parametrize("name", ["HAM10000_metadata", "HAM10000_metadata.tab"])
+def test_ham10000_whose_table_is_in_a_folder_of_its_own_name(tmp_path, name):
+    small_layouts.ham10000_dataverse(tmp_path, name, "\t", '"')
+    wanted = official_data_set("ham10000", tmp_path).fingerprint()
+    (tmp_path / name).rename(tmp_path / "table")
+    (tmp_path / "HAM10000_metadata").mkdir()
+    with pytest.raises(UserError, match="holds neither"):
+        official_data_set("ham10000", tmp_path)
+    (tmp_path / "table").rename(tmp_path / "HAM10000_metadata" / name)
+    assert official_data_set("ham10000", tmp_path).fingerprint() == wanted
+
+
 def test_a_tab_file_with_commas(tmp_path):
     small_layouts.ham10000_dataverse(tmp_path, "HAM10000_metadata.tab", ",")
     with pytest.raises(UserError, match=r"\.tab: .*separated by commas; save it with tabs"):
