@@ -9,7 +9,7 @@ from typing import Any
 from medmerge_jax.config import Config, fields, shown
 from medmerge_jax.errors import nearest
 from medmerge_jax.evaluation.metrics import METRICS
-from medmerge_jax.studies.jobs import Job, Outcome, Outcomes, study
+from medmerge_jax.studies.jobs import Job, Outcome, Outcomes, different, study
 from medmerge_jax.studies.rows import scores
 
 WARMUP = "warmup"
@@ -47,7 +47,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def axis_mistakes(axis: str) -> Iterator[str]:
+def _axis_mistakes(axis: str) -> Iterator[str]:
     """What is wrong with an axis."""
     path, values = parse_axis(axis)
     types = {one.path: type(one.value) for one in fields(Config())}
@@ -65,6 +65,19 @@ def axis_mistakes(axis: str) -> Iterator[str]:
 
 
 _OTHERS = ("compare", "data", "grid", "help", "sources", "soup", "study")
+
+
+def mistakes(config: Config) -> Iterator[str]:
+    """What is wrong with the fields of the studies here and of fission_fusion."""
+    for name in ("learning_rates", "augmentations", "seeds"):
+        yield from different(f"grid.{name}", getattr(config.grid, name))
+    for axis in config.grid.axes:
+        yield from _axis_mistakes(axis)
+    paths, group = [one.path for one in fields(config)], config.soup.group_by
+    if group and group not in paths:
+        yield f"soup.group_by = {group!r}: {nearest(group, paths)}"
+    if config.fgg.cycle % 2:
+        yield f"fgg.cycle = {config.fgg.cycle}: an even number of epochs is wanted"
 
 
 def warmup(config: Config) -> Job:
@@ -222,7 +235,7 @@ def _epochs(outcome: Outcome) -> int:
     return sum(stage["epochs"] for stage in stages)
 
 
-@study(reduce=_reduce, extends=("grid",))
+@study(reduce=_reduce, extends=("grid",), mistakes=mistakes)
 def grid_search(config: Config) -> list[Job]:
     """Fine-tunes every combination of the grid from one warm-up, and makes soups of the members."""
     jobs = members(config)
