@@ -14,8 +14,8 @@ def printed(capsys, *arguments):
 
 
 GROUPS = (
-    "data", "synthetic", "merge", "merge_ft", "lp", "ft", "select", "compare", "grid", "fgg", "soup",
-    "study",
+    "data", "synthetic", "merge", "merge_ft", "lp", "ft", "select", "compare", "grid", "fgg",
+    "soup", "study",
 )  # fmt: skip
 
 
