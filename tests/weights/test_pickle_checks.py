@@ -101,6 +101,7 @@ VALUES = {
     "another word": (tensor(storage(word="other")), "not to a storage"),
     "a storage of another type": (tensor(storage("torch.Size")), UNKNOWN),
     "a storage of no type": (tensor(storage("user.Kind")), UNKNOWN),
+    "a storage of another library": (tensor(storage("user.FloatStorage")), UNKNOWN),
     "a key that is no text": (tensor(storage(key=0)), UNKNOWN),
     "true elements": (tensor(storage(size=True)), UNKNOWN),
     "negative elements": (tensor(storage(size=-6)), UNKNOWN),
