@@ -1,7 +1,7 @@
 """The smallest studies that train: drawn images and a network of one layer."""
 
 import pytest
-from helpers import tiny_config, tiny_network  # noqa: F401  # registers the network
+from helpers import tiny_config, tiny_network
 
 
 @pytest.fixture(scope="package")
@@ -19,7 +19,8 @@ def make_config(study_cache):
 
     def make(recipe, **values):
         config = tiny_config.get_config()
-        config.architecture, config.recipe = "one_layer", recipe
+        tiny_network.register_architecture()
+        config.architecture, config.recipe = tiny_network.ARCHITECTURE, recipe
         config.grid.learning_rates = (1e-1, 1e-2)
         config.grid.augmentations = ("none",)
         config.grid.warmup_augmentation = "none"
