@@ -49,6 +49,11 @@ def write_report(run_directory: Path) -> None:
             title=_title(results, run_directory),
             facts=_facts(results),
             comparison=comparison_cells(results["table"]) if "table" in results else None,
+            further={
+                name: comparison_cells(rows)
+                for name, rows in results.get("evaluate_on", {}).items()
+                if "table" in results
+            },
             differences=_differences(results.get("differences")),
             failed=list(results.get("failed", {}).items()),
             metrics=None if "table" in results else metric_cells(results),

@@ -81,8 +81,11 @@ def results_text(results: Mapping[str, Any]) -> str:
         seeds = ", ".join(map(str, results.get("seeds", [])))
         title = f"Test split, mean ± standard deviation over seeds {seeds}"
         text = f"{title}\n\n{comparison_table(results['table'])}"
-        found = results.get("differences")
-        return f"{text}\n\n{differences_table(found)}" if found else text
+        if found := results.get("differences"):
+            text += f"\n\n{differences_table(found)}"
+        for name, rows in results.get("evaluate_on", {}).items():
+            text += f"\n\nOn {name}\n\n{comparison_table(rows)}"
+        return text
     head, lines = metric_cells(results)
     names = [str(results[key]) for key in ("recipe", "start", "architecture") if key in results]
     return f"{', '.join(names)}, seed {results.get('seed')}\n\n{_markdown([head, *lines], left=1)}"

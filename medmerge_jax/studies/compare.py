@@ -44,6 +44,10 @@ def _reduce(config: Config, outcomes: Outcomes) -> dict[str, Any]:
     return {
         "seeds": list(config.compare.seeds),
         "table": [row for one in runs.values() for row in summarise(one)],
+        "evaluate_on": {
+            name: [row for one in runs.values() for row in summarise(one, name)]
+            for name in config.evaluate_on
+        },
         **({"differences": found} if found else {}),
     }
 

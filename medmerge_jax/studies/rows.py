@@ -9,15 +9,24 @@ from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.studies.jobs import Outcome
 
 
-def summarise(runs: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
-    """The row of runs that differ in their seed: mean and deviation of those that are finished."""
+def summarise(runs: Sequence[Outcome], further: str = "") -> Iterator[dict[str, Any]]:
+    """The row of runs that differ in their seed: mean and deviation of those that are finished.
+
+    Of their test images, or of one of the further data sets that they were evaluated on.
+    """
     finished = [run.results for run in runs if run.results is not None]
     if finished:
         yield {
             **_named(runs),
             "seeds": [run["seed"] for run in finished],
-            **scores([run["test"] for run in finished]),
+            **scores([evaluated(run, further) for run in finished]),
         }
+
+
+def evaluated(results: Mapping[str, Any], further: str = "") -> dict[str, Any]:
+    """The metrics of a run on its test images, or on one of the further data sets."""
+    found: dict[str, Any] = results["evaluate_on"][further] if further else results["test"]
+    return found
 
 
 def differences(
