@@ -11,10 +11,12 @@ from typing import Any
 
 from medmerge_jax.analysis.tables import (
     comparison_cells,
+    comparison_title,
     differences_cells,
     differences_title,
     metric_cells,
 )
+from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.storage.atomic import read_json, write_text
 from medmerge_jax.weights.card import shareable
 
@@ -49,12 +51,15 @@ def write_report(run_directory: Path) -> None:
             title=_title(results, run_directory),
             facts=_facts(results),
             comparison=comparison_cells(results["table"]) if "table" in results else None,
+            comparison_title=comparison_title(results),
             further={
                 name: comparison_cells(rows)
                 for name, rows in results.get("evaluate_on", {}).items()
                 if "table" in results
             },
             differences=_differences(results.get("differences")),
+            explanations=list(results.get("explanations", {}).items()),
+            members=_members(results.get("members", {})),
             failed=list(results.get("failed", {}).items()),
             metrics=None if "table" in results else metric_cells(results),
             stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
@@ -77,12 +82,28 @@ def _differences(found: Mapping[str, Any] | None) -> tuple[str, Any] | None:
     return (differences_title(found), differences_cells(found)) if found else None
 
 
+def _members(members: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """The single models of a study: what they cost, and their metrics on validation and test."""
+    done = {name: one for name, one in members.items() if "error" not in one}
+    if not done:
+        return None
+    shown = {name: title for name, title in titles().items() if METRICS[name].compared}
+    head = ["member", "epochs", "seconds"]
+    head += [f"{title}, {split}" for title in shown.values() for split in ("val", "test")]
+    rows = [
+        [name, str(one["epochs"]), f"{one['seconds']:.0f}"]
+        + [str(_shown(one[split].get(metric))) for metric in shown for split in ("val", "test")]
+        for name, one in done.items()
+    ]
+    return head, rows
+
+
 def _title(results: Mapping[str, Any], run_directory: Path) -> str:
     name = results.get("data", {}).get("name", run_directory.name)
     recipe = results.get("recipe")
     if recipe is None:
         return f"{name}: no results yet"
-    return f"{name}: comparison" if "table" in results else f"{name}: {recipe}"
+    return f"{name}: {'comparison' if recipe == 'compare' else recipe.replace('_', ' ')}"
 
 
 def _facts(results: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -35,6 +35,14 @@ def comparison_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     return ["recipe", "start", *(titles()[name] for name in names)], cells
 
 
+def comparison_title(results: Mapping[str, Any]) -> str:
+    """What the table of a study shows."""
+    seeds = results.get("seeds", [])
+    if len(seeds) < 2:
+        return "Test split"
+    return f"Test split, mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+
+
 def differences_table(found: Mapping[str, Any]) -> str:
     """A Markdown table of the differences between rows and their reference, with its title.
 
@@ -78,9 +86,7 @@ def results_text(results: Mapping[str, Any]) -> str:
       A Markdown table under a line that says what it shows; several lines.
     """
     if "table" in results:
-        seeds = ", ".join(map(str, results.get("seeds", [])))
-        title = f"Test split, mean ± standard deviation over seeds {seeds}"
-        text = f"{title}\n\n{comparison_table(results['table'])}"
+        text = f"{comparison_title(results)}\n\n{comparison_table(results['table'])}"
         if found := results.get("differences"):
             text += f"\n\n{differences_table(found)}"
         for name, rows in results.get("evaluate_on", {}).items():
