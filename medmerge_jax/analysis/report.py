@@ -16,7 +16,7 @@ from medmerge_jax.analysis.tables import (
     differences_title,
     metric_cells,
 )
-from medmerge_jax.evaluation.metrics import METRICS, titles
+from medmerge_jax.evaluation.metrics import titles
 from medmerge_jax.storage.atomic import read_json, write_text
 from medmerge_jax.weights.card import shareable
 
@@ -59,7 +59,7 @@ def write_report(run_directory: Path) -> None:
             },
             differences=_differences(results.get("differences")),
             explanations=list(results.get("explanations", {}).items()),
-            members=_members(results.get("members", {})),
+            members=_members(results),
             failed=list(results.get("failed", {}).items()),
             metrics=None if "table" in results else metric_cells(results),
             stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
@@ -82,20 +82,19 @@ def _differences(found: Mapping[str, Any] | None) -> tuple[str, Any] | None:
     return (differences_title(found), differences_cells(found)) if found else None
 
 
-def _members(members: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """The single models of a study: what they cost, and their metrics on validation and test."""
+def _members(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """The single models of a study: what they cost, and the metric that ranks them."""
+    members, metric = results.get("members", {}), results.get("metric", "")
     done = {name: one for name, one in members.items() if "error" not in one}
     if not done:
         return None
-    shown = {name: title for name, title in titles().items() if METRICS[name].compared}
-    head = ["member", "epochs", "seconds"]
-    head += [f"{title}, {split}" for title in shown.values() for split in ("val", "test")]
+    title = titles().get(metric, metric)
     rows = [
         [name, str(one["epochs"]), f"{one['seconds']:.0f}"]
-        + [str(_shown(one[split].get(metric))) for metric in shown for split in ("val", "test")]
+        + [str(_shown(one[split].get(metric))) for split in ("val", "test")]
         for name, one in done.items()
     ]
-    return head, rows
+    return ["member", "epochs", "seconds", f"{title}, val", f"{title}, test"], rows
 
 
 def _title(results: Mapping[str, Any], run_directory: Path) -> str:

@@ -185,6 +185,7 @@ def table(config: Config, outcomes: Outcomes, names: Sequence[str]) -> dict[str,
         "seeds": [config.seed],
         "table": _rows(config, outcomes, names),
         "evaluate_on": {one: _rows(config, outcomes, names, one) for one in config.evaluate_on},
+        "metric": config.soup.metric,  # by which models are ranked
         "warmup": _summary(outcomes[WARMUP]),
         "members": {name: _summary(outcomes[name]) for name in names},
         "epochs": sum(_epochs(one) for one in outcomes.values()),
