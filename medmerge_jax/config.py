@@ -90,6 +90,8 @@ class Data:
     ordinal: bool | None = field(None, "whether classes have an order; None: as their names say")
     fractions: tuple[float, ...] = field((0.8, 0.1, 0.1), "of the splits that the data lacks")
     split_seed: int = field(0, "of the splits that are made")
+    folds: int = field(0, "parts of train and val, one of which is val; 0: none", at_least=0)
+    fold: int = field(0, "which of the folds is val, from 0", at_least=0)
     exclude_overlap: bool = field(False, "remove val and test images that a parent has seen")
     resize: str = field("squash", "to the square, or the centre of it", choices="resize")
     intensity: int = field(
@@ -201,6 +203,14 @@ class Fgg:
 
 
 @dataclasses.dataclass(frozen=True)
+class FoldSoup:
+    """The study fold_soup."""
+
+    folds: int = field(5, "members of each seed, each of which lacks another fold", at_least=2)
+    seeds: tuple[int, ...] = field((0,), "of the members of each fold", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Soup:
     """Averages of models."""
 
@@ -278,6 +288,7 @@ class Config:
     compare: Compare = field(Compare(), "of the study compare")
     grid: Grid = field(Grid(), "of the studies grid_search and fission_fusion")
     fgg: Fgg = field(Fgg(), "of the recipe fgg and the study fission_fusion")
+    fold_soup: FoldSoup = field(FoldSoup(), "of the study fold_soup")
     soup: Soup = field(Soup(), "of soups")
     study: Study = field(Study(), "how the jobs of a study are run")
 

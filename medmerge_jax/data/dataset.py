@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medmerge_jax.data.splits import SPLITS, check_fractions, stratified_group_split
+from medmerge_jax.data.splits import (
+    SPLITS,
+    check_fractions,
+    stratified_group_folds,
+    stratified_group_split,
+)
 from medmerge_jax.errors import UserError
 
 EXAMPLES = ", for instance "
@@ -97,6 +102,33 @@ class DataSet:
         if not len(images):
             raise UserError(f"data set {self.name}: the split {split!r} is empty; choose another")
         return dataclasses.replace(self, splits={"test": images})
+
+    def in_folds(self, folds: int, fold: int, seed: int) -> "DataSet":
+        """The data set with its train and val images in so many folds, one of which is val.
+
+        Folds are stratified, and no group is in two of them. Test images stay what they are.
+
+        Raises:
+          UserError: There are fewer groups than folds.
+        """
+        images = _joined([self.splits["train"], self.splits["val"]])
+        parts = stratified_group_folds(images.labels, images.groups, folds, seed)
+        if len(np.unique(parts)) < folds:
+            raise UserError(
+                f"data set {self.name}: its {len(images)} train and val images make no {folds} "
+                "folds; a smaller data.folds is wanted"
+            )
+        splits = {
+            **self.splits,
+            "train": images.take(np.flatnonzero(parts != fold)),
+            "val": images.take(np.flatnonzero(parts == fold)),
+        }
+        how = "stratified" if images.groups is None else "stratified, no group in two of them"
+        note = (
+            f"train and val are joined and parted into {folds} folds ({how}, seed {seed}), of "
+            f"which number {fold} is val"
+        )
+        return dataclasses.replace(self, splits=splits, notes=(*self.notes, note))
 
     def fingerprint(self) -> str:
         """sha256 of classes, ids, labels and splits, wherever the files are."""

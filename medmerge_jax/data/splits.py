@@ -105,7 +105,26 @@ def stratified_group_split(
     >>> stratified_group_split(labels, groups, (0.5, 0.25, 0.25), seed=0)
     array([0, 0, 2, 1, 2, 1, 0, 0])
     """
-    shares = np.asarray(check_fractions(fractions))
+    return _assign_groups(labels, groups, np.asarray(check_fractions(fractions)), seed)
+
+
+def stratified_group_folds(
+    labels: np.ndarray, groups: Sequence[str] | np.ndarray | None, folds: int, seed: int
+) -> np.ndarray:
+    """The fold of each example, int (n,) from 0 on: as `stratified_group_split` into equal parts.
+
+    >>> stratified_group_folds(np.array([0, 0, 0, 1, 1, 1]), list("aabcde"), 3, seed=0).tolist()
+    [0, 0, 1, 2, 0, 1]
+    """
+    return _assign_groups(labels, groups, np.full(folds, 1 / folds), seed)
+
+
+def _assign_groups(
+    labels: np.ndarray,
+    groups: Sequence[str] | np.ndarray | None,
+    shares: np.ndarray,
+    seed: int,
+) -> np.ndarray:
     positives = _positives(np.asarray(labels))
     num_examples = len(positives)
     if groups is None:
@@ -140,7 +159,7 @@ def check_fractions(fractions: Sequence[float] | np.ndarray) -> tuple[float, ...
 
 
 class _Assigner:
-    """The state of the greedy assignment of groups to splits."""
+    """The state of the greedy assignment of groups to splits, or folds."""
 
     def __init__(self, counts: np.ndarray, sizes: np.ndarray, shares: np.ndarray):
         self.counts, self.sizes = counts, sizes
@@ -150,7 +169,7 @@ class _Assigner:
         self.lacking_examples = sizes.sum() * shares
         self.open = shares > 0
         # Groups of each class that each split has, (classes, splits), and that are unassigned.
-        self.has = np.zeros((counts.shape[1], 3), np.int64)
+        self.has = np.zeros((counts.shape[1], len(shares)), np.int64)
         self.left = np.count_nonzero(counts, axis=0)
 
     def run(self, order: np.ndarray) -> np.ndarray:

@@ -121,6 +121,8 @@ def _with_architecture(config: Config, sources: dict[str, Config]) -> Config:
 def load_data(config: Config, workdir: Path) -> DataSet:
     """The data set that `config.data` describes; drawn images are made in the workdir."""
     dataset, data = _read_data(config, workdir), config.data
+    if data.folds:
+        dataset = dataset.in_folds(data.folds, data.fold, data.split_seed)
     ordinal = dataset.ordinal if data.ordinal is None else data.ordinal
     for note in dataset.notes:
         say(f"data {data.name}: {note}")

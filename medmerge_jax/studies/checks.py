@@ -149,6 +149,11 @@ def _data_mistakes(data: Data) -> Iterator[str]:
         yield f"data.window = {shown(data.window)}: finite numbers are wanted"
     if data.window and data.intensity:
         yield "data.window and data.intensity: both say what is white; give one of them"
+    if data.folds == 1 or data.fold >= max(data.folds, 1):
+        yield (
+            f"data.folds = {data.folds}, data.fold = {data.fold}: two or more folds are wanted, "
+            "and one of them, from 0"
+        )
     if len(data.synthetic.counts) != 3:
         yield f"data.synthetic.counts = {data.synthetic.counts}: train, val, test are wanted"
     if data.kind == "official":

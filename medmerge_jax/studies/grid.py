@@ -64,7 +64,7 @@ def _axis_mistakes(axis: str) -> Iterator[str]:
             yield f"grid.axes has {shown(axis)}: {shown(value)} is no {kind.__name__}"
 
 
-_OTHERS = ("compare", "data", "grid", "help", "sources", "soup", "study")
+_OTHERS = ("compare", "data", "fold_soup", "grid", "help", "sources", "soup", "study")
 
 
 def mistakes(config: Config) -> Iterator[str]:

@@ -65,7 +65,7 @@ class StudyEntry:
     mistakes: Callable[[Config], Iterable[str]]
 
 
-FREE = ("compare", "grid", "study", "sources", "help")
+FREE = ("compare", "grid", "fold_soup", "study", "sources", "help")
 """Fields of a job's config that make no difference to it: how many others there are, and where."""
 
 STUDIES: Registry[StudyEntry] = Registry("study")

@@ -15,7 +15,7 @@ def printed(capsys, *arguments):
 
 GROUPS = (
     "data", "synthetic", "merge", "merge_ft", "lp", "ft", "select", "compare", "grid", "fgg",
-    "soup", "study",
+    "fold_soup", "soup", "study",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmerge_jax.data import stratified_group_split
+from medmerge_jax.data.splits import stratified_group_folds
 from medmerge_jax.errors import UserError
 
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -97,3 +98,23 @@ def test_bad_fractions(fractions):
 
 def test_nothing_to_split():
     assert stratified_group_split(np.zeros(0, int), None, FRACTIONS, 0).shape == (0,)
+
+
+@settings(deadline=None, max_examples=40)
+@given(labelled_groups(), st.integers(0, 1000), st.integers(2, 6))
+def test_folds_keep_groups_together_and_classes_apart_evenly(data, seed, folds):
+    labels, groups = data
+    fold = stratified_group_folds(labels, groups, folds, seed)
+    assert set(fold) <= set(range(folds))
+    for group in np.unique(groups):
+        assert len(set(fold[groups == group])) == 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(6, 60), min_size=1, max_size=5), st.integers(2, 6))
+def test_folds_have_equal_parts_of_every_class(sizes, folds):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    fold = stratified_group_folds(labels, None, folds, seed=3)
+    for label, size in enumerate(sizes):
+        counts = np.bincount(fold[labels == label], minlength=folds)
+        assert np.all(np.abs(counts - size / folds) <= 1.01)
