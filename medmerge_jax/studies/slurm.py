@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medmerge_jax.config import Study
 from medmerge_jax.errors import UserError
+from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.array_task import ArrayTask
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.studies.executors import EXECUTORS, ExecutorEntry, work_command
@@ -32,6 +33,12 @@ def _submit(
     study: Study, worker: Worker, folder: Path, config_file: str | os.PathLike[str] | None
 ) -> bool:
     """Leaves the jobs to an array: the last of its tasks writes the results."""
+    return bool(processes.from_first(lambda: _submit_once(study, worker, folder, config_file)))
+
+
+def _submit_once(
+    study: Study, worker: Worker, folder: Path, config_file: str | os.PathLike[str] | None
+) -> bool:
     tasks = min(study.workers, len(worker.unfinished()))
     if not tasks:
         return True
