@@ -32,15 +32,20 @@ MOMENTS = {  # what appears when they begin
     "lp": "lp*/seed*/checkpoints/lp",
     "lp_bn": "*/*/checkpoints/lp_bn",
     "merge_lp": "*/*/checkpoints/merge_lp",
+    "lp_drift": "warmup/checkpoints/lp_drift",
     "ft": "*/*/checkpoints/ft",
+    "fgg": "*/*/checkpoints/fgg",
     "results": "*/*/predictions.npz",
     "report": "*/*/results.json",
+    "soups": "soups/*/config.json",
 }
 BRIEF = ("images are drawn", "results", "report")
 START = "its start"
 QUESTION = "Does a run that is killed and resumed end in the bits of an uninterrupted one?"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
-TIMES = ("seconds", "wall_seconds", "images_per_second")
+TIMES = ("seconds", "wall_seconds", "images_per_second", "since")
+COUNTS = ("attempts", "lost", "lines")
+"""Of jobs.json: how often a job was begun and lost, which is what a kill changes."""
 
 Kill = tuple[str, str]
 """The moment that had begun last, and the signal."""
@@ -53,7 +58,8 @@ def main() -> None:
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--per_run", type=int, default=25, help="kills before a run may end")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="of each run, by JAX")
+    parser.add_argument("--workers", type=int, default=1, help="of the study, see study.workers")
     parser.add_argument("--longest", type=float, default=4.0, help="seconds into a stage")
     parser.add_argument("--seed", type=int, default=0)
     output_option(parser, "chaos")
@@ -76,7 +82,7 @@ def main() -> None:
         print(f"run {runs}: {len(done)} kills", flush=True)
         same += len(done) if report(expected, content(workdir)) == 0 else 0
     answer = f"{same} of {len(kills)} kills ended in the bits of the uninterrupted run."
-    notes = [f"{options.processes} process(es), {runs} runs."]
+    notes = [f"{options.processes} process(es), {options.workers} worker(s), {runs} runs."]
     write_table(options.output, QUESTION, answer, table(kills), notes)
     sys.exit(0 if same == len(kills) else 1)
 
@@ -87,6 +93,9 @@ class Job:
     def __init__(self, options: argparse.Namespace, workdir: Path):
         command = [sys.executable, "-m", "medmerge_jax.main", f"--config={options.config}"]
         command += [f"--workdir={workdir}", *options.overrides]
+        if options.workers > 1:
+            command += ["--config.study.executor=processes"]
+            command += [f"--config.study.workers={options.workers}"]
         flags: list[list[str]] = [[]]
         if options.processes > 1:
             with socket.socket() as free:
@@ -239,7 +248,9 @@ def report(expected: dict[str, Any], computed: dict[str, Any]) -> int:
 
 def _without_times(value: Any, workdir: str) -> Any:
     if isinstance(value, dict):
-        return {k: _without_times(v, workdir) for k, v in value.items() if k not in TIMES}
+        return {
+            k: _without_times(v, workdir) for k, v in value.items() if k not in (*TIMES, *COUNTS)
+        }
     if isinstance(value, list):
         return [_without_times(item, workdir) for item in value]
     return value.replace(workdir, "") if isinstance(value, str) else value

@@ -169,6 +169,9 @@ class Compare:
     recipes: tuple[str, ...] = field(_COMPARED, "rows of the table", choices="run recipe")
     mergers: tuple[str, ...] = field(_MERGED, "of merge_ft, a row each", choices="merger")
     seeds: tuple[int, ...] = field((0, 1, 2), "of the runs of each row", at_least=0)
+    reference: str = field(
+        "", "row, as lp_ft-b, that the others are compared with; empty: lp_bn_ft of the start"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

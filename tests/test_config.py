@@ -31,7 +31,29 @@ def test_the_configs_that_come_with_the_project(path):
         ({"batch_size": 0, "seed": -1}, ["batch_size = 0", "seed = -1"]),
         ({"start": "a"}, ["start = 'a'", "one of b, c"]),
         ({"compare.recipes": ("ft", "medmrge")}, ["compare.recipes", "did you mean 'medmerge'"]),
-        ({"compare.seeds": (1, 1)}, ["compare.seeds"]),
+        ({"recipe": "compare", "compare.seeds": (1, 1)}, ["compare.seeds = (1, 1)"]),
+        (
+            {"recipe": "compare", "compare.reference": "lp_tf-b"},
+            ["compare.reference = 'lp_tf-b'", "did you mean 'lp_ft-b'"],
+        ),
+        (
+            {"recipe": "grid_search", "grid.seeds": (), "grid.axes": ("weight_decy=1|2",)},
+            ["grid.seeds = ()", "'weight_decy' is no field: did you mean 'weight_decay'"],
+        ),
+        (
+            {"recipe": "grid_search", "grid.axes": ("data.root=a|b", "batch_size=8|8")},
+            ["data.root cannot differ between members", "'batch_size=8|8': wanted are different"],
+        ),
+        (
+            {"recipe": "grid_search", "grid.axes": ("batch_size=8|big",)},
+            ["'batch_size=8|big': 'big' is no int"],
+        ),
+        (
+            {"recipe": "fission_fusion", "fgg.cycle": 5, "soup.group_by": "ft.rate"},
+            ["fgg.cycle = 5: an even number", "soup.group_by = 'ft.rate'"],
+        ),
+        ({"recipe": "soup"}, ["parents ['c']: a soup wants one or more models"]),
+        ({"study.executor": "slurmm"}, ["study.executor = 'slurmm'"]),
         ({"augmentation": "havy"}, ["augmentation = 'havy'", "did you mean 'heavy'"]),
         ({"merge_ft.method": "zippit"}, ["merge_ft.method = 'zippit'", "did you mean 'zipit'"]),
         ({"compare.mergers": ("fissher",)}, ["compare.mergers has 'fissher'", "'fisher'"]),

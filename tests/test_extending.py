@@ -63,7 +63,7 @@ def mistakes(predictions):
 
 
 @recipe(merges=True)
-def merge_lp(experiment):
+def merge_probe(experiment):
     """Merges without training, then trains the head alone."""
     return experiment.linear_probe(experiment.merged())
 
@@ -90,13 +90,13 @@ def command(warm_programs, compiled_programs, tmp_path):
 
 
 def test_each_is_used_from_the_command_line(command, tmp_path):
-    flags = [f"--workdir={tmp_path}/run", "--config.recipe=merge_lp"]
+    flags = [f"--workdir={tmp_path}/run", "--config.recipe=merge_probe"]
     options = ["--config.merge_ft.options.share=0.875", "--config.select.metric=mistakes"]
     result = command(*flags, *options)
     assert result.returncode == 0, result.stderr
     assert "| images that are not right |" in result.stdout
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert (found["recipe"], found["method"]) == ("merge_lp", "first_mostly")
+    assert (found["recipe"], found["method"]) == ("merge_probe", "first_mostly")
     assert [stage["name"] for stage in found["stages"]] == ["lp"]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     values = [json.loads(line)["val_mistakes"] for line in lines]
@@ -113,16 +113,16 @@ def test_each_is_used_from_the_command_line(command, tmp_path):
 
 
 def test_mistakes_are_named_as_those_in_what_is_built_in(command, tmp_path):
-    flags = [f"--workdir={tmp_path}/run", "--config.recipe=merge_lpp"]
+    flags = [f"--workdir={tmp_path}/run", "--config.recipe=merge_probep"]
     flags += ["--config.merge_ft.method=first_mostle", "--config.compare.recipes=x"]
     result = command(*flags, "--config.architecture=one_later", "--config.select.metric=mistake")
     assert result.returncode == 2
     assert "architecture = 'one_later': did you mean 'one_layer'?" in result.stderr
     assert "select.metric = 'mistake': did you mean 'mistakes'?" in result.stderr
-    assert "recipe = 'merge_lpp': did you mean 'merge_lp'?" in result.stderr
+    assert "recipe = 'merge_probep': did you mean 'merge_probe'?" in result.stderr
     assert "merge_ft.method = 'first_mostle': did you mean 'first_mostly'?" in result.stderr
     assert "compare.recipes has 'x': one of ft, " in result.stderr
     options = [f"--config.merge_ft.options.{option}" for option in ("shar=1", "share=all")]
-    result = command(flags[0], "--config.recipe=merge_lp", *options)
+    result = command(flags[0], "--config.recipe=merge_probe", *options)
     assert "merge_ft.options.shar: did you mean 'share'?" in result.stderr
     assert "the option 'share' is 'all'; one number is wanted" in result.stderr

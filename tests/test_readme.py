@@ -15,6 +15,7 @@ from medmerge_jax.models.mergers import MERGERS, describe_merger
 from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.registry import summary
 from medmerge_jax.studies.checks import check_config
+from medmerge_jax.studies.jobs import STUDIES
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -90,7 +91,8 @@ def test_the_merge_of_nnx_models():
 
 def test_the_tables_of_recipes_and_mergers_are_the_registries():
     recipes = [f"| `{name}` | {summary(one.function)} |" for name, one in RECIPES.items()]
-    assert table("--config.recipe")[:-1] == recipes  # the last is the study `compare`
+    assert table("--config.recipe") == recipes
+    assert table("study") == [f"| `{n}` | {summary(one.function)} |" for n, one in STUDIES.items()]
     mergers = []
     for name in MERGERS:
         text, options = describe_merger(name)

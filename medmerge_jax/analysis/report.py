@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medmerge_jax.analysis.tables import comparison_cells, metric_cells
+from medmerge_jax.analysis.tables import (
+    comparison_cells,
+    differences_cells,
+    differences_title,
+    metric_cells,
+)
 from medmerge_jax.storage.atomic import read_json, write_text
 from medmerge_jax.weights.card import shareable
 
@@ -44,6 +49,13 @@ def write_report(run_directory: Path) -> None:
             title=_title(results, run_directory),
             facts=_facts(results),
             comparison=comparison_cells(results["table"]) if "table" in results else None,
+            further={
+                name: comparison_cells(rows)
+                for name, rows in results.get("evaluate_on", {}).items()
+                if "table" in results
+            },
+            differences=_differences(results.get("differences")),
+            failed=list(results.get("failed", {}).items()),
             metrics=None if "table" in results else metric_cells(results),
             stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
             counts=_counts(results.get("data", {})),
@@ -59,6 +71,10 @@ def write_report(run_directory: Path) -> None:
         raise ValueError(str(error)) from error
 
     write_text(run_directory / "report.html", text)
+
+
+def _differences(found: Mapping[str, Any] | None) -> tuple[str, Any] | None:
+    return (differences_title(found), differences_cells(found)) if found else None
 
 
 def _title(results: Mapping[str, Any], run_directory: Path) -> str:

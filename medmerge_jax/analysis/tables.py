@@ -11,8 +11,8 @@ UNDEFINED = "-"
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table: a line per recipe and start, mean ± standard deviation over seeds.
 
-    The best mean of each column is marked with an asterisk, and so is what equals it to the three
-    decimals shown.
+    Nothing marks the largest mean: over few seeds and images that says little, see
+    `differences_table`.
 
     Args:
       rows: `{"recipe", "start", metric: {"mean", "std", "values"} or None, ...}`, as in
@@ -22,23 +22,50 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
       Lines of equal width without a newline at the end.
     """
     head, cells = comparison_cells(rows)
-    text = [head, *([value + " *" * best for value, best in row] for row in cells)]
-    return _markdown(text, left=2)
+    return _markdown([head, *cells], left=2)
 
 
-def comparison_cells(
-    rows: Sequence[Mapping[str, Any]],
-) -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """Column titles, and for each row its cells as (text, whether best of the column)."""
-    metrics = {name: metric for name, metric in METRICS.items() if metric.compared}
-    cells = [[(str(row["recipe"]), False), (str(row["start"]), False)] for row in rows]
-    for name, metric in metrics.items():
-        means = [_mean(row.get(name)) for row in rows]
-        best_of = max if metric.higher_is_better else min
-        best = best_of((mean for mean in means if mean is not None), default=None)
-        for line, row, mean in zip(cells, rows, means, strict=True):
-            line.append((_mean_std(row.get(name)), mean is not None and mean == best))
-    return ["recipe", "start", *(titles()[name] for name in metrics)], cells
+def comparison_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Column titles, and the cells of each row."""
+    names = [name for name, metric in METRICS.items() if metric.compared]
+    cells = [
+        [str(row["recipe"]), str(row["start"]), *(_mean_std(row.get(name)) for name in names)]
+        for row in rows
+    ]
+    return ["recipe", "start", *(titles()[name] for name in names)], cells
+
+
+def differences_table(found: Mapping[str, Any]) -> str:
+    """A Markdown table of the differences between rows and their reference, with its title.
+
+    Args:
+      found: `{"reference", "metric", "rows": [{"recipe", "start", metric: {"difference", "low",
+        "high", "p"} or None, ...}]}`, as `differences` in results.json.
+    """
+    head, cells = differences_cells(found)
+    return f"{differences_title(found)}\n\n{_markdown([head, *cells], left=2)}"
+
+
+def differences_title(found: Mapping[str, Any]) -> str:
+    """What the table of differences shows."""
+    return (
+        f"Difference to {found['reference']} on the same seeds and test images, paired bootstrap "
+        "over both"
+    )
+
+
+def differences_cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Column titles, and the cells of each row."""
+    metric = found["metric"]
+    cells = []
+    for row in found["rows"]:
+        value = row.get(metric)
+        shown = [UNDEFINED] * 3
+        if value is not None:
+            interval = f"{value['low']:+.3f} to {value['high']:+.3f}"
+            shown = [f"{value['difference']:+.3f}", interval, f"{value['p']:.3f}"]
+        cells.append([str(row["recipe"]), str(row["start"]), *shown])
+    return ["recipe", "start", titles()[metric], "95 % interval", "p"], cells
 
 
 def results_text(results: Mapping[str, Any]) -> str:
@@ -52,8 +79,13 @@ def results_text(results: Mapping[str, Any]) -> str:
     """
     if "table" in results:
         seeds = ", ".join(map(str, results.get("seeds", [])))
-        title = f"Test split, mean ± standard deviation over seeds {seeds}; * best of the column"
-        return f"{title}\n\n{comparison_table(results['table'])}"
+        title = f"Test split, mean ± standard deviation over seeds {seeds}"
+        text = f"{title}\n\n{comparison_table(results['table'])}"
+        if found := results.get("differences"):
+            text += f"\n\n{differences_table(found)}"
+        for name, rows in results.get("evaluate_on", {}).items():
+            text += f"\n\nOn {name}\n\n{comparison_table(rows)}"
+        return text
     head, lines = metric_cells(results)
     names = [str(results[key]) for key in ("recipe", "start", "architecture") if key in results]
     return f"{', '.join(names)}, seed {results.get('seed')}\n\n{_markdown([head, *lines], left=1)}"
@@ -99,17 +131,11 @@ def _with_interval(value: float | None, interval: Mapping[str, float] | None) ->
     return f"{_value(value)} [{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
-def _mean(value: Mapping[str, Any] | None) -> float | None:
-    """As shown, so that what looks equal is equal."""
-    return None if not value or value.get("mean") is None else round(value["mean"], 3)
-
-
 def _mean_std(value: Mapping[str, Any] | None) -> str:
-    mean = _mean(value)
-    if value is None or mean is None:
+    if not value or value.get("mean") is None:
         return UNDEFINED
     std = value.get("std")
-    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+    return f"{value['mean']:.3f}" if std is None else f"{value['mean']:.3f} ± {std:.3f}"
 
 
 def _value(value: Any) -> str:

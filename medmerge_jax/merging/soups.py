@@ -110,7 +110,7 @@ def greedy_soup(
     on the held-out data than the best ingredient.
 
     Args:
-      ingredients: At least one; each is read up to twice, once if `scores` are given.
+      ingredients: At least one; each is read up to three times, once less if `scores` are given.
       score: `score(variables)`, a number. A soup of score NaN is not better.
       scores: Of the single ingredients, where they are known already.
       finish: Applied to every average before it is scored and to the one returned, for example
@@ -263,12 +263,13 @@ def _greedy(
     soup = _Sum()
     soup.add(soup.flatten(read(first), f"ingredient {first}"))
     for index in others:
-        flat = soup.flatten(read(index), f"ingredient {index}")
-        with_this = float(score(finish(soup.mean(flat))))
+        # It is read again if it is taken, instead of being held while the average is scored.
+        average = soup.mean(soup.flatten(read(index), f"ingredient {index}"))
+        with_this = float(score(finish(average)))
+        del average
         if with_this > best:
-            soup.add(flat)
+            soup.add(soup.flatten(read(index), f"ingredient {index}"))
             chosen, best = [*chosen, index], with_this
-        del flat  # not to be held while the next is read
     return GreedySoup(finish(soup.mean()), tuple(chosen), best)
 
 
@@ -295,21 +296,28 @@ class _Sum:
             self.dtypes[path] = jnp.promote_types(self.dtypes.get(path, leaf.dtype), leaf.dtype)
         return flat
 
-    def add(self, flat: Mapping[str, Any]) -> None:
-        for path, leaf in flat.items():
-            self._sums[path] = self._sums.get(path, 0.0) + np.asarray(leaf, np.float64)
+    def add(self, flat: dict[str, Any]) -> None:
+        """Adds a tree, and empties `flat`, so that its arrays are let go of one by one."""
+        while flat:
+            path, leaf = flat.popitem()
+            if path in self._sums:
+                self._sums[path] += leaf
+            else:
+                self._sums[path] = np.array(leaf, np.float64)
         self._count += 1
 
-    def mean(self, flat: Mapping[str, Any] | None = None) -> dict[Any, Any]:
-        """The mean of all in the sum, and of `flat` if given."""
+    def mean(self, flat: dict[str, Any] | None = None) -> dict[Any, Any]:
+        """The mean of all in the sum, and of `flat` if given, which is emptied as by `add`."""
         count = self._count + (flat is not None)
         if not count:
             raise ValueError("0 ingredients; one or more are wanted")
         means = {}
         for path, total in self._sums.items():
-            more = 0.0 if flat is None else np.asarray(flat[path], np.float64)
-            means[path] = (total + more) / count
-        return self.cast(means)
+            more = 0.0 if flat is None else np.asarray(flat.pop(path), np.float64)
+            mean = (total + more) / count
+            # Rounded by NumPy: JAX would hold every wider array until it comes to round it.
+            means[path] = jnp.asarray(mean.astype(self.dtypes[path]))
+        return nest_like(means, self._like)
 
     def cast(self, flat: Mapping[str, Any]) -> dict[Any, Any]:
         """Nested like the first tree and in its dtypes."""

@@ -13,14 +13,13 @@ def check_list_of_entries(file: IO[bytes]) -> None:
     `zipfile` makes an object for each entry before anybody can ask how many there are.
 
     Args:
-      file: Of an archive; its position is left at the beginning.
+      file: Of an archive; its position is changed, which `zipfile` does not mind.
 
     Raises:
       ValueError: The list is too long.
     """
     # Private, but what `zipfile` itself will go by: nothing can show this check another list.
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
-    file.seek(0)
     listed = end[zipfile._ECD_SIZE] if end else 0  # type: ignore[attr-defined]
     if listed > MOST_BYTES:
         raise ValueError(

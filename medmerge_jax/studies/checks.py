@@ -31,7 +31,6 @@ from medmerge_jax.models.mergers import FROM_PARENTS, MERGERS, check_options, me
 from medmerge_jax.recipes.inputs import DATA_KINDS
 from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.studies.executors import EXECUTORS
-from medmerge_jax.studies.grid import axis_mistakes
 from medmerge_jax.studies.jobs import STUDIES
 from medmerge_jax.training.parameterization import DECAYS
 from medmerge_jax.training.schedules import SCHEDULES
@@ -115,36 +114,19 @@ def _mistakes(config: Config, prefix: str = "") -> Iterator[str]:
 
 def _own_mistakes(config: Config) -> Iterator[str]:
     of_fields = [line for one in fields(config) for line in _field_mistakes(one)]
-    of_fields += _study_mistakes(config)
     yield from of_fields
     for name, stage in (("lp", config.lp), ("ft", config.ft)):
         if late := [epoch for epoch in stage.keep if epoch > stage.epochs]:
             yield f"{name}.keep = {shown(stage.keep)}: {late} come after {name}.epochs"
     yield from _data_mistakes(config.data)
     yield from _set_mistakes(config)
+    if not of_fields and config.recipe in STUDIES:
+        of_fields += STUDIES[config.recipe].mistakes(config)
+        yield from of_fields
     if not of_fields:  # or there are no jobs to be looked at
         lines = (line for one in _runs(config) for line in _parent_mistakes(one))
         yield from dict.fromkeys(lines)
         yield from _merger_mistakes(config)
-
-
-def _study_mistakes(config: Config) -> Iterator[str]:
-    """Of the fields that say which jobs there are."""
-    for name, values in (
-        ("compare.seeds", config.compare.seeds),
-        ("grid.seeds", config.grid.seeds),
-        ("grid.learning_rates", config.grid.learning_rates),
-        ("grid.augmentations", config.grid.augmentations),
-    ):
-        if not values or len(set(values)) < len(values):
-            yield f"{name} = {shown(values)}: one or more different ones are wanted"
-    if config.fgg.cycle % 2:
-        yield f"fgg.cycle = {config.fgg.cycle}: an even number of epochs is wanted"
-    for axis in config.grid.axes:
-        yield from axis_mistakes(axis)
-    paths = [one.path for one in fields(config)]
-    if config.soup.group_by and config.soup.group_by not in paths:
-        yield f"soup.group_by = {config.soup.group_by!r}: {nearest(config.soup.group_by, paths)}"
 
 
 def _field_mistakes(field: Field) -> Iterator[str]:

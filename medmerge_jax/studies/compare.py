@@ -1,12 +1,15 @@
 """The comparison: every recipe on the same parents, splits and seeds, in one table."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from medmerge_jax.config import Config
+from medmerge_jax.errors import nearest
+from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.recipes.recipes import RECIPES
-from medmerge_jax.studies.jobs import Job, Outcomes, study
-from medmerge_jax.studies.rows import summarise
+from medmerge_jax.studies.jobs import Job, Outcomes, different, study
+from medmerge_jax.studies.rows import differences, summarise
 
 
 def _rows(config: Config) -> dict[str, Config]:
@@ -34,13 +37,36 @@ def _reduce(config: Config, outcomes: Outcomes) -> dict[str, Any]:
         folder: [outcomes[f"{folder}/seed{seed}"] for seed in config.compare.seeds]
         for folder in _rows(config)
     }
+    metric = config.select.metric
+    if not METRICS[metric].compared:
+        metric = next(name for name, one in METRICS.items() if one.compared)
+    found = differences(runs, _reference(config), metric)
     return {
         "seeds": list(config.compare.seeds),
         "table": [row for one in runs.values() for row in summarise(one)],
+        "evaluate_on": {
+            name: [row for one in runs.values() for row in summarise(one, name)]
+            for name in config.evaluate_on
+        },
+        **({"differences": found} if found else {}),
     }
 
 
-@study(reduce=_reduce, extends=("compare",))
+def _reference(config: Config) -> str:
+    """The row that all are compared with: the control of a merge, if it is there."""
+    names, wanted = list(_rows(config)), config.compare.reference
+    control = f"lp_bn_ft-{config.start}"
+    return wanted or (control if control in names else names[0])
+
+
+def _mistakes(config: Config) -> Iterator[str]:
+    yield from different("compare.seeds", config.compare.seeds)
+    names, wanted = list(_rows(config)), config.compare.reference
+    if wanted and wanted not in names:
+        yield f"compare.reference = {wanted!r}: {nearest(wanted, names)}"
+
+
+@study(reduce=_reduce, extends=("compare",), mistakes=_mistakes)
 def compare(config: Config) -> list[Job]:
     """Every recipe of `compare.recipes` on the same parents, splits and seeds, in one table."""
     return [

@@ -132,9 +132,13 @@ def _results(
     failed: dict[str, str] = processes.from_first(worker.failed)
     ours = {name: job for name, job in jobs.items() if not name.startswith(SOURCES)}
     outcomes = {
-        name: Outcome(job, None if name in failed else finished(worker.directory(name)), error)
+        name: Outcome(
+            job,
+            directory.path / name,
+            None if name in failed else finished(worker.directory(name)),
+            failed.get(name, ""),
+        )
         for name, job in ours.items()
-        for error in [failed.get(name, "")]
     }
     done = [one.results for one in outcomes.values() if one.results is not None]
     if not done:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -40,6 +41,8 @@ EXECUTORS: Registry[ExecutorEntry] = Registry("executor")
 """By the value of `study.executor`."""
 
 _POLL = 0.2
+_ON_DEATH = 1
+"""PR_SET_PDEATHSIG: the signal that a process gets when the one that started it has ended."""
 _RESTARTS = 1
 """Of each process that was lost."""
 
@@ -117,9 +120,11 @@ def _gpus() -> list[str]:
 
 
 def _start(command: list[str], place: _Place, stack: contextlib.ExitStack) -> subprocess.Popen[str]:
-    # A small program takes the cores before Python with JAX counts them.
+    # A small program takes the cores before Python with JAX counts them, and has Linux ask the
+    # process to stop when this one is killed: nobody would know of it.
     pin = (
-        f"import os, sys; os.sched_setaffinity(0, {set(place.cores)}); "
+        f"import ctypes, os, sys; os.sched_setaffinity(0, {set(place.cores)}); "
+        f"ctypes.CDLL(None).prctl({_ON_DEATH}, {signal.SIGTERM.value}); "
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": place.gpu} if place.gpu else {})}

@@ -29,7 +29,7 @@ def _reduce(config: Config, outcomes: Outcomes) -> dict[str, Any]:
     return grid.table(config, outcomes, names)
 
 
-@study(reduce=_reduce, extends=("grid",))
+@study(reduce=_reduce, extends=("grid",), mistakes=grid.mistakes)
 def fission_fusion(config: Config) -> list[Job]:
     """FissionFusion: a model per learning rate, more from a cyclic rate, and hierarchical soups.
 

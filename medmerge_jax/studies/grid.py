@@ -9,8 +9,8 @@ from typing import Any
 from medmerge_jax.config import Config, fields, shown
 from medmerge_jax.errors import nearest
 from medmerge_jax.evaluation.metrics import METRICS
-from medmerge_jax.studies.jobs import Job, Outcome, Outcomes, study
-from medmerge_jax.studies.rows import scores
+from medmerge_jax.studies.jobs import Job, Outcome, Outcomes, different, study
+from medmerge_jax.studies.rows import evaluated, scores
 
 WARMUP = "warmup"
 """The job that makes what all members start from, its head above all."""
@@ -47,7 +47,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def axis_mistakes(axis: str) -> Iterator[str]:
+def _axis_mistakes(axis: str) -> Iterator[str]:
     """What is wrong with an axis."""
     path, values = parse_axis(axis)
     types = {one.path: type(one.value) for one in fields(Config())}
@@ -65,6 +65,19 @@ def axis_mistakes(axis: str) -> Iterator[str]:
 
 
 _OTHERS = ("compare", "data", "grid", "help", "sources", "soup", "study")
+
+
+def mistakes(config: Config) -> Iterator[str]:
+    """What is wrong with the fields of the studies here and of fission_fusion."""
+    for name in ("learning_rates", "augmentations", "seeds"):
+        yield from different(f"grid.{name}", getattr(config.grid, name))
+    for axis in config.grid.axes:
+        yield from _axis_mistakes(axis)
+    paths, group = [one.path for one in fields(config)], config.soup.group_by
+    if group and group not in paths:
+        yield f"soup.group_by = {group!r}: {nearest(group, paths)}"
+    if config.fgg.cycle % 2:
+        yield f"fgg.cycle = {config.fgg.cycle}: an even number of epochs is wanted"
 
 
 def warmup(config: Config) -> Job:
@@ -168,29 +181,10 @@ def table(config: Config, outcomes: Outcomes, names: Sequence[str]) -> dict[str,
       outcomes: Of its jobs.
       names: Of the jobs that train single models.
     """
-    metric = METRICS[config.soup.metric]
-    done = {n: one for n in names if (one := outcomes[n].results) is not None}
-    rows = []
-    for split, title in (("val", "best single, by validation"), ("test", "best single, by test")):
-        ranked = {
-            name: value if metric.higher_is_better else -value
-            for name, one in done.items()
-            if (value := one[split][config.soup.metric]) is not None
-        }
-        if ranked:
-            best = max(ranked, key=lambda name: ranked[name])
-            rows.append(_row(title, best.rpartition("/")[2], done[best]["test"]))
-    for name in SOUPS:
-        soup = outcomes.get(f"soups/{name}")
-        if soup is not None and soup.results is not None:
-            told = soup.results["soup"]
-            chosen = f"{len(told['chosen'])} of {len(told['members'])}"
-            for variant, metrics in told["variants"].items():
-                title = name if variant == "averaged" else f"{name}, {variant}"
-                rows.append(_row(title, chosen, metrics["test"]))
     return {
         "seeds": [config.seed],
-        "table": rows,
+        "table": _rows(config, outcomes, names),
+        "evaluate_on": {one: _rows(config, outcomes, names, one) for one in config.evaluate_on},
         "warmup": _summary(outcomes[WARMUP]),
         "members": {name: _summary(outcomes[name]) for name in names},
         "epochs": sum(_epochs(one) for one in outcomes.values()),
@@ -200,6 +194,35 @@ def table(config: Config, outcomes: Outcomes, names: Sequence[str]) -> dict[str,
             if one.results is not None and "explanation" in one.results.get("soup", {})
         },
     }
+
+
+def _rows(
+    config: Config, outcomes: Outcomes, names: Sequence[str], further: str = ""
+) -> list[dict[str, Any]]:
+    """Of the test images, or of one of the further data sets; there of soups as they were taken."""
+    metric, rows = METRICS[config.soup.metric], []
+    done = {n: one for n in names if (one := outcomes[n].results) is not None}
+    for split, title in (("val", "best single, by validation"), ("test", "best single, by test")):
+        ranked = {
+            name: value if metric.higher_is_better else -value
+            for name, one in done.items()
+            if (value := one[split][config.soup.metric]) is not None
+        }
+        if ranked:
+            best = max(ranked, key=lambda name: ranked[name])
+            rows.append(_row(title, best.rpartition("/")[2], evaluated(done[best], further)))
+    for name in SOUPS:
+        soup = outcomes.get(f"soups/{name}")
+        if soup is not None and soup.results is not None:
+            told = soup.results["soup"]
+            chosen = f"{len(told['chosen'])} of {len(told['members'])}"
+            variants = {variant: one["test"] for variant, one in told["variants"].items()}
+            if further:
+                variants = {told["taken"]: evaluated(soup.results, further)}
+            for variant, metrics in variants.items():
+                title = name if variant == "averaged" else f"{name}, {variant}"
+                rows.append(_row(title, chosen, metrics))
+    return rows
 
 
 def _row(title: str, start: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +245,7 @@ def _epochs(outcome: Outcome) -> int:
     return sum(stage["epochs"] for stage in stages)
 
 
-@study(reduce=_reduce, extends=("grid",))
+@study(reduce=_reduce, extends=("grid",), mistakes=mistakes)
 def grid_search(config: Config) -> list[Job]:
     """Fine-tunes every combination of the grid from one warm-up, and makes soups of the members."""
     jobs = members(config)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import graphlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from medmerge_jax.config import Config
+from medmerge_jax.config import Config, shown
 from medmerge_jax.errors import UserError
 from medmerge_jax.recipes import inputs
 from medmerge_jax.recipes.recipes import RECIPES, needed_parents
@@ -45,6 +46,7 @@ class Outcome:
     """What a job has come to."""
 
     job: Job
+    folder: Path  # its run directory
     results: Mapping[str, Any] | None  # its results.json; None if it failed
     error: str = ""  # why it failed
 
@@ -59,6 +61,8 @@ class StudyEntry:
     function: Callable[[Config], list[Job]]
     reduce: Callable[[Config, Outcomes], dict[str, Any]]  # its own fields of results.json
     extends: tuple[str, ...]  # groups of fields that may change while a study goes on
+    # What is wrong with its own fields, of which each has a possible value: a line each.
+    mistakes: Callable[[Config], Iterable[str]]
 
 
 FREE = ("compare", "grid", "study", "sources", "help")
@@ -72,6 +76,12 @@ study = Decorator(STUDIES, StudyEntry)
 The function makes the jobs of a config, in an order in which they can be run. A parent's value
 "job:NAME" is the model of that job, "job:NAME::KEPT" one that it has kept. Facts: see `StudyEntry`.
 """
+
+
+def different(path: str, values: Sequence[Any]) -> Iterator[str]:
+    """A mistake, if the field at a path has no values or equal ones."""
+    if not values or len(set(values)) < len(values):
+        yield f"{path} = {shown(values)}: one or more different ones are wanted"
 
 
 def plan(config: Config) -> dict[str, Job]:

@@ -225,7 +225,7 @@ def _float32(name: str, tensor: np.ndarray, origin: str) -> np.ndarray:
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise UserError(f"{origin}: tensor {name!r} is {tensor.dtype}; floating point is wanted")
     with np.errstate(over="ignore", invalid="ignore"):
-        array = tensor.astype(np.float32)
+        array = tensor.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         bad = int(np.size(array) - np.isfinite(array).sum())
         raise UserError(

@@ -17,7 +17,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_comparison_marks_the_best_of_each_column():
+def test_a_comparison_has_a_row_per_recipe_and_marks_none():
     single = {"mean": 0.9, "std": None, "values": [0.9]}
     table = comparison_table(
         [
@@ -35,9 +35,9 @@ def test_comparison_marks_the_best_of_each_column():
         "macro AUC",
         "quadratic weighted kappa",
     ]
-    best, mean = "0.800 ± 0.010 *", "0.700 ± 0.010"
-    assert cells(table[2]) == ["ft", "b", "0.800 ± 0.010", best, best, "-", "-"]
-    assert cells(table[3]) == ["lp_ft", "c", "0.900 *", mean, mean, mean + " *", "-"]
+    best, mean = "0.800 ± 0.010", "0.700 ± 0.010"
+    assert cells(table[2]) == ["ft", "b", best, best, best, "-", "-"]
+    assert cells(table[3]) == ["lp_ft", "c", "0.900", mean, mean, mean, "-"]
     assert cells(table[4]) == [
         "medmerge",
         "b+c",
@@ -61,6 +61,24 @@ def test_text_of_a_comparison():
     text = results_text({"recipe": "compare", "seeds": [3, 5], "table": rows})
     assert text.splitlines()[0].startswith("Test split, mean ± standard deviation over seeds 3, 5")
     assert text.endswith(comparison_table(rows))
+
+
+def test_text_of_differences():
+    value = {"difference": 0.0214, "low": -0.01, "high": 0.05, "p": 0.1234}
+    found = {
+        "reference": "lp_bn_ft from b",
+        "metric": "macro_f1",
+        "rows": [
+            {"recipe": "ft", "start": "c", "macro_f1": value, "accuracy": None},
+            {"recipe": "lp", "start": "c", "macro_f1": None},
+        ],
+    }
+    results = {"seeds": [0], "table": [row("ft", "b", 0.5)], "differences": found}
+    title, _, head, _, *lines = results_text(results).splitlines()[6:]
+    assert title.startswith("Difference to lp_bn_ft from b on the same seeds and test images")
+    assert cells(head) == ["recipe", "start", "macro F1", "95 % interval", "p"]
+    assert cells(lines[0]) == ["ft", "c", "+0.021", "-0.010 to +0.050", "0.123"]
+    assert cells(lines[1]) == ["lp", "c", "-", "-", "-"]
 
 
 def test_text_of_a_run():

@@ -13,9 +13,15 @@ def printed(capsys, *arguments):
     return capsys.readouterr().out.splitlines()
 
 
+GROUPS = (
+    "data", "synthetic", "merge", "merge_ft", "lp", "ft", "select", "compare", "grid", "fgg",
+    "soup", "study",
+)  # fmt: skip
+
+
 def paths(config, prefix=""):
     for name, value in config.items():
-        if name in ("data", "synthetic", "merge", "merge_ft", "lp", "ft", "select", "compare"):
+        if name in GROUPS:
             yield from paths(value, f"{prefix}{name}.")
         else:
             yield prefix + name

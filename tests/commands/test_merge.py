@@ -1,5 +1,6 @@
 """`python -m medmerge_jax.merge`: files in, a file out, nothing trained."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from medmerge_jax.commands.merge import main
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten
-from medmerge_jax.models import mergers
+from medmerge_jax.models import get_spec, mergers
 
 
 @pytest.fixture
@@ -125,6 +126,16 @@ def test_statistics_that_a_parent_lacks(models, images, capsys):
         np.testing.assert_allclose(leaf, wanted[path], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
+def test_images_too_small_for_the_architecture(models, images, monkeypatch):
+    deep = dataclasses.replace(get_spec("resnet20"), min_size=33)
+    monkeypatch.setattr("medmerge_jax.commands.merge.get_spec", lambda name: deep)
+    parents = [str(models / "a.safetensors"), str(models / "b")]
+    merge = ["--method", "uniform", "--recalibrate", "--out", str(models / "m"), *parents]
+    for size, words in (((), "24"), (("--image-size", "32"), "32")):  # 24 is what the parents say
+        with pytest.raises(UserError, match=f"{words}: resnet20 takes images of 33 pixels or more"):
+            main([*merge, "--images", str(images), *size])
+
+
 def test_hidden_files_are_no_images(models):
     """What a data set's reader ignores is no image to calibrate with either."""
     for name in ("._x.png", "@eaDir/x.png", ".cache/x.png"):
@@ -180,11 +191,6 @@ BAD = {
         "x.safetensors: there is no such file",
     ),
     "no images": (["a.safetensors", "b"], ["--method", "zipit"], "'zipit' wants --images FOLDER"),
-    "images too small": (
-        ["e", "f"],
-        ["--images", "photos", "--image-size", "28"],
-        "--image-size 28: densenet121 takes images of 29 pixels or more",
-    ),
     "no such folder": (["a.safetensors", "b"], ["--images", "x"], "x: there is no such folder"),
     "an empty folder": (["a.safetensors", "b"], ["--images", "empty"], "holds no image"),
     "an option of another method": (

@@ -7,8 +7,8 @@ from medmerge_jax.analysis import comparison_table, results_text
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, classification_metrics, metric
 from medmerge_jax.evaluation.predictions import Predictions, number_groups
-from medmerge_jax.recipes import checks
 from medmerge_jax.storage.npz import read_npz
+from medmerge_jax.studies import checks
 
 LOGITS = np.array([[2.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 3.0]], np.float32)
 LABELS = np.array([0, 2, 2], np.int32)
@@ -82,4 +82,4 @@ def test_a_metric_of_ones_own_is_everywhere(mistakes):
     lines = comparison_table(rows).splitlines()
     assert lines[0].endswith("mistakes |")
     assert lines[2].endswith(" 3.000 ± 0.000 |")
-    assert lines[3].endswith(" 2.000 ± 0.000 * |")
+    assert lines[3].endswith(" 2.000 ± 0.000 |")

@@ -90,7 +90,7 @@ def test_parents_are_merged_in_the_order_of_their_names(first_stage):
 
 
 def test_a_merge_starts_as_its_fields_say(first_stage):
-    parents = {name: variables_of(seed) for seed, name in enumerate("cb")}
+    parents = {name: random_parent(seed) for seed, name in enumerate("cb")}
     fields = {"init": (1.0, 0.0), "learning_rate": 0.5, "decay_to": "none"}
     start = first_stage("medmerge", parents, **{f"merge.{n}": x for n, x in fields.items()})
     assert start.learning_rate == {"coefficients": 0.5}
@@ -129,26 +129,26 @@ def test_zeros_are_aligned_to_nothing(first_stage):
 
 def test_statistics_that_a_parent_lacks_are_estimated_on_request(first_stage, tmp_path):
     """On the first training images in the order of the seed, before anything is merged."""
-    tensors = read_tensors(save_parent(tmp_path / "whole.safetensors", variables_of(0)))
+    tensors = read_tensors(save_parent(tmp_path / "whole.safetensors", random_parent(0)))
     bare = {name: leaf for name, leaf in tensors.items() if "running" not in name}
     write_safetensors(tmp_path / "bare.safetensors", bare)
-    parents = {"b": str(tmp_path / "bare.safetensors"), "c": variables_of(1)}
+    parents = {"b": str(tmp_path / "bare.safetensors"), "c": random_parent(1)}
     with pytest.raises(UserError, match="estimate_statistics = True"):
         first_stage("ft", parents)
     start = first_stage("ft", parents, estimate_statistics=True)
-    wanted = mergers.with_statistics("resnet20", variables_of(0), drawn_images(tmp_path))
+    wanted = mergers.with_statistics(ARCHITECTURE, random_parent(0), drawn_images(tmp_path))
     for path, leaf in flatten(wanted["batch_stats"]).items():
         np.testing.assert_allclose(flatten(start.batch_stats)[path], leaf, rtol=1e-4, atol=1e-5)
 
 
 def save_parent(path, variables):
-    save_weights(path, "resnet20", variables)
+    save_weights(path, ARCHITECTURE, variables)
     return path
 
 
 def drawn_images(folder):
     """All training images of the first run that drew them, normalised."""
-    preprocessing = get_spec("resnet20").preprocessing
+    preprocessing = get_spec(ARCHITECTURE).preprocessing
     paths = sorted(next(folder.glob("ft*/data/*/train")).rglob("*.png"))
     pixels = np.stack([read_image(path, 16) for path in paths])
     normalised = (pixels / 255 - preprocessing.mean) / preprocessing.std

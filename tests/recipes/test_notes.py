@@ -62,11 +62,12 @@ def test_what_is_inferred_of_a_parent_stands_in_report_and_card(torch, tmp_path,
     card = {"mean": [0.5] * 3, "std": [0.25] * 3, "image_size": 64}
     (tmp_path / "b.json").write_text(json.dumps(card))
     config = tiny_config.get_config()
+    config.architecture = "resnet20"
     config.recipe, config.parents.b = "ft", str(tmp_path / "b.pth")
     config.estimate_statistics = True
     checked, directory = check_config(config), RunDirectory(tmp_path / "run")
     directory.path.mkdir()
-    inputs = prepare.load_inputs(prepare.prepare(checked, directory.path, {}), directory.path)
+    inputs = prepare.load_inputs(prepare.prepare(checked, ["b"], directory.path, {}))
     leave_audit(directory, inputs)
     shared = shared_parents(inputs)
     words = (
@@ -83,7 +84,7 @@ def test_what_is_inferred_of_a_parent_stands_in_report_and_card(torch, tmp_path,
     directory.write_json("results.json", {"recipe": "ft", "parents": shared})
     write_report(directory.path)
     report = html.unescape((directory.path / "report.html").read_text())
-    model = run_module._model(Experiment(checked, directory, inputs), inputs.parents["b"][0])
+    model = run_module._model(Experiment(checked, directory, inputs), inputs.parents["b"][0], "")
     weights.save_model(tmp_path / "model", model)
     saved = json.loads((tmp_path / "model" / "model.json").read_text())
     assert saved["parents"]["b"]["notes"] == notes

@@ -430,7 +430,8 @@ def test_the_architecture_of_a_source_is_that_of_the_source_it_starts_from(confi
     checked = mock.Mock(side_effect=StopIteration)
     with mock.patch.object(execute.prepare, "check_paths", checked), pytest.raises(StopIteration):
         run(config, tmp_path / "run")
-    (found,) = checked.call_args.args
+    found, names = checked.call_args.args
+    assert names == ["b", "c"]
     assert found.architecture == "resnet20"
     assert {one.architecture for one in found.sources.values()} == {"resnet20"}
     round_about = dataclasses.replace(source, parents={"c": "source:a"})

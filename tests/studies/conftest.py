@@ -1,7 +1,10 @@
 """The smallest studies that train: drawn images and a network of one layer."""
 
+import ml_collections
 import pytest
-from helpers import tiny_config, tiny_network  # noqa: F401  # registers the network
+from helpers import tiny_config, tiny_network
+
+from medmerge_jax.config import default_evaluate_on
 
 
 @pytest.fixture(scope="package")
@@ -19,7 +22,8 @@ def make_config(study_cache):
 
     def make(recipe, **values):
         config = tiny_config.get_config()
-        config.architecture, config.recipe = "one_layer", recipe
+        tiny_network.register_architecture()
+        config.architecture, config.recipe = tiny_network.ARCHITECTURE, recipe
         config.grid.learning_rates = (1e-1, 1e-2)
         config.grid.augmentations = ("none",)
         config.grid.warmup_augmentation = "none"
@@ -27,6 +31,11 @@ def make_config(study_cache):
         config.fgg.learning_rate = 1e-2
         config.soup.metric = "loss"
         config.soup.num_images = 16
+        elsewhere = default_evaluate_on()
+        elsewhere.data.kind, elsewhere.data.synthetic.counts = "synthetic", (4, 4, 8)
+        elsewhere.data.synthetic.appearance = 3
+        with config.unlocked():
+            config.evaluate_on = ml_collections.ConfigDict({"elsewhere": elsewhere})
         config.update_from_flattened_dict(values)
         return config
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import medmerge_jax as mm
+from medmerge_jax.analysis import results_text
 from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.studies import run
@@ -112,6 +113,18 @@ def test_the_table_has_all_soups_and_the_best_member_by_validation_and_by_test(f
     assert table["best single, by test"]["loss"]["mean"] == min(values)
     assert set(METRICS) <= set(table["GoG"])
     assert results(folder)["epochs"] == 2 + 2 * (2 + 5)
+
+
+def test_further_data_sets_have_tables_of_their_own(folder):
+    rows = {row["recipe"]: row for row in results(folder)["evaluate_on"]["elsewhere"]}
+    assert set(rows) == {
+        "best single, by validation", "best single, by test", "uniform", "greedy", "GoU", "GoG",
+    }  # fmt: skip
+    for name in ("uniform", "GoG"):
+        own = results(folder, f"soups/{name}")["evaluate_on"]["elsewhere"]
+        assert rows[name]["loss"]["mean"] == own["loss"]
+        assert own["num_examples"] == 8
+    assert "\n\nOn elsewhere\n\n" in results_text(results(folder))
 
 
 def test_a_study_that_is_finished_is_not_run_again(folder, make_config, capsys):

@@ -101,6 +101,7 @@ VALUES = {
     "another word": (tensor(storage(word="other")), "not to a storage"),
     "a storage of another type": (tensor(storage("torch.Size")), UNKNOWN),
     "a storage of no type": (tensor(storage("user.Kind")), UNKNOWN),
+    "a storage of another library": (tensor(storage("user.FloatStorage")), UNKNOWN),
     "a key that is no text": (tensor(storage(key=0)), UNKNOWN),
     "true elements": (tensor(storage(size=True)), UNKNOWN),
     "negative elements": (tensor(storage(size=-6)), UNKNOWN),
@@ -163,6 +164,7 @@ STREAMS = {
     "a big-endian machine": ({"machine": {"little_endian": False}}, "little-endian"),
     "no list of keys": ({"keys": "0"}, "list of storages does not match"),
     "keys that are no texts": ({"keys": [0]}, "list of storages does not match"),
+    "keys of two types": ({"keys": ["0", 0]}, "list of storages does not match"),
     "a key too many": ({"keys": ["0", "1"]}, "list of storages does not match"),
     "no key": ({"keys": []}, "list of storages does not match"),
     "a key twice": ({"keys": ["0", "0"]}, "list of storages does not match"),
@@ -289,6 +291,14 @@ def test_where_tensors_are_found(tmp_path):
     assert names(zipped(path, value)) == {"": ["t"]}
 
 
+def test_what_else_a_file_may_hold(tmp_path):
+    """Objects without a state, devices, byte arrays: tensors beside them are read."""
+    array = b"\x96" + struct.pack("<Q", 3) + b"abc"
+    for other in (made("Thing", b")"), call("torch.device", text("cpu")), array):
+        value = dict_of(other=other, t=tensor())
+        assert names(zipped(tmp_path / "x.pth", value)) == {"": ["t"]}
+
+
 def test_modules(tmp_path):
     path = tmp_path / "x.pth"
     inner = module(dict_of(weight=tensor(), bias=b"N"))
@@ -301,6 +311,11 @@ def test_modules(tmp_path):
     # Without `_modules` it is an object like others.
     value = made("Thing", dict_of(_parameters=dict_of(w=tensor())))
     assert names(zipped(path, value)) == {"_parameters": ["w"]}
+    value = made("Thing", dict_of(_modules=dict_of(w=tensor())))
+    assert names(zipped(path, value)) == {"_modules": ["w"]}
+    # A place for a module may be empty, and what holds the parameters of a class of its own.
+    items = b"cuser\nDict\n)R(" + text("w") + tensor() + b"u"
+    assert names(zipped(path, module(items, dict_of(a=b"N")))) == {"": ["w"]}
     value = inner
     for _ in range(90):
         value = module(modules=dict_of(m=value))
