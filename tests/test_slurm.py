@@ -33,19 +33,21 @@ def get_config():
 
 
 def slurm_is_missing():
-    """Why no array can be run here; "" if one can."""
+    """Why no array can be run here; "" if one can. Not on the cluster that somebody works on."""
     if shutil.which("sbatch") is None:
         return "there is no sbatch: launch/try_slurm.sh sets SLURM up"
+    command = ["scontrol", "show", "config"]
     try:
-        subprocess.run(["sinfo"], check=True, capture_output=True, timeout=20)
+        config = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     except (subprocess.SubprocessError, OSError) as error:
         return f"SLURM's controller does not answer ({error}): launch/try_slurm.sh starts it"
-    return ""
+    ours = re.search(r"^ClusterName\s*= try$", config.stdout, re.MULTILINE)
+    return "" if ours else "this SLURM is not that of launch/try_slurm.sh"
 
 
 @pytest.fixture
 def slurm():
-    """Calls SLURM's programs; what a test leaves in the queue is cancelled."""
+    """Calls SLURM's programs."""
     pytest.importorskip("submitit")
     if reason := slurm_is_missing():
         pytest.skip(reason)
@@ -53,8 +55,7 @@ def slurm():
     def call(*command):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    yield call
-    call("scancel", "--name=medmerge", "--me")
+    return call
 
 
 @pytest.fixture
@@ -72,8 +73,9 @@ def content(monkeypatch):
 
 
 @pytest.fixture
-def begin(tmp_path, compiled_programs):
+def begin(tmp_path, compiled_programs, slurm):
     """Submits the study to SLURM in a folder of this name; the folder and the array's id."""
+    arrays = []
     config = tmp_path / "study.py"
     config.write_text(CONFIG)
 
@@ -87,9 +89,12 @@ def begin(tmp_path, compiled_programs):
         )
         array = re.search(r"SLURM has the study: array (\d+) of 2 tasks", result.stderr)
         assert result.returncode == 0 and array, result.stderr
+        arrays.append(array[1])
         return tmp_path / name, array[1]
 
-    return submit
+    yield submit
+    for array in arrays:
+        slurm("scancel", array)  # if a test has left it
 
 
 def until(condition, seconds, folder):
@@ -102,9 +107,9 @@ def until(condition, seconds, folder):
     return value
 
 
-def ended(folder, slurm):
+def ended(folder, array, slurm):
     """Waits until the array has ended."""
-    until(lambda: not slurm("squeue", "-h", "--name=medmerge", "--me"), 300, folder)
+    until(lambda: not slurm("squeue", "-h", f"--jobs={array}"), 300, folder)
     assert (folder / "results.json").exists()
     return JobStates(folder).read()
 
@@ -129,14 +134,14 @@ def in_the_middle(folder):
 
 @pytest.mark.slow
 def test_two_members_that_are_requeued_end_in_the_same_bits(begin, slurm, content):
-    whole, _ = begin("whole")
-    assert {entry.attempts for entry in ended(whole, slurm).values()} == {1}
+    whole, array = begin("whole")
+    assert {entry.attempts for entry in ended(whole, array, slurm).values()} == {1}
 
     stopped, array = begin("stopped")
     lost = until(lambda: in_the_middle(stopped), 120, stopped)
     for number in range(2):
         slurm("scontrol", "requeue", f"{array}_{number}")
-    entries = ended(stopped, slurm)
+    entries = ended(stopped, array, slurm)
     assert {entry.status for entry in entries.values()} == {DONE}
     assert [name for name, entry in entries.items() if entry.attempts > 1] == lost
     assert all("stopped by SIGTERM in fgg, after epoch" in log(stopped, n) for n in range(2))
@@ -163,7 +168,7 @@ def test_the_signal_before_the_time_is_up_saves_and_requeues_but_a_cancelled_tas
 
     until(lambda: restarts()["1"][0] == "CANCELLED", 60, folder)
     until(lambda: restarts()["0"][1] == "1", 60, folder)
-    entries = ended(folder, slurm)
+    entries = ended(folder, array, slurm)
     assert restarts()["1"] == ("CANCELLED", "0")
     assert [name for name, entry in entries.items() if entry.attempts > 1] == lost
     assert re.search(r"stopped by SIG\w+ in fgg, after epoch", log(folder, 0))
