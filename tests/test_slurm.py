@@ -109,7 +109,7 @@ def until(condition, seconds, folder):
 
 def ended(folder, array, slurm):
     """Waits until the array has ended."""
-    until(lambda: not slurm("squeue", "-h", f"--jobs={array}"), 300, folder)
+    until(lambda: array not in slurm("squeue", "-h", "-o", "%F").split(), 300, folder)
     assert (folder / "results.json").exists()
     return JobStates(folder).read()
 
