@@ -18,13 +18,15 @@ ROOT = Path(__file__).parent.parent
 CONFIG = """
 from helpers import tiny_config, tiny_network
 
+tiny_network.register_architecture()
+
 
 def get_config():
     config = tiny_config.get_config()
     config.architecture, config.recipe = "one_layer", "fission_fusion"
     config.grid.learning_rates = (1e-1, 1e-2)
     config.grid.augmentations, config.grid.warmup_augmentation = ("none",), "none"
-    config.fgg.epochs, config.fgg.cycle = 61, 20
+    config.fgg.epochs, config.fgg.cycle = 121, 40
     config.soup.metric, config.soup.num_images = "loss", 16
     config.study.executor, config.study.workers = "slurm", 2
     config.study.gpus, config.study.cpus = 0, 1

@@ -52,7 +52,8 @@ class ArrayTask:
         """Returns when the command has ended, or the task is in the queue again.
 
         Raises:
-          RuntimeError: The command has failed, or SLURM wants the task to end.
+          SystemExit: The command has failed, or SLURM wants the task to end; without a traceback of
+            submitit, so that the log ends with what the command said.
         """
         status = self._run()
         for _ in range(_RESTARTS):
@@ -62,7 +63,7 @@ class ArrayTask:
         if status in _STOPPED and _requeue():
             return
         if status:
-            raise RuntimeError(f"the worker has ended with status {status}; it says why above")
+            sys.exit(status if status > 0 else 128 - status)
 
     def _run(self) -> int:
         self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
