@@ -237,9 +237,11 @@ class Study:
         1, "processes, or tasks of the SLURM array, that share the jobs", at_least=1
     )
     partition: str = field("", "of SLURM; empty: its default")
+    account: str = field("", "that SLURM charges; empty: its default")
     gpus: int = field(1, "of each SLURM task", at_least=0)
     cpus: int = field(4, "of each SLURM task", at_least=1)
-    minutes: int = field(1440, "of each SLURM task, which is then queued again", at_least=1)
+    memory: int = field(0, "of each SLURM task in GiB; 0: SLURM's default", at_least=0)
+    minutes: int = field(1440, "of each SLURM task, which is then queued again", at_least=5)
 
 
 @dataclasses.dataclass(frozen=True)

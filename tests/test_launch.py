@@ -19,7 +19,7 @@ from medmerge_jax.runtime import preemption
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
-SCRIPTS = ("one_machine.sh", "slurm.sh")
+SCRIPTS = ("one_machine.sh", "slurm.sh", "try_slurm.sh")
 
 
 @pytest.fixture

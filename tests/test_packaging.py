@@ -69,4 +69,6 @@ def test_a_missing_module_of_the_extra_train_is_known_as_such():
 
 def test_every_other_extra_brings_the_extra_train():
     extras = PROJECT["optional-dependencies"]
-    assert all("medmerge-jax[train]" in extras[name] for name in ("test", "gpu", "dicom"))
+    assert all(
+        "medmerge-jax[train]" in extras[name] for name in ("test", "gpu", "dicom", "cluster")
+    )

@@ -56,8 +56,8 @@ def start(name: str, arguments: Sequence[str]) -> None:
     """Calls a command's `main`.
 
     Exit status 2 and one message for what the user can mend; a traceback for a bug. Status 75 after
-    SIGTERM or SIGUSR1, and 130 after Ctrl-C: the same command goes on from there. A closed pipe
-    ends it without a word, with status 141.
+    SIGTERM, SIGUSR1 or SIGUSR2, and 130 after Ctrl-C: the same command goes on from there. A closed
+    pipe ends it without a word, with status 141.
     """
 
     def call() -> None:

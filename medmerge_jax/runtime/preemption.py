@@ -1,11 +1,11 @@
-"""Signals that ask the program to stop and to be started again: SIGTERM, SIGUSR1 and Ctrl-C.
+"""Signals that ask the program to stop and to be started again: SIGTERM, SIGUSR1/2 and Ctrl-C.
 
-Schedulers send the first two some time before they kill. While a stage trains the signals are only
-noted, and `check` raises at the next step; a second Ctrl-C does not wait for that. Elsewhere there
-is nothing to save: the process ends at once, with `exit_status()`, and leaves what it would leave
-if it were killed. Of several processes all end then, whichever was asked. A thread sees to that,
-because a main thread that waits for another process, or for the compiler, does not come to handle
-signals.
+Schedulers send the first three some time before they kill; SIGUSR2 is what submitit asks for. While
+a stage trains the signals are only noted, and `check` raises at the next step; a second Ctrl-C does
+not wait for that. Elsewhere there is nothing to save: the process ends at once, with
+`exit_status()`, and leaves what it would leave if it were killed. Of several processes all end
+then, whichever was asked. A thread sees to that, because a main thread that waits for another
+process, or for the compiler, does not come to handle signals.
 """
 
 import atexit
@@ -26,7 +26,7 @@ EXIT_STATUS = os.EX_TEMPFAIL
 INTERRUPTED = 128 + signal.SIGINT
 """Of one that Ctrl-C stopped (130), as shells have it."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 _ONE_PRESS = 0.3
 """Seconds. A Ctrl-C sooner after the first is the same, sent on by a program that started this."""

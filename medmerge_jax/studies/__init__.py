@@ -1,5 +1,6 @@
 """What needs more than one run, and the function that runs whatever a config asks for."""
 
+from medmerge_jax.studies import slurm  # noqa: F401  # registers its executor
 from medmerge_jax.studies.compare import compare
 from medmerge_jax.studies.execute import run
 from medmerge_jax.studies.fission_fusion import fission_fusion

@@ -54,7 +54,7 @@ def run(
         raise UserError("the workdir is empty; a folder is wanted")
     config, folder = check_config(config), Path(workdir).expanduser()
     config = with_architecture(config, source_order(config))
-    jobs = plan(config)
+    jobs, executor = plan(config), EXECUTORS[config.study.executor]
     directory = RunDirectory(folder, free=_free(config))
     with directory.locked(wait=len(jobs) > 1):
         processes.from_first(lambda: directory.check_config(to_json(config)))
@@ -62,6 +62,7 @@ def run(
         if results is not None and set(results.get("jobs", jobs)) == set(jobs):
             say(f"{workdir} is finished; nothing to do")
             return results
+        executor.check(jobs)
         target, sources = _prepare(config, jobs, folder)
         if dry_run:
             _say_checked(target, list(sources))
@@ -72,7 +73,7 @@ def run(
             return run_recipe(config, directory, prepare.load_inputs(target))
         leave_audit(directory, target)
     worker = Worker(jobs, folder, Pool(folder, target, sources))
-    if not EXECUTORS[config.study.executor](config.study, worker, folder, config_file):
+    if not executor.run(config.study, worker, folder, config_file):
         return {}
     return _results(config, jobs, directory, worker)
 

@@ -1,13 +1,14 @@
 """Where the jobs of a study are run: in this process, or in several on this machine."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,13 +17,28 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.registry import Registry
 from medmerge_jax.runtime import preemption
 from medmerge_jax.runtime.progress import say
+from medmerge_jax.studies.jobs import Job
 from medmerge_jax.studies.worker import Worker
 
 Executor = Callable[[Study, Worker, Path, "str | os.PathLike[str] | None"], bool]
 
-EXECUTORS: Registry[Executor] = Registry("executor")
-"""By the value of `study.executor`. Each takes the study's settings, a worker, the folder of the
-study and the config file if there is one, and returns whether all jobs have ended."""
+
+@dataclasses.dataclass(frozen=True)
+class ExecutorEntry:
+    """An entry of `EXECUTORS`.
+
+    Attributes:
+      run: Takes the study's settings, a worker, the folder of the study and the config file if
+        there is one; returns whether all jobs have ended.
+      check: Raises a UserError if jobs like these cannot be run so, before anything is prepared.
+    """
+
+    run: Executor
+    check: Callable[[Mapping[str, Job]], None] = lambda jobs: None
+
+
+EXECUTORS: Registry[ExecutorEntry] = Registry("executor")
+"""By the value of `study.executor`."""
 
 _POLL = 0.2
 _ON_DEATH = 1
@@ -68,8 +84,8 @@ def _processes(
     return True
 
 
-EXECUTORS.add("here", _here)
-EXECUTORS.add("processes", _processes)
+EXECUTORS.add("here", ExecutorEntry(_here))
+EXECUTORS.add("processes", ExecutorEntry(_processes))
 
 
 def work_command(folder: Path, config_file: str | os.PathLike[str] | None) -> list[str]:

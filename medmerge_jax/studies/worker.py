@@ -104,11 +104,16 @@ class Worker:
                 self._run(self._ready(name))
             finally:
                 self._held.close()
-            self._pool.forget([self._jobs[name] for name in processes.from_first(self._open)])
+            self._pool.forget([self._jobs[name] for name in processes.from_first(self.unfinished)])
 
-    def _open(self) -> list[str]:
-        """Names of the jobs that are neither done nor failed."""
-        entries = self._states.read()
+    def unfinished(self) -> list[str]:
+        """Names of the jobs that are neither done nor failed; jobs.json then has them all."""
+        with self._states.changing() as entries:
+            return self._left(entries)
+
+    def _left(self, entries: dict[str, Entry]) -> list[str]:
+        for name in self._jobs:  # in their order, for whoever reads the file
+            entries.setdefault(name, Entry())
         return [name for name in self._jobs if not self._ended(name, entries)]
 
     def _ready(self, name: str) -> Job:
@@ -160,16 +165,14 @@ class Worker:
         said = False
         while True:
             with self._states.changing() as entries:
-                for name in self._jobs:  # in their order, for whoever reads the file
-                    entries.setdefault(name, Entry())
-                left = [name for name in self._jobs if not self._ended(name, entries)]
+                left = self._left(entries)
                 for name in left:
                     if self._can_begin(name, entries) and self._hold(name):
                         if self._begin(name, entries):
                             self._say(name, entries)
                             return name
                         self._held.close()
-                left = [name for name in left if not self._ended(name, entries)]
+                left = self._left(entries)
             if not left:
                 return None
             if not said:

@@ -34,7 +34,7 @@ finally:
     "busy", ["time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 300_000_000)"]
 )
 @pytest.mark.parametrize(
-    "number, name, status", [("SIGUSR1", "SIGUSR1", EXIT_STATUS), ("SIGINT", "Ctrl-C", 130)]
+    "number, name, status", [("SIGUSR2", "SIGUSR2", EXIT_STATUS), ("SIGINT", "Ctrl-C", 130)]
 )
 def test_a_signal_ends_the_process_at_once(busy, number, name, status):
     """Also when the main thread is in C, where it runs no handlers of signals."""
