@@ -169,7 +169,6 @@ class Worker:
                 for name in left:
                     if self._can_begin(name, entries) and self._hold(name):
                         if self._begin(name, entries):
-                            self._say(name, entries)
                             return name
                         self._held.close()
                 left = self._left(entries)
@@ -213,9 +212,10 @@ class Worker:
         entry.become(RUNNING, attempts=entry.attempts + 1, lost=lost, lines=lines)
         return True
 
-    def _say(self, name: str, entries: Mapping[str, Entry]) -> None:
-        if len(self._jobs) == 1:
+    def _say(self, name: str) -> None:
+        if len(self._jobs) == 1 or not processes.is_first():
             return
+        entries = self._states.read()
         ended = [one for one in self._jobs if self._ended(one, entries)]
         working = sum(entry.status == RUNNING for entry in entries.values())
         times = [entries[one].seconds for one in ended if entries[one].seconds]
@@ -233,6 +233,7 @@ class Worker:
                 processes.from_first(directory.start_anew)
                 results = None
             if results is None:
+                self._say(job.name)
                 results = run_recipe(job.config, directory, self._pool.inputs(job))
         except (DivergedError, OutOfMemoryError) as error:
             if len(self._jobs) == 1 or processes.count() > 1:
