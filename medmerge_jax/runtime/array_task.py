@@ -5,6 +5,7 @@ submitit unpickles the task in a process of its own, which has nothing else to i
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,7 +67,14 @@ class ArrayTask:
             sys.exit(status if status > 0 else 128 - status)
 
     def _run(self) -> int:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+        # A signal waits until `checkpoint` can know the process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, preemption.SIGNALS)
+        try:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, preexec_fn=_unblock
+            )
+        finally:
+            _unblock()
         while not _has_ended(self._process):
             time.sleep(_POLL)
         return self._process.wait()
@@ -81,6 +89,10 @@ class ArrayTask:
             while not _has_ended(self._process) and time.monotonic() < deadline:
                 time.sleep(_POLL)
         return DelayedSubmission(ArrayTask(self._command))
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, preemption.SIGNALS)
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
