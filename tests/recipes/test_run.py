@@ -313,7 +313,7 @@ def test_a_parent_that_changed_since_is_not_mixed_in(config, tmp_path, monkeypat
     run(config, tmp_path / "b")
     config.parents.b = str(tmp_path / "b")
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(experiment.Experiment, "logits", interrupt)
+        patch.setattr(experiment.Experiment, "predictions", interrupt)
         run(config, tmp_path / "run")
     other = tiny_config.get_config()
     other.recipe, other.seed = "ft", 1
