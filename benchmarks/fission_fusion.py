@@ -99,6 +99,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
+    parser.set_defaults(epochs=50)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--start", choices=("b", "c"), default="c", help="of the grid and of FGG")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of fine-tuning")
@@ -208,11 +209,11 @@ def _say_plan(options: argparse.Namespace, studies: Studies) -> None:
     """Jobs, epochs at most and the time that their steps take."""
     configs = {f"seed {seed}, {name}": config for (seed, name), config in studies.items()}
     parents = {path.name: config for path, config in parent_runs(options).items()}
-    processor, wall = _seconds_of_a_step(next(iter(studies.values())))
+    processor, wall = _seconds_of_a_step(options)
     total = [0, 0, 0]
     for name, config in (parents | configs).items():
         jobs = [job.config for job in plan(check_config(config)).values()]
-        epochs = [sum(_most_epochs(job)) for job in jobs]
+        epochs = [_most_epochs(job) for job in jobs]
         steps = sum(e * _steps(job) for e, job in zip(epochs, jobs, strict=True))
         numbers = (len(jobs), sum(epochs), steps)
         total = [a + b for a, b in zip(total, numbers, strict=True)]
@@ -225,13 +226,10 @@ def _say_plan(options: argparse.Namespace, studies: Studies) -> None:
     )
 
 
-def _most_epochs(job: Config) -> list[int]:
-    of_recipe = {
-        "ft": [job.ft.epochs],
-        "fgg": [job.ft.epochs, job.fgg.epochs],
-        "soup": [],
-    }
-    return of_recipe.get(job.recipe, [job.lp.epochs])
+def _most_epochs(job: Config) -> int:
+    """Of all stages, if none is ended early; what is no other recipe here is a warm-up."""
+    generated = job.ft.epochs + job.fgg.epochs
+    return {"ft": job.ft.epochs, "fgg": generated, "soup": 0}.get(job.recipe, job.lp.epochs)
 
 
 def _steps(config: Config) -> int:
@@ -240,15 +238,16 @@ def _steps(config: Config) -> int:
     return max(1, round(images * config.data.fractions[0]) // config.batch_size)
 
 
-def _seconds_of_a_step(config: ml_collections.ConfigDict) -> tuple[float, float]:
+def _seconds_of_a_step(options: argparse.Namespace) -> tuple[float, float]:
     """Of processor time and on the clock, from runs of few and of some more epochs.
 
     What is not epochs is in both of them; the first run is for what is compiled.
     """
-    trial = ml_collections.ConfigDict(config)
-    trial.recipe, trial.augmentation = "ft", "heavy"
+    trial = _base(options, 0)
+    trial.recipe = "ft"
     trial.parents, trial.start = ml_collections.ConfigDict({"c": "random"}), "c"
-    trial.evaluate_on = ml_collections.ConfigDict()
+    with trial.unlocked():
+        trial.evaluate_on = ml_collections.ConfigDict()
     times = []
     for epochs in (1, 1, 5):
         trial.ft.epochs = epochs
@@ -332,10 +331,10 @@ def _entry(config: ml_collections.ConfigDict, folder: Path, name: str) -> Entry 
         for job in jobs
         if (path := folder / job / "results.json").exists()
     }
-    singles = [job for job in results if job.startswith(("grid/", "fgg/"))]
     behind = {job for job in jobs if job.startswith(("grid/", "fgg/"))}
-    if name in (VAL, TEST):
-        name = max(singles, key=lambda job: results[job][name][METRIC] or 0.0)
+    if split := name if name in (VAL, TEST) else "":
+        singles = sorted(behind & set(results))
+        name = max(singles, key=lambda job: results[job][split][METRIC] or 0.0, default="")
     if name not in results:
         return None
     behind.add(name)
@@ -373,7 +372,7 @@ def _row(
     for further, differences in compared.items():
         name = further or "test"
         row[f"{name}: macro F1"] = _mean([one.score(further) for one in entries.values()], 3)
-        row[f"{name}: above the reference"] = _difference(differences.get(title))
+        row[f"{name}: above {REFERENCE}"] = _difference(differences.get(title))
     row["epochs"] = _mean([one.epochs for one in entries.values()], 0)
     row["warm-up's"] = _mean([one.warmup for one in entries.values()], 0)
     row["s"] = _mean([one.seconds for one in entries.values()], 0)
@@ -434,9 +433,9 @@ def _notes(
         f"{', '.join(options.augmentations)} and {options.grid_seeds} seeds for each rate. Parents "
         f"are trained for {options.parent_epochs} epochs.",
         f"Target: {counts}. Out of distribution: {others or 'no other archive has these classes'}.",
-        f"The reference is {REFERENCE}. In parentheses: 95 % of a bootstrap over seeds and images. "
-        "Epochs and seconds are of all jobs behind a row, for each seed; the warm-up's epochs are "
-        "apart, its seconds are not, and the parents' training is in neither.",
+        "In parentheses: 95 % of a paired bootstrap over seeds and images. Epochs and seconds are "
+        "of all jobs behind a row, for each seed; the warm-up's epochs are apart, its seconds are "
+        "not, and the parents' training is in neither.",
         *([f"Failed, and left out of soups: {', '.join(failed)}."] if failed else []),
     ]
 

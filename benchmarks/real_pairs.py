@@ -154,7 +154,8 @@ def set_table(
 
 def images_of(options: argparse.Namespace, folder: str) -> list[dict[str, str]]:
     """The lines of the table of a folder's images."""
-    return list(csv.DictReader((options.data / folder / "split.csv").open()))
+    with (options.data / folder / "split.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def row_of(image: dict[str, str], label: str) -> tuple[str, str, str]:
