@@ -24,9 +24,10 @@ parent has seen, in the same five classes; and the archive UDA-1, where akiec, b
 malignant, bkl and nv as benign. There is no further archive of bacterial and viral pneumonia.
 
 Everything resumes when the same command is given again, and goes on with more `--seeds`, a number
-of them. With `--dry` nothing is run but three short trials, from which the time is estimated; with
-`--partial` nothing is trained, and the table is of what is finished; `--smoke` tries everything in
-a few minutes, and its table is left in the workdir.
+of them. Once the parents are trained, a second process of the same command shares the work. With
+`--dry` nothing is run but three short trials, from which the time is estimated; with `--partial`
+nothing is trained, and the table is of what is finished; `--smoke` tries everything in a few
+minutes, and its table is left in the workdir.
 """
 
 import argparse
