@@ -20,6 +20,7 @@ Everything resumes when the same command is given again.
 """
 
 import argparse
+import collections
 import csv
 import itertools
 import random
@@ -36,7 +37,9 @@ from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
 from medmerge_jax.studies.execute import run
 
-PAIRS = ("dermoscopy", "chest_x_ray")
+FOLDERS = {"dermoscopy": "skin_ham10000", "chest_x_ray": "cxr_kermany"}
+PAIRS = tuple(FOLDERS)
+RARE = ("df", "vasc")  # fewer than 20 of the target's images
 QUESTION = "Is MedMerge better than its baselines on the pair {}?"
 LP_RATES = (1e-3, 1e-2)
 FT_RATES = (1e-4, 1e-3)
@@ -47,7 +50,10 @@ def main() -> None:
     """Prints the rates that were tried and the table of the comparison."""
     cpu.prepare()
     options = _options()
-    config = _comparison(options)
+    for workdir, source in parent_runs(options).items():
+        say(results_text(run(source, workdir)))
+    config = target(options)
+    config.recipe = "compare"
     tried = {}
     for lp, ft in itertools.product(LP_RATES, FT_RATES):
         config.lp.learning_rate, config.ft.learning_rate = lp, ft
@@ -74,8 +80,8 @@ def main() -> None:
     write_table(output, QUESTION.format(name), answer, [], ["```\n" + text.strip() + "\n```"])
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which pair, its images and parents, and how they are trained; of all that runs on a pair."""
     parser.add_argument("pair", choices=PAIRS)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, required=True)
@@ -83,29 +89,82 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--architecture", default="resnet20")
     parser.add_argument("--image-size", type=int, default=48)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=15, help="of each stage")
-    parser.add_argument("--mergers", action="store_true", help="compare every merger instead")
+    parser.add_argument("--epochs", type=int, default=15, help="of each stage on the target")
+    parser.add_argument("--parent-epochs", type=int, default=15, help="of parent b")
     parser.add_argument("--scratch-epochs", type=int, default=30, help="of parent c from scratch")
+    parser.add_argument("--images", type=int, help="of each data set, at most; default: all")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    parser.add_argument("--mergers", action="store_true", help="compare every merger instead")
     output_option(parser, None)
     return parser.parse_args()
 
 
-def _comparison(options: argparse.Namespace) -> ml_collections.ConfigDict:
-    """The comparison on the target; makes its parents first and leaves them in the workdir."""
+def parent_runs(options: argparse.Namespace) -> dict[Path, ml_collections.ConfigDict]:
+    """The configs that make the parents, by their workdirs, in the order in which they are run."""
     other = PAIRS[1 - PAIRS.index(options.pair)]
-    parent_c = options.weights
-    if parent_c is None:
-        parent_c = options.workdir / "parent_c"
-        run(_source(options, other, "random", options.scratch_epochs, 1e-3), parent_c)
-    parent_b = options.workdir / "parent_b"
-    source = _source(options, options.pair, str(parent_c), options.epochs, 1e-3)
-    say(results_text(run(source, parent_b)))
+    parent_b, parent_c = _parents(options)
+    runs = {}
+    if options.weights is None:
+        runs[parent_c] = _source(options, other, "random", options.scratch_epochs, 1e-3)
+    runs[parent_b] = _source(options, options.pair, str(parent_c), options.parent_epochs, 1e-3)
+    return runs
+
+
+def target(options: argparse.Namespace) -> ml_collections.ConfigDict:
+    """A config on the target, with its parents, which `parent_runs` makes."""
     config = _experiment(options, options.pair, "target")
-    config.recipe = "compare"
+    parent_b, parent_c = _parents(options)
     config.parents = ml_collections.ConfigDict({"b": str(parent_b), "c": str(parent_c)})
     config.data.fractions = (0.6, 0.2, 0.2)
     config.lp.epochs = config.ft.epochs = options.epochs
     return config
+
+
+def set_table(
+    data: ml_collections.ConfigDict,
+    options: argparse.Namespace,
+    folder: str,
+    name: str,
+    rows: list[tuple[str, str, str]],
+) -> None:
+    """Makes these images the data of a config, or the first ones of each label if all are many.
+
+    Args:
+      data: Of a config or of an entry of `evaluate_on`.
+      options: Of the command.
+      folder: Below `options.data`.
+      name: Of the data, and of the table that is written.
+      rows: File, label and group of each image.
+    """
+    if options.images:
+        counts = collections.Counter(label for _, label, _ in rows)
+        most = options.images // len(counts)
+        rows = [row for label in counts for row in [r for r in rows if r[1] == label][:most]]
+    table = options.workdir / "tables" / f"{name}.csv"
+    text = "".join(f"{','.join(row)}\n" for row in [("filename", "label", "group"), *rows])
+    atomic.write_text(table, text)
+    data.name, data.kind = name, "table"
+    data.root = str(next((options.data / folder).glob("jpeg*")))
+    data.table = str(table)
+
+
+def images_of(options: argparse.Namespace, folder: str) -> list[dict[str, str]]:
+    """The lines of the table of a folder's images."""
+    with (options.data / folder / "split.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row_of(image: dict[str, str], label: str) -> tuple[str, str, str]:
+    """File, label and group of an image, see `set_table`; the label is one of its columns."""
+    return f"{image['split']}/{image['class']}/{image['id']}.jpg", image[label], image["group"]
+
+
+def _parents(options: argparse.Namespace) -> tuple[Path, Path]:
+    return options.workdir / "parent_b", options.weights or options.workdir / "parent_c"
 
 
 def _source(
@@ -123,20 +182,12 @@ def _source(
 
 
 def _experiment(options: argparse.Namespace, pair: str, part: str) -> ml_collections.ConfigDict:
-    folder = options.data / {"dermoscopy": "skin_ham10000", "chest_x_ray": "cxr_kermany"}[pair]
-    root = next(folder.glob("jpeg*"))
-    table = options.workdir / "tables" / f"{pair}_{part}.csv"
-    rows = _rows(pair, part, list(csv.DictReader((folder / "split.csv").open())))
-    text = "".join(f"{','.join(row)}\n" for row in [("filename", "label", "group"), *rows])
-    atomic.write_text(table, text)
     config = default_config().unlock()
     config.architecture = options.architecture
     config.image_size = options.image_size
     config.batch_size = options.batch_size
-    config.data.name = f"{pair}_{part}"
-    config.data.kind = "table"
-    config.data.root = str(root)
-    config.data.table = str(table)
+    rows = _rows(pair, part, images_of(options, FOLDERS[pair]))
+    set_table(config.data, options, FOLDERS[pair], f"{pair}_{part}", rows)
     return config.lock()
 
 
@@ -146,7 +197,7 @@ def _rows(pair: str, part: str, images: list[dict[str, str]]) -> list[tuple[str,
         images = [r for r in images if r["split"] != "test"]  # The official test set has no clinic.
         chosen = [r for r in images if (r["origin"] == "rosendahl") == (part == "target")]
         if part == "target":
-            chosen = [r for r in chosen if r["class"] not in ("df", "vasc")]
+            chosen = [r for r in chosen if r["class"] not in RARE]
         label = "class"
     else:
         patients = sorted({r["group"] for r in images if r["class"] == "pneumonia"})
@@ -154,7 +205,7 @@ def _rows(pair: str, part: str, images: list[dict[str, str]]) -> list[tuple[str,
         target = set(patients[: round(0.3 * len(patients))])
         chosen = [r for r in images if (r["group"] in target) == (part == "target")]
         label = "origin" if part == "target" else "class"
-    return [(f"{r['split']}/{r['class']}/{r['id']}.jpg", r[label], r["group"]) for r in chosen]
+    return [row_of(image, label) for image in chosen]
 
 
 def _tune(config: ml_collections.ConfigDict, workdir: Path, recipe: str) -> float:

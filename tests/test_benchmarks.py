@@ -1,6 +1,7 @@
 """The benchmarks can be started, and what README.md says of them stems from their results files."""
 
 import importlib
+import json
 import re
 import socket
 import sys
@@ -39,6 +40,79 @@ def test_the_readme_says_what_the_results_say(load):
     assert len(text.splitlines()) <= 200
     named = re.findall(r"<!-- results/([\w-]+)\.md -->", text)
     assert sorted(named) == sorted(path.stem for path in results.RESULTS.glob("*.md"))
+
+
+@pytest.fixture
+def fission_fusion(load, tmp_path, monkeypatch):
+    """The script with its options as on the command line, for images that are not there."""
+    lines = ["id,label,class,split,group,origin"]
+    for split, origin in (("train", "rosendahl"), ("train", "vidir_modern"), ("test", "isic2018")):
+        for number, name in enumerate(("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc") * 20):
+            lines.append(f"{origin}{number},0,{name},{split},{origin}{number},{origin}")
+    uda1 = [lines[0], "a,0,benign,test,a,isic_uda1", "b,1,malignant,test,b,isic_uda1"]
+    for folder, text in (("skin_ham10000", lines), ("skin_isic_uda1", uda1)):
+        (tmp_path / folder / "jpeg128").mkdir(parents=True)
+        (tmp_path / folder / "split.csv").write_text("\n".join(text))
+    arguments = ["dermoscopy", f"--data={tmp_path}", f"--workdir={tmp_path}", "--weights=c.npz"]
+    monkeypatch.setattr(sys, "argv", ["fission_fusion.py", *arguments])
+    script = load("fission_fusion")
+    return script, script._options()
+
+
+def test_fission_fusion_and_the_grid_are_of_the_published_numbers(fission_fusion):
+    script, options = fission_fusion
+    studies = script._studies(options)
+    plans = {
+        name: script.plan(script.check_config(config))
+        for (seed, name), config in studies.items()
+        if seed == 1
+    }
+    assert {seed for seed, _ in studies} == {0, 1, 2}
+    for study, job in script.ROWS.values():
+        assert job in (script.VAL, script.TEST) or job in plans[study]
+    greedy = {name: plans[name]["soups/greedy"].config.parents for name in ("grid", "fgg")}
+    assert [len(members) for members in greedy.values()] == [48, 48]
+    epochs = {
+        name: sum(script._most_epochs(j.config) for j in plans[name].values()) for name in plans
+    }
+    assert epochs["grid"] == 10 + 48 * 50 and epochs["fgg"] == 10 + 8 * (50 + 17)
+    assert epochs["anchored10"] == epochs["medmerge"] == 10 + 2 * 50
+    assert plans["anchored100"]["warmup"].config.merge.learning_rate == pytest.approx(0.1)
+    seeds = [set(studies[seed, "grid"].grid.seeds) for seed in (0, 1, 2)]
+    assert len(set.union(*seeds)) == 6, "seeds of the comparison share members of the grid"
+
+
+def test_no_image_of_another_clinic_is_in_the_target(fission_fusion):
+    script, options = fission_fusion
+    config = script._studies(options)[0, "fgg"]
+    tables = [config.data.table, *(one.data.table for one in config.evaluate_on.values())]
+    files = [{line.split(",")[0] for line in Path(t).read_text().splitlines()[1:]} for t in tables]
+    assert [len(names) for names in files] == [100, 100, 2]
+    assert len(set.union(*files)) == 202
+
+
+def test_epochs_behind_a_row_are_those_of_all_its_jobs(fission_fusion, tmp_path):
+    script, options = fission_fusion
+    options.rates, options.seeds = (1e-3, 1e-4), 1
+    config, folder = script._studies(options)[0, "fgg"], tmp_path / "study"
+    for name in script.plan(script.check_config(config)):
+        stages = {"warmup": [("lp", 5)], "fgg": [("ft", 20), ("fgg", 17)]}
+        metrics = {"macro_f1": 0.7 if name == "fgg/lr0.0001" else 0.5}
+        results = {"val": metrics, "test": {"macro_f1": 0.6}, "wall_seconds": 1.0}
+        results["stages"] = [
+            {"name": stage, "epochs": epochs}
+            for stage, epochs in stages.get(name.partition("/")[0], [])
+        ]
+        (folder / name).mkdir(parents=True)
+        (folder / name / "results.json").write_text(json.dumps(results))
+    best, top = (script._entry(config, folder, job) for job in (script.VAL, "soups/GoG"))
+    assert best.folder.name == "lr0.0001" and best.score("") == 0.6
+    assert (best.epochs, best.warmup, best.seconds) == (2 * 37, 5, 3.0)
+    assert (top.epochs, top.warmup, top.seconds) == (
+        2 * 37,
+        5,
+        3.0 + 3.0,
+    )  # two groups' soups and its own
 
 
 def test_a_changed_result_changes_the_readme(load, tmp_path, monkeypatch):

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+LOCK = ".lock"
+"""How the file in a directory begins that whoever works in it holds, see `locks.held`."""
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -51,7 +54,8 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     """Deletes what a killed process left below `folder` while it wrote one of the `names`.
 
     That is `.<name>.` and eight characters of `tempfile`, as `write_atomically` and
-    `weights.save_model` name their temporaries; nothing else is touched.
+    `weights.save_model` name their temporaries; nothing else is touched. Folders with a lock of
+    their own are left to whoever holds it, who may be writing there now.
     """
     written = "|".join(map(re.escape, names))
     leftover = re.compile(rf"\.({written})\.[a-z0-9_]{{8}}")
@@ -60,7 +64,11 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
             Path(parent, name).unlink(missing_ok=True)
         for name in filter(leftover.fullmatch, folders):
             shutil.rmtree(Path(parent, name), ignore_errors=True)
-        folders[:] = [name for name in folders if not leftover.fullmatch(name)]
+        folders[:] = [
+            name
+            for name in folders
+            if not leftover.fullmatch(name) and not any(Path(parent, name).glob(f"{LOCK}*"))
+        ]
 
 
 def write_text(path: Path, text: str) -> None:

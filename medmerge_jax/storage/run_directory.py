@@ -97,7 +97,7 @@ class RunDirectory:
         """As `locked`, until the stack is closed; for the first process alone."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _HELD[self.path] = stack.enter_context(locks.held(self.path / ".lock"))
+            _HELD[self.path] = stack.enter_context(locks.held(self.path / atomic.LOCK))
         except locks.InUseError as error:
             raise InUseError(
                 f"workdir {self.path} is in use by {error}; wait for it to end, "
@@ -120,7 +120,7 @@ class RunDirectory:
         self.close()
         with contextlib.suppress(OSError):  # it is gone, or cannot be written any more
             files = list(self.path.iterdir())
-            if all(file.name.startswith(".lock") for file in files):
+            if all(file.name.startswith(atomic.LOCK) for file in files):
                 for file in files:
                     file.unlink()
                 self.path.rmdir()

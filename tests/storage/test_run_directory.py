@@ -178,6 +178,21 @@ def test_only_what_a_killed_run_left_is_removed(tmp_path):
         assert not any((tmp_path / name).exists() for name in ours)
 
 
+def test_what_a_worker_is_writing_is_left_by_those_who_hold_its_study(tmp_path):
+    """A second worker begins by holding the study, while the first one is at work on a job."""
+    study, job = RunDirectory(tmp_path), RunDirectory(tmp_path / "grid" / "lr0.001")
+    study.write_json("config.json", {})
+    with job.locked():
+        job.write_json("config.json", {})
+        writing = job.figures / ".confusion_matrix.png.abcd1234"
+        writing.parent.mkdir()
+        writing.write_text("half")
+        with study.locked():
+            assert writing.exists()
+    with job.locked():
+        assert not writing.exists(), "the next one at work on the job removes it"
+
+
 @pytest.mark.parametrize(
     "text", ["[]", "1", "{}", '{"config": 1}', "[" * 10**5, '{"config": {}}', "NaN", "\0"]
 )
