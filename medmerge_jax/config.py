@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -441,6 +441,23 @@ def shown(value: Any) -> str:
 def to_json(config: Config | EvaluateOn) -> dict[str, Any]:
     """As config.json has it."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return result
+
+
+def from_json(recorded: Mapping[str, Any]) -> Config:
+    """The config of a config.json; a field that an earlier version did not have is its default."""
+    return parse(_completed(recorded, to_json(Config())))
+
+
+def _completed(recorded: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    parts: dict[str, Any] = {"sources": Config(), "evaluate_on": EvaluateOn()}
+    result = {**defaults, **recorded}
+    for name, value in result.items():
+        if name in parts:
+            default = json.loads(json.dumps(dataclasses.asdict(parts[name])))
+            result[name] = {key: _completed(one, default) for key, one in value.items()}
+        elif isinstance(value, dict) and defaults.get(name):
+            result[name] = _completed(value, defaults[name])
     return result
 
 

@@ -6,15 +6,17 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from medmerge_jax.config import default_config
+from medmerge_jax.config import default_config, default_evaluate_on, from_json, parse, to_json
 from medmerge_jax.errors import UserError
 from medmerge_jax.models.mergers import MERGERS, merger_options
 from medmerge_jax.studies.checks import check_config
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", CONFIGS, ids=lambda path: path.relative_to(path.parents[1]).as_posix()
+)
 def test_the_configs_that_come_with_the_project(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -224,3 +226,16 @@ def test_of_very_many_mistakes_the_first_are_said():
     lines = str(error.value).splitlines()
     assert len(lines) == 52
     assert "field_0049 is no field" in lines[-2] and lines[-1] == "  and 950 more"
+
+
+def test_a_config_json_of_an_earlier_version_has_the_defaults_of_newer_fields():
+    config = default_config().unlock()
+    source, elsewhere = default_config().unlock(), default_evaluate_on()
+    config.seed, source.seed, elsewhere.split = 3, 4, "all"
+    config.sources = type(config)({"b": source})
+    config.evaluate_on = type(config)({"there": elsewhere})
+    recorded = to_json(parse(config))
+    for part in (recorded, recorded["sources"]["b"]):
+        del part["grid"], part["compare"]["reference"], part["data"]["folds"]
+    del recorded["evaluate_on"]["there"]["data"]["folds"]
+    assert from_json(recorded) == parse(config)

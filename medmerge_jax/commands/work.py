@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medmerge_jax.commands import entry
-from medmerge_jax.config import Study, parse
+from medmerge_jax.config import Study, from_json
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
 
@@ -37,4 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recorded = RunDirectory(workdir).read_json("config.json")
     if recorded is None:
         raise UserError(f"{workdir}: there is no config.json in it; begin the study first")
-    run(dataclasses.replace(parse(recorded["config"]), study=Study()), workdir)
+    run(dataclasses.replace(from_json(recorded["config"]), study=Study()), workdir)

@@ -175,7 +175,7 @@ class Worker:
             if not left:
                 return None
             if not said:
-                say(f"{len(left)} jobs are at work in other processes; this one waits for them")
+                say(f"waiting for jobs of other processes, {len(left)} of them not done")
             said = True
             time.sleep(_POLL)
 

@@ -181,7 +181,7 @@ def test_a_job_in_another_process_is_waited_for(tmp_path, runs, monkeypatch, cap
     monkeypatch.setattr(worker.time, "sleep", nap)
     work(tmp_path)
     assert (len(naps), names) == (1, list(JOBS))
-    assert "5 jobs are at work in other processes" in capsys.readouterr().err
+    assert "waiting for jobs of other processes, 5 of them not done" in capsys.readouterr().err
 
 
 def test_two_workers_share_the_jobs_and_repeat_none(tmp_path, monkeypatch):
