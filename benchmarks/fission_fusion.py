@@ -17,11 +17,12 @@ soup of a grid's, in and out of distribution, for a fifth of the epochs. Rows:
 
 Settings are the published ones (`configs/fission_fusion`) but for the network, the batch and the
 epochs, and all learning rates but the warm-up's are ten times the published ones, which are for
-ResNet-50. As `real_pairs` found, parents of this size want 1e-3. DATA holds the folders that
-`real_pairs` wants and, for dermoscopy, `skin_isic_uda1`. Out of distribution are, of models of
-Rosendahl's images: the test images of ISIC 2018, which stem from other clinics too and which no
-parent has seen, in the same five classes; and the archive UDA-1, where akiec, bcc and mel count as
-malignant, bkl and nv as benign. There is no further archive of bacterial and viral pneumonia.
+ResNet-50; `real_pairs` chose 1e-3 for dermoscopy, which is also the published warm-up's. DATA holds
+the folders of `real_pairs` and, for dermoscopy, `skin_isic_uda1`. Out of distribution are, of
+models of Rosendahl's images: the test images of ISIC 2018, which stem from other clinics too and
+which no parent has seen, in the same five classes; and the archive UDA-1, where akiec, bcc and mel
+count as malignant, bkl and nv as benign. There is no further archive of bacterial and viral
+pneumonia.
 
 Everything resumes when the same command is given again, and goes on with more `--seeds`, a number
 of them. Once the parents are trained, a second process of the same command shares the work. With
