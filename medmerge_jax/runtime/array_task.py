@@ -35,6 +35,14 @@ _STOPPED = (
 )
 
 
+_UNBLOCKED = f"""
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {[int(number) for number in preemption.SIGNALS]})
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""A program that becomes a command, which shall not inherit that signals wait."""
+
+
 class ArrayTask:
     """Runs a command that saves on a signal; submitit puts the task back into the queue then.
 
@@ -70,11 +78,10 @@ class ArrayTask:
         # A signal waits until `checkpoint` can know the process.
         signal.pthread_sigmask(signal.SIG_BLOCK, preemption.SIGNALS)
         try:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, preexec_fn=_unblock
-            )
+            command = [sys.executable, "-c", _UNBLOCKED, *self._command]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         finally:
-            _unblock()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, preemption.SIGNALS)
         while not _has_ended(self._process):
             time.sleep(_POLL)
         return self._process.wait()
@@ -89,10 +96,6 @@ class ArrayTask:
             while not _has_ended(self._process) and time.monotonic() < deadline:
                 time.sleep(_POLL)
         return DelayedSubmission(ArrayTask(self._command))
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, preemption.SIGNALS)
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:

@@ -73,5 +73,7 @@ def wrap(module, name, press):
 if __name__ == "__main__":
     _, where, program, *arguments = sys.argv
     sys.argv = [program, *arguments]
+    # As on a terminal; of jobs in the background it is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     press_each(where.split(","))
     runpy.run_module(program, run_name="__main__", alter_sys=True)
