@@ -52,7 +52,7 @@ from medmerge_jax.runtime import cpu
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.studies.checks import check_config
 from medmerge_jax.studies.execute import run
-from medmerge_jax.studies.fission_fusion import published_settings
+from medmerge_jax.studies.fission_fusion import published_config
 from medmerge_jax.studies.jobs import plan
 
 METRIC = "macro_f1"
@@ -152,13 +152,13 @@ def _studies(options: argparse.Namespace) -> Studies:
 
 def _base(options: argparse.Namespace, seed: int) -> ml_collections.ConfigDict:
     """FissionFusion with the published settings, but for those that the options have."""
-    config = target(options)
-    parents = config.parents
-    published_settings(config, "")
-    config.architecture, config.parents, config.help = options.architecture, parents, ""
+    own = target(options)
+    config = published_config(own.data.name, "", metric=METRIC)
+    config.architecture, config.image_size, config.help = own.architecture, own.image_size, ""
+    config.data, config.parents = own.data, own.parents
     config.start, config.seed, config.batch_size = options.start, seed, options.batch_size
     config.lp.learning_rate, config.lp.epochs = options.warmup_rate, options.warmup_epochs
-    config.ft.epochs, config.soup.metric = options.epochs, METRIC
+    config.ft.epochs = options.epochs
     config.grid.learning_rates = tuple(options.rates)
     config.fgg.epochs = options.fgg_epochs
     config.fgg.learning_rate, config.fgg.lowest = options.fgg_rate, options.fgg_rate / 1000
