@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from medmerge_jax.runtime.mesh import replicated
 from medmerge_jax.training.loss import total_weight
+from medmerge_jax.training.optimizer import PerPart
 from medmerge_jax.training.parameterization import Tree
 from medmerge_jax.training.step import (
     Batch,
-    PerPart,
     Task,
     TrainState,
     gradients,

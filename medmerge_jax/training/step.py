@@ -2,23 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from medmerge_jax.images.augment import Policy, augment
 from medmerge_jax.merging.trees import unflatten
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.mesh import batch_sharded, replicated
+from medmerge_jax.training import optimizer
 from medmerge_jax.training.loss import weighted_loss
+from medmerge_jax.training.optimizer import PerPart
 from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
 
 Batch = dict[str, jax.Array]
-PerPart = jax.Array | float | Mapping[str, jax.Array]
-"""A number for everything trainable, or one for each of its parts: "params", "coefficients"."""
 
 _MODELS_OWN = 2**31 - 1
 """Folded into an epoch's key before a model draws from it; augmentation folds in image numbers."""
@@ -41,38 +40,9 @@ class TrainState(NamedTuple):
     step: jax.Array  # steps taken in this stage, int32
     trainable: Tree  # see `Parameterization`
     batch_stats: Tree  # running statistics
-    opt_state: Any  # of `adamw`
+    opt_state: Any  # of `optimizer.adamw`
     loss_sum: jax.Array  # of this epoch's steps, float32
     bad_step: jax.Array  # the first whose loss was not finite, or −1, int32
-
-
-def adamw(
-    weight_decay: PerPart, decay_to: Mapping[str, Tree] | None = None
-) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter, 2019) up to the factor −learning rate.
-
-    The weight decay is decoupled and of everything trainable, as in PyTorch's AdamW; it pulls
-    towards zero, or where a part of the trainable has one in `decay_to`, towards that.
-    """
-
-    def decay(updates: Tree, trainable: Tree) -> Tree:
-        goals = {} if decay_to is None else decay_to
-        away = {part: jax.tree.map(jnp.subtract, trainable[part], goals[part]) for part in goals}
-        return _by_part(
-            lambda factor, update, distance: update + factor * distance,
-            *(weight_decay, updates, {**trainable, **away}),
-        )
-
-    return optax.chain(optax.scale_by_adam(), optax.stateless(decay))
-
-
-def _by_part(function: Callable[..., Any], numbers: PerPart, *trees: Tree) -> Tree:
-    """`function(number, *leaves)` of every leaf, with the number of its part."""
-    mapped: Tree = jax.tree.map(
-        lambda number, *parts: jax.tree.map(functools.partial(function, number), *parts),
-        *(numbers, *trees),
-    )
-    return mapped
 
 
 def copy_tree(tree: Any) -> Any:
@@ -89,7 +59,7 @@ def init_state(start: Parameterization) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         batch_stats=batch_stats,
-        opt_state=adamw(0.0).init(trainable) if opt_state is None else opt_state,
+        opt_state=optimizer.adamw(0.0).init(trainable) if opt_state is None else opt_state,
         loss_sum=jnp.zeros((), jnp.float32),
         bad_step=jnp.full((), -1, jnp.int32),
     )
@@ -117,7 +87,7 @@ def train_step(
         several devices there may be more inputs, which do not count, see `mesh`.
       learning_rate: Scalar, or one for each part of the trainable; arguments, like the next, so
         that one compilation serves them all.
-      weight_decay: Likewise, see `adamw`.
+      weight_decay: Likewise, see `optimizer.adamw`.
       class_weights: See `weighted_loss`.
       key: Of the epoch, see `augment.epoch_key`; only needed with augmentation, or by a model that
         draws random numbers, see `Network.rngs`.
@@ -207,12 +177,12 @@ def update(
     decay_to: Mapping[str, Tree] | None = None,
 ) -> TrainState:
     """The state after a step with these gradients; its batch statistics are new already."""
-    optimizer = adamw(weight_decay, decay_to)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    updates = _by_part(lambda rate, update: -rate * update, learning_rate, updates)
+    trainable, opt_state = optimizer.step(
+        grads, state.opt_state, state.trainable, learning_rate, weight_decay, decay_to
+    )
     return state._replace(
         step=state.step + 1,
-        trainable=optax.apply_updates(state.trainable, updates),
+        trainable=trainable,
         opt_state=opt_state,
         loss_sum=state.loss_sum + loss,
         bad_step=jnp.where((state.bad_step < 0) & ~jnp.isfinite(loss), state.step, state.bad_step),
