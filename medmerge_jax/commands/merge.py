@@ -22,7 +22,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image
 from medmerge_jax.images.formats import SUFFIXES
 from medmerge_jax.merging.trees import flatten, without_head
-from medmerge_jax.models import create_model, get_spec, list_models, mergers
+from medmerge_jax.models import create_model, get_spec, list_models, mergers, statistics
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
@@ -263,10 +263,10 @@ def _with_statistics(
     """The models; those whose batch norms lack running statistics have those of the images."""
     complete = []
     for variables, card in models:
-        if images is not None and mergers.lacks_statistics(architecture, variables):
-            note = mergers.estimated_note(len(images), options.images.name)
+        if images is not None and statistics.lacks_statistics(architecture, variables):
+            note = statistics.estimated_note(len(images), options.images.name)
             say(f"{card['file']}: {note}")
-            variables = mergers.with_statistics(
+            variables = statistics.with_statistics(
                 architecture, variables, images, batch_size=options.batch_size
             )
             card = {**card, "notes": [*card.get("notes", []), note]}

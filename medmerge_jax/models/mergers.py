@@ -29,12 +29,11 @@ from medmerge_jax.merging.trees import (
     check_weights,
     flatten,
     parent_names,
-    unflatten,
     without_head,
 )
 from medmerge_jax.merging.zipit import ALPHA, BETA
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.models.norm import batch_statistics
+from medmerge_jax.models.statistics import checked_images, even_batches, recalibrated
 from medmerge_jax.models.taps import collect_moments
 from medmerge_jax.registry import Decorator, Registry, summary
 
@@ -84,7 +83,7 @@ class Task:
         """The images in order, in batches of nearly one size: a last one of few would vary less."""
         if self.images is None:
             raise ValueError("calibration images are wanted")
-        yield from np.array_split(self.images, -(-len(self.images) // self.batch_size))
+        yield from even_batches(self.images, self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +165,7 @@ def merge(
         architecture,
         _checked_parents(architecture, parents, heads),
         heads == "merge",
-        None if images is None else _checked_images(images),
+        None if images is None else checked_images(images),
         batch_size,
     )
     if task.images is None and (recalibrate or entry.needs_images):
@@ -175,45 +174,7 @@ def merge(
     merged = entry.function(task, **options)
     if not recalibrate:
         return merged
-    return _recalibrated(task, merged)
-
-
-def with_statistics(
-    architecture: str, variables: Tree, images: Any, *, batch_size: int = 32
-) -> Variables:
-    """A model whose batch norms' running statistics are estimated on images.
-
-    Args:
-      architecture: One of `list_models()`.
-      variables: `{"params": ..., "batch_stats": ...}`; what the latter has is forgotten.
-      images: float (num_images, h, w, 3), normalised as `model.apply` wants them.
-      batch_size: Of images.
-
-    Raises:
-      ValueError: Images that are missing or of another shape.
-    """
-    shapes = get_spec(architecture).shapes()["batch_stats"]
-    empty = unflatten({path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()})
-    task = Task(architecture, (), True, _checked_images(images), batch_size)
-    return _recalibrated(task, {**variables, "batch_stats": empty})
-
-
-def lacks_statistics(architecture: str, variables: Tree) -> bool:
-    """Whether the batch norms of a model have no running statistics at all."""
-    return not variables.get("batch_stats") and "batch_stats" in get_spec(architecture).shapes()
-
-
-def estimated_note(count: int, data: str) -> str:
-    """What is said of a model that `with_statistics` has completed."""
-    return (
-        "its batch norms had no running statistics; they were estimated on "
-        f"{count} images of {data}"
-    )
-
-
-def _recalibrated(task: Task, variables: Tree) -> Variables:
-    statistics = functools.partial(batch_statistics, create_model(task.architecture, num_classes=0))
-    return merging.recalibrate(statistics, variables, task.batches())
+    return recalibrated(architecture, merged, task.batches())
 
 
 def list_mergers() -> list[str]:
@@ -285,7 +246,7 @@ def align(
     classes and count too ("merge").
     """
     check_choice("heads", heads, HEADS)
-    images = None if images is None else _checked_images(images)
+    images = None if images is None else checked_images(images)
     task = Task(architecture, [reference, variables], heads == "merge", images, batch_size=32)
     models = task.to_merge()
     if images is None:
@@ -516,17 +477,3 @@ def _check_heads(parents: Sequence[Tree]) -> None:
 @functools.cache
 def _shapes_of(architecture: str) -> dict[str, jax.ShapeDtypeStruct]:
     return flatten(get_spec(architecture).shapes())
-
-
-def _checked_images(images: Any) -> np.ndarray:
-    array = np.asarray(images)
-    if array.ndim != 4 or array.shape[-1] != 3 or not len(array):
-        raise ValueError(f"images of shape {array.shape}; (n, h, w, 3) with n ≥ 1 is wanted")
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"images of dtype {array.dtype}; floating-point ones are wanted, normalised as the "
-            "parents were trained"
-        )
-    if not np.isfinite(array).all():
-        raise ValueError("the images hold NaN or infinity")
-    return array.astype(np.float32, copy=False)

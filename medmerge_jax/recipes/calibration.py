@@ -8,8 +8,8 @@ import numpy as np
 from medmerge_jax.config import Config
 from medmerge_jax.data import Batches
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.models.mergers import estimated_note, lacks_statistics, with_statistics
 from medmerge_jax.models.network import Network
+from medmerge_jax.models.statistics import estimated_note, lacks_statistics, with_statistics
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.runtime import mesh as mesh_lib
 from medmerge_jax.runtime.progress import say

@@ -1,7 +1,6 @@
 """What a recipe composes: the stages of one run, and what they leave."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from medmerge_jax.evaluation.predict import predict
 from medmerge_jax.evaluation.predictions import Predictions, predictions_of
 from medmerge_jax.images import Pixels
 from medmerge_jax.images.augment import POLICIES
-from medmerge_jax.merging import effective_coefficients, recalibrate
+from medmerge_jax.merging import effective_coefficients
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, create_model, get_spec, mergers
 from medmerge_jax.models.network import Network
-from medmerge_jax.models.norm import batch_statistics
 from medmerge_jax.models.preprocessing import Rendering
+from medmerge_jax.models.statistics import recalibrated
 from medmerge_jax.recipes.calibration import calibration_batches
 from medmerge_jax.recipes.inputs import Parent
 from medmerge_jax.recipes.sets import EvaluationSet
@@ -318,9 +317,8 @@ class Experiment:
 
     def recalibrated(self, variables: Tree, count: int) -> Tree:
         """Variables with running statistics of so many training images, see `recalibrate`."""
-        backbone = create_model(self.config.architecture, num_classes=0, dtype=self._dtype)
-        statistics = functools.partial(batch_statistics, backbone)
-        return recalibrate(statistics, variables, self._calibration_batches(count))
+        batches = self._calibration_batches(count)
+        return recalibrated(self.config.architecture, variables, batches, self._dtype)
 
     def _calibration_batches(self, count: int) -> Iterator[np.ndarray]:
         network, train = self._network(num_classes=0), self.inputs.batches["train"]

@@ -20,9 +20,9 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.images import Pixels
 from medmerge_jax.models import create_model, mergers
 from medmerge_jax.models.network import Network
-from medmerge_jax.models.preprocessing import PLAIN
 from medmerge_jax.recipes.experiment import compute_dtype
-from medmerge_jax.recipes.inputs import decode, load_data, missing_data
+from medmerge_jax.recipes.inputs import decode_as, load_data, missing_data
+from medmerge_jax.recipes.sets import differences
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
 from medmerge_jax.weights.card import last_component
@@ -85,17 +85,18 @@ def surface(names: Sequence[str], config: Config, out: Path, settings: Settings)
         raise UserError("not everything that the config names is there:\n  " + "\n  ".join(lines))
     models = [weights.load_model(name) for name in names]
     _check_alike(names, models)
-    config = _as_prepared_for(models[0], config)
-    dataset = load_data(config, out)
+    dataset, look = load_data(config, out), models[0].preprocessing
     dataset.check()
     _check_classes(names[0], models[0], dataset)
-    dataset, pixels, _ = decode(config, dataset)
+    for note in differences(look, config.image_size, config.data, dataset):
+        say(note)
+    dataset, pixels = decode_as(config.data, dataset, look)
     batches = {split: _batches(config, dataset, pixels, split, settings) for split in SPLITS}
     network = Network(
         create_model(
             models[0].architecture, dataset.num_classes, dtype=compute_dtype(config.precision)
         ),
-        models[0].preprocessing,
+        look,
     )
     if settings.recalibrate and not models[0].variables.get("batch_stats"):
         raise UserError(f"{models[0].architecture} has no batch norms; leave out --recalibrate")
@@ -172,24 +173,6 @@ def _check_classes(name: str, model: weights.Model, dataset: DataSet) -> None:
             f"{dataset.name} are {list(classes)}{' (several per image)' if multilabel else ''}; "
             "images of the same classes in the same order are wanted (data.classes orders them)"
         )
-
-
-def _as_prepared_for(model: weights.Model, config: Config) -> Config:
-    """The config with the model's preprocessing for its own; what differs is said."""
-    look, data = model.preprocessing, config.data
-    changes: dict[str, Any] = {"resize": look.resize}
-    if look.rendering != PLAIN:
-        changes.update(
-            intensity=0 if look.rendering.window else look.rendering.white,
-            window=look.rendering.window or (),
-            background=look.rendering.background,
-        )
-    for name, value in {"image_size": look.size, **changes}.items():
-        given = config.image_size if name == "image_size" else getattr(data, name)
-        if given != value:
-            say(f"{name} {value}, as the models have it; the config says {given}")
-    data = dataclasses.replace(data, **changes)
-    return dataclasses.replace(config, image_size=look.size, data=data)
 
 
 def _batches(

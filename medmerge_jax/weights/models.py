@@ -260,7 +260,7 @@ def load_parent(
       architecture: That is wanted; None for what the card, or else the tensors' names and shapes
         say, which "imagenet" has not.
       lacking: Whether its batch norms may lack their running statistics: "batch_stats" is then
-        empty, for `models.mergers.with_statistics` to estimate.
+        empty, for `models.statistics.with_statistics` to estimate.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` and the card, which always has `architecture` and, with

@@ -17,7 +17,7 @@ from medmerge_jax.commands.merge import main
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten
-from medmerge_jax.models import get_spec, mergers
+from medmerge_jax.models import get_spec, mergers, statistics
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_statistics_that_a_parent_lacks(models, images, capsys):
     pixels = np.stack([read_image(path, 16) for path in sorted(images.rglob("*.png"))])
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normalised = ((pixels / 255 - mean) / std).astype(np.float32)
-    first = mergers.with_statistics("resnet20", variables_of(0), normalised)
+    first = statistics.with_statistics("resnet20", variables_of(0), normalised)
     wanted = flatten(mm.merge("uniform", "resnet20", [first, variables_of(1)]))
     for path, leaf in flatten(mm.load_weights("resnet20", models / "m.safetensors")).items():
         np.testing.assert_allclose(leaf, wanted[path], rtol=1e-4, atol=1e-6, err_msg=path)

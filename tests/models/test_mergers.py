@@ -12,7 +12,7 @@ from helpers.random_models import variables_of
 import medmerge_jax as mm
 from medmerge_jax import merging
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
-from medmerge_jax.models import mergers
+from medmerge_jax.models import mergers, statistics
 
 # For what is compiled to run a few times.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -222,13 +222,13 @@ def test_statistics_of_a_model_without_any(parents, images):
     """Whatever they were: those of the batches."""
     variables = parents[0]
     bare = {"params": variables["params"], "batch_stats": {}}
-    assert mergers.lacks_statistics("resnet20", bare)
-    assert not mergers.lacks_statistics("resnet20", variables)
-    found = mergers.with_statistics("resnet20", bare, images, batch_size=6)
+    assert statistics.lacks_statistics("resnet20", bare)
+    assert not statistics.lacks_statistics("resnet20", variables)
+    found = statistics.with_statistics("resnet20", bare, images, batch_size=6)
     wanted = mm.merge("uniform", "resnet20", [variables], images, recalibrate=True, batch_size=6)
     assert_trees_close(found, wanted, 1e-6)
     with pytest.raises(ValueError, match="images"):
-        mergers.with_statistics("resnet20", bare, images[0])
+        statistics.with_statistics("resnet20", bare, images[0])
 
 
 def test_dtypes(parents, images):

@@ -15,7 +15,7 @@ from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
-from medmerge_jax.models import LinearHead, get_spec, mergers
+from medmerge_jax.models import LinearHead, get_spec, statistics
 from medmerge_jax.recipes import experiment, inputs
 from medmerge_jax.studies import run
 from medmerge_jax.weights import read_tensors, save_weights, write_safetensors
@@ -136,7 +136,7 @@ def test_statistics_that_a_parent_lacks_are_estimated_on_request(first_stage, tm
     with pytest.raises(UserError, match="estimate_statistics = True"):
         first_stage("ft", parents)
     start = first_stage("ft", parents, estimate_statistics=True)
-    wanted = mergers.with_statistics(ARCHITECTURE, random_parent(0), drawn_images(tmp_path))
+    wanted = statistics.with_statistics(ARCHITECTURE, random_parent(0), drawn_images(tmp_path))
     for path, leaf in flatten(wanted["batch_stats"]).items():
         np.testing.assert_allclose(flatten(start.batch_stats)[path], leaf, rtol=1e-4, atol=1e-5)
 

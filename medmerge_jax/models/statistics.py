@@ -1,0 +1,84 @@
+"""Running statistics of registered models' batch norms, estimated on images."""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax import merging
+from medmerge_jax.merging.trees import unflatten
+from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models.norm import batch_statistics
+
+Tree = Mapping[str, Any]
+Variables = dict[Any, Any]
+
+
+def recalibrated(
+    architecture: str, variables: Tree, batches: Iterable[np.ndarray], dtype: Any = jnp.float32
+) -> Variables:
+    """Variables with statistics of the batches, see `merging.recalibrate`.
+
+    Args:
+      architecture: One of `list_models()`.
+      variables: With a head or without.
+      batches: float32 (n, h, w, 3), normalised.
+      dtype: In which the model computes.
+    """
+    model = create_model(architecture, num_classes=0, dtype=dtype)
+    return merging.recalibrate(functools.partial(batch_statistics, model), variables, batches)
+
+
+def with_statistics(
+    architecture: str, variables: Tree, images: Any, *, batch_size: int = 32
+) -> Variables:
+    """A model whose batch norms' running statistics are estimated on images.
+
+    Args:
+      architecture: One of `list_models()`.
+      variables: `{"params": ..., "batch_stats": ...}`; what the latter has is forgotten.
+      images: float (num_images, h, w, 3), normalised as `model.apply` wants them.
+      batch_size: Of images.
+
+    Raises:
+      ValueError: Images that are missing or of another shape.
+    """
+    shapes = get_spec(architecture).shapes()["batch_stats"]
+    empty = unflatten({path: jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in shapes.items()})
+    batches = even_batches(checked_images(images), batch_size)
+    return recalibrated(architecture, {**variables, "batch_stats": empty}, batches)
+
+
+def lacks_statistics(architecture: str, variables: Tree) -> bool:
+    """Whether the batch norms of a model have no running statistics at all."""
+    return not variables.get("batch_stats") and "batch_stats" in get_spec(architecture).shapes()
+
+
+def estimated_note(count: int, data: str) -> str:
+    """What is said of a model that `with_statistics` has completed."""
+    return (
+        "its batch norms had no running statistics; they were estimated on "
+        f"{count} images of {data}"
+    )
+
+
+def even_batches(images: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """In order, in batches of nearly one size: a last one of few would vary less."""
+    yield from np.array_split(images, -(-len(images) // batch_size))
+
+
+def checked_images(images: Any) -> np.ndarray:
+    """As float32; a ValueError if they are no normalised images (n, h, w, 3)."""
+    array = np.asarray(images)
+    if array.ndim != 4 or array.shape[-1] != 3 or not len(array):
+        raise ValueError(f"images of shape {array.shape}; (n, h, w, 3) with n ≥ 1 is wanted")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            f"images of dtype {array.dtype}; floating-point ones are wanted, normalised as the "
+            "parents were trained"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError("the images hold NaN or infinity")
+    return array.astype(np.float32, copy=False)
