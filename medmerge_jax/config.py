@@ -7,7 +7,6 @@ sense together is for `studies.checks`, which knows what mergers, models and met
 
 import dataclasses
 import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -438,35 +437,38 @@ def shown(value: Any) -> str:
         return "an enormous number"
 
 
-def to_json(config: Config | EvaluateOn) -> dict[str, Any]:
-    """As config.json has it."""
+def to_json(config: Any) -> dict[str, Any]:
+    """A config, or a group of its fields, as config.json has it."""
     result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return result
 
 
 def from_json(recorded: Mapping[str, Any]) -> Config:
-    """The config of a config.json; a field that an earlier version did not have is its default."""
-    return parse(_completed(recorded, to_json(Config())))
+    """The config of a config.json, also of an earlier version, see `completed`."""
+    return parse(completed(recorded))
 
 
-def _completed(recorded: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    parts: dict[str, Any] = {"sources": Config(), "evaluate_on": EvaluateOn()}
-    result = {**defaults, **recorded}
-    for name, value in result.items():
-        if name in parts:
-            default = json.loads(json.dumps(dataclasses.asdict(parts[name])))
-            result[name] = {key: _completed(one, default) for key, one in value.items()}
-        elif isinstance(value, dict) and defaults.get(name):
-            result[name] = _completed(value, defaults[name])
+def completed(recorded: Mapping[str, Any], group: Any = None) -> dict[str, Any]:
+    """The config of a config.json; a field that its version did not have is its default.
+
+    What stands there by names of the user's own, as parents do, stays as it is.
+
+    >>> found = completed({"parents": {"c": "random"}, "sources": {"b": {"lp": {"epochs": 4}}}})
+    >>> found["parents"], found["sources"]["b"]["lp"]["epochs"], found["ft"]["patience"]
+    ({'c': 'random'}, 4, 0)
+    """
+    group = group or Config()
+    named: dict[str, Any] = {"sources": Config(), "evaluate_on": EvaluateOn()}
+    result = {**to_json(group), **recorded}
+    for one in dataclasses.fields(group):
+        value, default = result[one.name], getattr(group, one.name)
+        if not isinstance(value, dict):
+            continue
+        if dataclasses.is_dataclass(default):
+            result[one.name] = completed(value, default)
+        elif one.name in named:
+            result[one.name] = {
+                name: completed(part, named[one.name]) if isinstance(part, dict) else part
+                for name, part in value.items()
+            }
     return result
-
-
-def recorded_default(path: str) -> Any:
-    """What a field, "sources.b.lp.patience", is in a config.json without it; None if not known."""
-    path, value = re.sub(r"^(sources\.[^.]+\.)+", "", path), to_json(Config())
-    if inside := re.fullmatch(r"evaluate_on\.[^.]+\.(.+)", path):
-        path, value = inside[1], to_json(EvaluateOn())
-    found: Any = value
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found

@@ -1,6 +1,7 @@
 """What a config may say, and what is said of one that cannot be used."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import ml_collections
@@ -21,7 +22,9 @@ def test_the_configs_that_come_with_the_project(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    check_config(module.get_config())
+    config = check_config(module.get_config())
+    # As further processes of a study read it.
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
     with pytest.raises(ValueError, match=r"no variant .*nonsense"):
         module.get_config("nonsense")
 

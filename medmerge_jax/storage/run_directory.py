@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medmerge_jax.config import recorded_default
+from medmerge_jax.config import completed
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
@@ -177,7 +177,10 @@ class RunDirectory:
         recorded = self._recorded()
         differing = [
             f"  {field}: {_show(old)} there, {_show(new)} now"
-            for field, old, new in _differences(recorded["config"] if recorded else config, config)
+            # A run of an earlier version does not say what has become a field since.
+            for field, old, new in _differences(
+                completed(recorded["config"] if recorded else config), completed(config)
+            )
             if not any(f"{field}.".startswith(f"{free}.") for free in self._free)
         ]
         if differing:
@@ -331,9 +334,7 @@ def _differences(old: Any, new: Any, field: str = "") -> Iterator[tuple[str, Any
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             path = f"{field}.{key}" if field else key
-            # A run of an earlier version does not say what has become a field since.
-            before = old[key] if key in old else recorded_default(path)
-            yield from _differences(before, new.get(key), path)
+            yield from _differences(old.get(key), new.get(key), path)
     elif old != new:
         yield field, old, new
 

@@ -17,7 +17,7 @@ import medmerge_jax as mm
 from medmerge_jax import weights
 from medmerge_jax.analysis import results_text
 from medmerge_jax.commands.evaluate import main
-from medmerge_jax.config import default_evaluate_on, recorded_default
+from medmerge_jax.config import completed, default_evaluate_on
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.recipes.evaluation import evaluate_models
@@ -234,7 +234,9 @@ def test_a_further_set_without_an_image_of_the_run_s_classes_is_refused_before_t
 
 
 def test_a_config_of_before_has_no_further_sets():
-    assert recorded_default("evaluate_on") == {}
-    assert recorded_default("evaluate_on.idrid") is None
-    assert recorded_default("sources.b.evaluate_on.idrid.split") == "test"
-    assert recorded_default("evaluate_on.idrid.data.resize") == "squash"
+    found = completed({"sources": {"b": {"evaluate_on": {"idrid": {"data": {"root": "x"}}}}}})
+    assert found["evaluate_on"] == {}
+    idrid = found["sources"]["b"]["evaluate_on"]["idrid"]
+    assert (idrid["split"], idrid["data"]["root"], idrid["data"]["resize"]) == (
+        "test", "x", "squash",
+    )  # fmt: skip
