@@ -9,16 +9,11 @@ from medmerge_jax.weights.files import read_tensors
 pytestmark = pytest.mark.slow  # it trains
 
 CONFIG = '''
-from typing import Any
-
-import flax.linen as nn
-import jax.numpy as jnp
 from helpers import tiny_config
+from helpers.tiny_network import OneLayer
 from medmerge_jax.evaluation.metrics import metric
 from medmerge_jax.merging import weighted_average
-from medmerge_jax.models.layers import Conv, dense_head, global_average
 from medmerge_jax.models.mergers import merger
-from medmerge_jax.models.norm import BatchNorm, resolve
 from medmerge_jax.models.preprocessing import Preprocessing
 from medmerge_jax.models.registry import ModelSpec, register
 from medmerge_jax.recipes.recipes import recipe
@@ -29,20 +24,6 @@ def first_mostly(task, *, share: float = 0.5):
     """The first parent by `share`, the others by what is left."""
     others = len(task.parents) - 1
     return weighted_average(task.to_merge(), [share, *[(1 - share) / others] * others])
-
-
-class OneLayer(nn.Module):
-    """A convolution with batch norm, and a head."""
-
-    num_classes: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, train=False, use_running_average=None):
-        x = Conv(8, 3, 1, self.dtype, name="conv")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, resolve(train, use_running_average)))
-        x = global_average(x)
-        return dense_head(8, self.num_classes)(x) if self.num_classes else x
 
 
 register(
