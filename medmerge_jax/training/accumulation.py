@@ -15,7 +15,6 @@ from medmerge_jax.training.step import (
     Task,
     TrainState,
     gradients,
-    random_streams,
     update,
 )
 
@@ -39,7 +38,7 @@ def accumulated_step(
     labels, batch_stats = tuple(part["labels"] for part in batch), state.batch_stats
     sums, total = _begin(task, state.trainable, labels, class_weights)
     for index, part in enumerate(batch):  # a loop of the compiler would convolve on one thread
-        rngs = random_streams(task.network, key, state.step, index)
+        rngs = task.network.streams(key, state.step, index)
         sums, batch_stats = _add_part(
             task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, key, rngs
         )

@@ -18,13 +18,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from medmerge_jax.merging import (
-    floor_variances,
-    init_coefficients,
-    merge_kernels,
-    merge_variables,
-    weighted_average,
-)
+from medmerge_jax import merging
 from medmerge_jax.merging.trees import check_choice, flatten, without_head
 from medmerge_jax.models.registry import leaf_role
 
@@ -125,7 +119,7 @@ def merge_linear_probe(
     def is_kernel(path: str, leaf: Any) -> bool:
         return role(path, leaf) == "kernel"
 
-    coefficients = init_coefficients(
+    coefficients = merging.init_coefficients(
         backbones[0]["params"],
         num_parents=len(parents),
         init=init,
@@ -133,9 +127,11 @@ def merge_linear_probe(
         constraint=constraint,
         is_kernel=is_kernel,
     )
-    merged = merge_variables(backbones, coefficients, constraint=constraint, is_kernel=is_kernel)
+    merged = merging.merge_variables(
+        backbones, coefficients, constraint=constraint, is_kernel=is_kernel
+    )
     if len(init) > 0:  # for all but the kernels, which only the assembly makes
-        merged = floor_variances(weighted_average(backbones, init), backbones)
+        merged = merging.floor_variances(merging.weighted_average(backbones, init), backbones)
     params = flatten({**merged["params"], "head": head})
     rest = {path: leaf for path, leaf in params.items() if not is_kernel(path, leaf)}
     trainable, frozen = _partition(rest, role, train_batch_norm)
@@ -172,7 +168,7 @@ class Blend:
 
     def __call__(self, trainable: Tree, frozen: Tree) -> Flat:
         """The model's parameters for these coefficients."""
-        kernels = merge_kernels(
+        kernels = merging.merge_kernels(
             frozen["parents"],
             trainable["coefficients"],
             constraint=self.constraint,

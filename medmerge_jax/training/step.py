@@ -19,9 +19,6 @@ from medmerge_jax.training.parameterization import Assemble, Parameterization, T
 
 Batch = dict[str, jax.Array]
 
-_MODELS_OWN = 2**31 - 1
-"""Folded into an epoch's key before a model draws from it; augmentation folds in image numbers."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -95,28 +92,12 @@ def train_step(
     Returns:
       The new state and the loss of this batch before the step, a float32 scalar.
     """
-    rngs = random_streams(task.network, key, state.step)
+    rngs = task.network.streams(key, state.step)
     (loss, batch_stats), grads = gradients(
         task, state.trainable, state.batch_stats, frozen, batch, class_weights, key, rngs
     )
     state = state._replace(batch_stats=batch_stats)
     return update(state, grads, loss, learning_rate, weight_decay, frozen.get("decay_to")), loss
-
-
-def random_streams(
-    network: Network, key: jax.Array | None, step: jax.Array, part: int = 0
-) -> dict[str, jax.Array] | None:
-    """Keys for what the model draws in a part of a step of the stage; None if it draws nothing.
-
-    They come from the key of the epoch.
-    """
-    if not network.rngs:
-        return None
-    if key is None:
-        raise ValueError(f"the model draws {', '.join(network.rngs)}: the epoch's key is wanted")
-    for number in (_MODELS_OWN, step, part):
-        key = jax.random.fold_in(key, number)
-    return {name: jax.random.fold_in(key, i) for i, name in enumerate(network.rngs)}
 
 
 def gradients(
