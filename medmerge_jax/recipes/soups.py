@@ -112,10 +112,15 @@ def average(experiment: Experiment) -> Trained:
     taken = "recalibrated" if always else "averaged"
     if settings.recalibrate == "if_better":
         taken = max(ranks, key=lambda name: ranks[name])  # of equals the first
+    best = int(np.argmax(scores))
     facts: dict[str, Any] = {
         "kind": settings.kind,
         "metric": settings.metric,
         "members": dict(zip(members.names, map(judge.shown, scores), strict=True)),
+        "best": {
+            "member": members.names[best],
+            **{split: judge.metrics(members[best], split) for split in ("val", "test")},
+        },
         "chosen": [members.names[index] for index in chosen],
         "taken": taken,
         "variants": {
