@@ -106,7 +106,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--start", choices=("b", "c"), default="c", help="of the grid and of FGG")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of fine-tuning")
     parser.add_argument("--augmentations", nargs="+", choices=POLICIES, default=POLICIES)
-    parser.add_argument("--grid-seeds", type=int, default=2, help="of the grid, for each seed")
+    parser.add_argument(
+        "--grid-seeds",
+        type=int,
+        nargs="+",
+        default=[2],
+        help="how many the grid has, for each seed; the last number is also for those after it",
+    )
     parser.add_argument("--warmup-rate", type=float, default=1e-3)
     parser.add_argument("--warmup-epochs", type=int, default=10)
     parser.add_argument("--fgg-epochs", type=int, default=17)
@@ -118,7 +124,7 @@ def _options() -> argparse.Namespace:
     output_option(parser, None)
     options = parser.parse_args()
     if options.smoke:
-        tiny = {"seeds": 1, "grid_seeds": 1, "images": 60, "medmerge_rates": (1e-3,)}
+        tiny = {"seeds": 1, "grid_seeds": [1], "images": 60, "medmerge_rates": (1e-3,)}
         tiny |= {"rates": (1e-3, 1e-4), "augmentations": ("minimal",)}
         epochs = ("epochs", "parent_epochs", "scratch_epochs", "warmup_epochs", "fgg_epochs")
         vars(options).update(tiny, **dict.fromkeys(epochs, 1))
@@ -129,13 +135,13 @@ def _options() -> argparse.Namespace:
 
 def _studies(options: argparse.Namespace) -> Studies:
     """All that is run beside the parents, in order: what a seed has is complete before the next."""
-    studies = {}
+    studies, first = {}, 0
     for seed in range(options.seeds):
         grid = _base(options, seed)
         grid.recipe, grid.soup.group_by = "grid_search", "ft.learning_rate"
         grid.grid.augmentations = tuple(options.augmentations)
-        first = seed * options.grid_seeds
-        grid.grid.seeds = tuple(range(first, first + options.grid_seeds))
+        count = [*options.grid_seeds, *options.grid_seeds[-1:] * seed][seed]
+        grid.grid.seeds, first = tuple(range(first, first + count)), first + count
         studies[seed, "grid"] = grid
         studies[seed, "fgg"] = _base(options, seed)
         merged = _base(options, seed)
@@ -432,7 +438,8 @@ def _notes(
         f"{options.warmup_rate:g}. Fine-tuning: at most {options.epochs} epochs at {rates}. FGG: "
         f"{options.fgg_epochs} epochs, {options.fgg_rate:g} at most. MedMerge's fine-tuning: "
         f"{', '.join(f'{rate:g}' for rate in options.medmerge_rates)}. Grid: "
-        f"{', '.join(options.augmentations)} and {options.grid_seeds} seeds for each rate. Parents "
+        f"{', '.join(options.augmentations)} and {' or '.join(map(str, options.grid_seeds))} seeds "
+        "for each rate. Parents "
         f"are trained for {options.parent_epochs} epochs.",
         f"Target: {counts}. Out of distribution: {others or 'no other archive has these classes'}.",
         "In parentheses: 95 % of a paired bootstrap over seeds and images. Epochs and seconds are "
