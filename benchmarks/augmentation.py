@@ -1,4 +1,4 @@
-"""What augmentation costs beside the training step that it is part of.
+"""What augmentation costs beside the training step that follows it.
 
     python benchmarks/augmentation.py --architecture resnet18 --image-size 224 --batch-size 32
 
@@ -7,7 +7,7 @@ and times the augmentation by itself, so that what else the machine does falls o
 """
 
 import argparse
-import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ import numpy as np
 from measuring import seconds, spread
 from results import by_row, output_option, write_table
 
-from medmerge_jax.images.augment import POLICIES, augment, epoch_key
+from medmerge_jax.images.augment import POLICIES, Policy, epoch_key
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime import cpu
 from medmerge_jax.training import parameterization
-from medmerge_jax.training.step import Task, init_state, train_step
+from medmerge_jax.training.augmentation import augmented_batch
+from medmerge_jax.training.step import Batch, Task, init_state, train_step
 
 CLASSES = 5
-QUESTION = "What does augmentation cost beside the training step that it is part of?"
+QUESTION = "What does augmentation cost beside the training step that follows it?"
 
 
 def main() -> None:
@@ -43,39 +44,39 @@ def main() -> None:
     start = parameterization.fine_tune(
         jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
     )
-    plain = Task(Network(model, spec.preprocessing), start.assemble, True, False)
-    tasks = {"none": plain}
-    tasks |= {name: dataclasses.replace(plain, augmentation=POLICIES[name]) for name in POLICIES}
-    states = {name: init_state(start) for name in tasks}
+    task = Task(Network(model, spec.preprocessing), start.assemble, True, False)
+    policies = {"none": None, **POLICIES}
+    states = {name: init_state(start) for name in policies}
     weights, scalars = jnp.ones(CLASSES), np.float32([1e-4, 1e-2])
-    alone = jax.jit(augment, static_argnums=0)
     batch = {
         "inputs": np.random.default_rng(0).integers(0, 256, shape, np.uint8),
         "labels": np.arange(options.batch_size, dtype=np.int32) % CLASSES,
         "indices": np.arange(options.batch_size, dtype=np.int32),
     }
     batch = jax.device_put(batch)
-    steps: dict[str, list[float]] = {name: [] for name in tasks}
+    steps: dict[str, list[float]] = {name: [] for name in policies}
     shares: dict[str, list[float]] = {name: [] for name in POLICIES}
     only: dict[str, list[float]] = {name: [] for name in POLICIES}
     for number in range(options.rounds + 1):
         key = epoch_key(0, number)
-        for name, task in tasks.items():
+        for name, policy in policies.items():
 
-            def step(name: str = name, task: Task = task, key: jax.Array = key) -> None:
+            def augmented(policy: Policy | None = policy, key: jax.Array = key) -> Batch:
+                return augmented_batch(policy, None, batch, key) if policy else batch
+
+            def alone(augmented: Callable[[], Batch] = augmented) -> None:
+                jax.block_until_ready(augmented())
+
+            def step(name: str = name, augmented: Callable[[], Batch] = augmented) -> None:
                 states[name], _ = jax.block_until_ready(
-                    train_step(task, states[name], start.frozen, batch, *scalars, weights, key)
+                    train_step(task, states[name], start.frozen, augmented(), *scalars, weights)
                 )
-
-            def augmented(task: Task = task, key: jax.Array = key) -> None:
-                images = alone(task.augmentation, batch["inputs"], batch["indices"], key)
-                jax.block_until_ready(images)
 
             took = seconds(step)
             if number:  # the first round compiles
                 steps[name].append(took)
-            if task.augmentation is not None:
-                took = seconds(augmented)
+            if policy:
+                took = seconds(alone)
                 if number:
                     only[name].append(took)
                     shares[name].append(100 * took / steps["none"][-1])
@@ -86,7 +87,7 @@ def main() -> None:
             "share of the step without, %": spread(shares[name], digits=1) if name in only else "–",
             "step with it, ms": spread(steps[name], 1e-3),
         }
-        for name in tasks
+        for name in policies
     ]
     answer = by_row(rows[1:], ["policy"], "share of the step without, %")
     notes = [

@@ -25,7 +25,9 @@ count as malignant, bkl and nv as benign. There is no further archive of bacteri
 pneumonia.
 
 Everything resumes when the same command is given again, and goes on with more `--seeds`, a number
-of them. Once the parents are trained, a second process of the same command shares the work. With
+of them. Once the parents are trained, a second process of the same command shares the work. What a
+finished seed came to, the classes that each row predicts, is kept in --seeds-folder, and that seed
+is not run again, on no machine: seconds are comparable only if one machine ran them all. With
 `--dry` nothing is run but three short trials, from which the time is estimated; with `--partial`
 nothing is trained, and the table is of what is finished; `--smoke` tries everything in a few
 minutes, and its table is left in the workdir.
@@ -42,14 +44,17 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 from real_pairs import FOLDERS, RARE, add_options, images_of, parent_runs, row_of, set_table, target
 from results import RESULTS, Row, output_option, write_table
 
 from medmerge_jax.config import Config, default_evaluate_on
 from medmerge_jax.evaluation.bootstrap import paired_rows
+from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.runtime import cpu
 from medmerge_jax.runtime.progress import say
+from medmerge_jax.storage import atomic
 from medmerge_jax.studies.checks import check_config
 from medmerge_jax.studies.execute import run
 from medmerge_jax.studies.fission_fusion import published_config
@@ -93,8 +98,11 @@ def main() -> None:
         for workdir, config in parent_runs(options).items():
             run(config, workdir)
         for (seed, name), config in studies.items():
-            say(f"seed {seed}, {name}")
-            run(config, _folder(options, seed, name))
+            if not _kept(options, seed).exists():
+                say(f"seed {seed}, {name}")
+                run(config, _folder(options, seed, name))
+                if (seed, name) == [one for one in studies if one[0] == seed][-1]:
+                    _keep(options, studies, seed)
     _write(options, studies)
 
 
@@ -106,7 +114,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--start", choices=("b", "c"), default="c", help="of the grid and of FGG")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of fine-tuning")
     parser.add_argument("--augmentations", nargs="+", choices=POLICIES, default=POLICIES)
-    parser.add_argument("--grid-seeds", type=int, default=2, help="of the grid, for each seed")
+    parser.add_argument(
+        "--grid-seeds",
+        type=int,
+        nargs="+",
+        default=[2],
+        help="how many the grid has, for each seed; the last number is also for those after it",
+    )
     parser.add_argument("--warmup-rate", type=float, default=1e-3)
     parser.add_argument("--warmup-epochs", type=int, default=10)
     parser.add_argument("--fgg-epochs", type=int, default=17)
@@ -115,27 +129,29 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true", help="say what would be run")
     parser.add_argument("--partial", action="store_true", help="the table of what is finished")
     parser.add_argument("--smoke", action="store_true", help="everything with tiny numbers")
+    parser.add_argument("--seeds-folder", type=Path, help="default: results/fission_fusion")
     output_option(parser, None)
     options = parser.parse_args()
     if options.smoke:
-        tiny = {"seeds": 1, "grid_seeds": 1, "images": 60, "medmerge_rates": (1e-3,)}
+        tiny = {"seeds": 1, "grid_seeds": [1], "images": 60, "medmerge_rates": (1e-3,)}
         tiny |= {"rates": (1e-3, 1e-4), "augmentations": ("minimal",)}
         epochs = ("epochs", "parent_epochs", "scratch_epochs", "warmup_epochs", "fgg_epochs")
         vars(options).update(tiny, **dict.fromkeys(epochs, 1))
     folder = options.workdir if options.smoke else RESULTS
     options.output = options.output or folder / f"fission_fusion_{options.pair}.md"
+    options.seeds_folder = options.seeds_folder or folder / "fission_fusion"
     return options
 
 
 def _studies(options: argparse.Namespace) -> Studies:
     """All that is run beside the parents, in order: what a seed has is complete before the next."""
-    studies = {}
+    studies, first = {}, 0
     for seed in range(options.seeds):
         grid = _base(options, seed)
         grid.recipe, grid.soup.group_by = "grid_search", "ft.learning_rate"
         grid.grid.augmentations = tuple(options.augmentations)
-        first = seed * options.grid_seeds
-        grid.grid.seeds = tuple(range(first, first + options.grid_seeds))
+        count = [*options.grid_seeds, *options.grid_seeds[-1:] * seed][seed]
+        grid.grid.seeds, first = tuple(range(first, first + count)), first + count
         studies[seed, "grid"] = grid
         studies[seed, "fgg"] = _base(options, seed)
         merged = _base(options, seed)
@@ -267,31 +283,52 @@ def _seconds_of_a_step(options: argparse.Namespace) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Of a row and a seed: the model's run directory, and what lies behind it."""
+    """Of a row and a seed: what the model predicts, and what lies behind it.
 
-    folder: Path
-    results: dict[str, Any]
+    Data sets are "" for the test images, and the names of those out of distribution.
+    """
+
+    labels: Mapping[str, list[int]]  # by data set
+    predicted: Mapping[str, list[int]]
     epochs: int  # of all jobs behind the row but the warm-up
     warmup: int
     seconds: float
 
-    def score(self, further: str) -> float | None:
-        """The metric on the test images, or on one of the further data sets."""
-        metrics = self.results["evaluate_on"][further] if further else self.results["test"]
-        value: float | None = metrics[METRIC]
-        return value
-
     def predictions(self, further: str) -> Predictions:
-        """On the same."""
-        name = f"predictions-{further}.npz" if further else "predictions.npz"
-        return Predictions.load(self.folder / name)
+        """For metrics of classes alone: logits are 1 for the class and 0."""
+        labels, predicted = (np.array(of[further]) for of in (self.labels, self.predicted))
+        return Predictions(np.eye(max(*labels, *predicted) + 1)[predicted], labels)
+
+    def score(self, further: str) -> float | None:
+        """The metric on a data set."""
+        return METRICS[METRIC](self.predictions(further))
+
+
+def _kept(options: argparse.Namespace, seed: int) -> Path:
+    """The file of what a finished seed came to."""
+    file: Path = options.seeds_folder / f"{options.pair}_seed{seed}.json"
+    return file
+
+
+def _keep(options: argparse.Namespace, studies: Studies, seed: int) -> None:
+    """Writes it; labels are the same in all rows, and stand there once."""
+    entries = {title: _of_seed(options, studies, seed, title) for title in ROWS}
+    found = {title: dataclasses.asdict(entry) for title, entry in entries.items() if entry}
+    labels = next(iter(found.values()))["labels"]
+    for entry in found.values():
+        del entry["labels"]
+    atomic.write_text(
+        _kept(options, seed),
+        json.dumps({**_described(options, studies, seed), "labels": labels, "rows": found}),
+    )
 
 
 def _write(options: argparse.Namespace, studies: Studies) -> None:
     missing = [
         f"{name} of seed {seed}"
         for seed, name in studies
-        if not (_folder(options, seed, name) / "results.json").exists()
+        if not _kept(options, seed).exists()
+        and not (_folder(options, seed, name) / "results.json").exists()
     ]
     found = {title: _entries(options, studies, title) for title in ROWS}
     found = {title: entries for title, entries in found.items() if entries}
@@ -300,7 +337,7 @@ def _write(options: argparse.Namespace, studies: Studies) -> None:
     sets = ["", *next(iter(studies.values())).evaluate_on]
     compared = {further: _compared(found, further) for further in sets}
     rows = [_row(title, entries, compared) for title, entries in found.items()]
-    notes = [*_notes(options, studies, found)]
+    notes = [*_notes(options, studies)]
     if missing:
         notes.insert(0, f"Not finished: {', '.join(missing)}.")
     write_table(
@@ -314,15 +351,25 @@ def _write(options: argparse.Namespace, studies: Studies) -> None:
 
 def _entries(options: argparse.Namespace, studies: Studies, title: str) -> dict[int, Entry]:
     """Of a row, by seed, as far as they are finished."""
-    study, job = ROWS[title]
     entries = {}
-    for seed, name in studies:
-        folder = _folder(options, seed, name)
-        if name == study and (folder / "results.json").exists():
-            entry = _entry(studies[seed, name], folder, job)
-            if entry is not None:
-                entries[seed] = entry
+    for seed in range(options.seeds):
+        file = _kept(options, seed)
+        if file.exists():
+            kept = json.loads(file.read_text())
+            if title in kept["rows"]:
+                entries[seed] = Entry(labels=kept["labels"], **kept["rows"][title])
+        elif (entry := _of_seed(options, studies, seed, title)) is not None:
+            entries[seed] = entry
     return entries
+
+
+def _of_seed(options: argparse.Namespace, studies: Studies, seed: int, title: str) -> Entry | None:
+    """None if the study is not finished, or has no such job."""
+    study, job = ROWS[title]
+    folder = _folder(options, seed, study)
+    if not (folder / "results.json").exists():
+        return None
+    return _entry(studies[seed, study], folder, job)
 
 
 def _entry(config: ml_collections.ConfigDict, folder: Path, name: str) -> Entry | None:
@@ -346,8 +393,19 @@ def _entry(config: ml_collections.ConfigDict, folder: Path, name: str) -> Entry 
     stages = [stage for one in done for stage in one["stages"]]
     epochs = sum(stage["epochs"] for stage in stages if stage["name"] in ("ft", "fgg"))
     warmup = sum(stage["epochs"] for stage in stages) - epochs
-    seconds = sum(one["wall_seconds"] for one in done)
-    return Entry(folder / name, results[name], epochs, warmup, seconds)
+    said = {
+        further: Predictions.load(
+            folder / name / (f"predictions-{further}.npz" if further else "predictions.npz")
+        )
+        for further in ("", *config.evaluate_on)
+    }
+    return Entry(
+        {further: one.labels.tolist() for further, one in said.items()},
+        {further: one.predicted.tolist() for further, one in said.items()},
+        epochs,
+        warmup,
+        round(sum(one["wall_seconds"] for one in done)),
+    )
 
 
 def _compared(
@@ -411,35 +469,56 @@ def _answer(
     return f"{'; '.join(parts)}. FGG takes {100 * of_each:.0f} % of the grid's epochs."
 
 
-def _notes(
-    options: argparse.Namespace, studies: Studies, found: Mapping[str, Mapping[int, Entry]]
-) -> list[str]:
+def _notes(options: argparse.Namespace, studies: Studies) -> list[str]:
     """The settings, and what the columns mean."""
-    entry = next(iter(next(iter(found.values())).values()))
-    counts = entry.results["data"]["counts"]
-    rates = ", ".join(f"{rate:g}" for rate in options.rates)
-    sizes = entry.results["data"]["evaluate_on"]
-    others = "; ".join(f"{name}, {one['images']} images" for name, one in sizes.items())
-    failed = [
-        f"{name} of seed {seed}: {job}"
-        for seed, name in studies
-        if (path := _folder(options, seed, name) / "results.json").exists()
-        for job in json.loads(path.read_text()).get("failed", {})
+    described = [
+        json.loads(file.read_text()) if (file := _kept(options, seed)).exists() else found
+        for seed in range(options.seeds)
+        if (found := _described(options, studies, seed)) or _kept(options, seed).exists()
     ]
+    first, *others = [one["notes"] for one in described]
+    if differing := [notes for notes in others if notes != first]:
+        raise SystemExit(f"seeds were run with other settings: {first} and {differing[0]}")
+    failed = [line for one in described for line in one["failed"]]
     return [
-        f"{options.architecture}, {options.image_size} px, batch {options.batch_size}; grid and "
-        f"FGG start from parent {options.start}. Warm-up: {options.warmup_epochs} epochs, "
-        f"{options.warmup_rate:g}. Fine-tuning: at most {options.epochs} epochs at {rates}. FGG: "
-        f"{options.fgg_epochs} epochs, {options.fgg_rate:g} at most. MedMerge's fine-tuning: "
-        f"{', '.join(f'{rate:g}' for rate in options.medmerge_rates)}. Grid: "
-        f"{', '.join(options.augmentations)} and {options.grid_seeds} seeds for each rate. Parents "
-        f"are trained for {options.parent_epochs} epochs.",
-        f"Target: {counts}. Out of distribution: {others or 'no other archive has these classes'}.",
+        *first,
         "In parentheses: 95 % of a paired bootstrap over seeds and images. Epochs and seconds are "
         "of all jobs behind a row, for each seed; the warm-up's epochs are apart, its seconds are "
         "not, and the parents' training is in neither.",
         *([f"Failed, and left out of soups: {', '.join(failed)}."] if failed else []),
     ]
+
+
+def _described(options: argparse.Namespace, studies: Studies, seed: int) -> dict[str, list[str]]:
+    """Settings and data of a seed, and what failed in it; empty before anything is finished."""
+    results = {
+        name: json.loads(path.read_text())
+        for number, name in studies
+        if number == seed and (path := _folder(options, seed, name) / "results.json").exists()
+    }
+    if not results:
+        return {}
+    data = next(iter(results.values()))["data"]
+    rates = ", ".join(f"{rate:g}" for rate in options.rates)
+    others = "; ".join(
+        f"{name}, {one['images']} images" for name, one in data["evaluate_on"].items()
+    )
+    notes = [
+        f"{options.architecture}, {options.image_size} px, batch {options.batch_size}; grid and "
+        f"FGG start from parent {options.start}. Warm-up: {options.warmup_epochs} epochs, "
+        f"{options.warmup_rate:g}. Fine-tuning: at most {options.epochs} epochs at {rates}. FGG: "
+        f"{options.fgg_epochs} epochs, {options.fgg_rate:g} at most. MedMerge's fine-tuning: "
+        f"{', '.join(f'{rate:g}' for rate in options.medmerge_rates)}. Grid: "
+        f"{', '.join(options.augmentations)}, and for each rate "
+        f"{', '.join(map(str, options.grid_seeds))} seeds (the last number also for seeds after "
+        f"it). Parents are trained for {options.parent_epochs} epochs.",
+        f"Target: {data['counts']}. Out of distribution: "
+        f"{others or 'no other archive has these classes'}.",
+    ]
+    failed = [
+        f"{n} of seed {seed}: {job}" for n, one in results.items() for job in one.get("failed", ())
+    ]
+    return {"notes": notes, "failed": failed}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"  # or what is missing is looked for until all retries are over
 
+import collections
 import importlib
 import sys
 
@@ -29,6 +30,23 @@ def warm_programs():
     programs = WarmPrograms()
     yield programs
     programs.close()
+
+
+@pytest.fixture
+def events():
+    """How often JAX said that something happened, in any thread; "compiled" is a program made."""
+    import jax
+
+    counter = collections.Counter()
+
+    def count(event, *_, **__):
+        counter["compiled" if event.endswith("/backend_compile_duration") else event] += 1
+
+    jax.monitoring.register_event_listener(count)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield counter
+    jax.monitoring.unregister_event_listener(count)
+    jax.monitoring.unregister_event_duration_listener(count)
 
 
 @pytest.fixture(autouse=True)

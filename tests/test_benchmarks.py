@@ -7,7 +7,10 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from medmerge_jax.evaluation.predictions import Predictions
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -105,14 +108,41 @@ def test_epochs_behind_a_row_are_those_of_all_its_jobs(fission_fusion, tmp_path)
         ]
         (folder / name).mkdir(parents=True)
         (folder / name / "results.json").write_text(json.dumps(results))
+        logits = np.eye(5)[[0, 1, 2, 3, 4 if name == "fgg/lr0.0001" else 0]]
+        for further in ("", "-isic2018", "-uda1"):
+            Predictions(logits, np.arange(5)).save(folder / name / f"predictions{further}.npz")
     best, top = (script._entry(config, folder, job) for job in (script.VAL, "soups/GoG"))
-    assert best.folder.name == "lr0.0001" and best.score("") == 0.6
+    assert (best.score(""), best.predicted["uda1"]) == (1.0, [0, 1, 2, 3, 4])
+    assert top.score("") == pytest.approx((2 / 3 + 1 + 1 + 1 + 0) / 5)
     assert (best.epochs, best.warmup, best.seconds) == (2 * 37, 5, 3.0)
     assert (top.epochs, top.warmup, top.seconds) == (
         2 * 37,
         5,
         3.0 + 3.0,
     )  # two groups' soups and its own
+
+
+def test_a_finished_seed_is_kept_for_another_machine(fission_fusion, tmp_path, monkeypatch):
+    script, options = fission_fusion
+    studies, options.seeds = script._studies(options), 1
+    said = {further: [0, 1, 2, 3, 4] for further in ("", "isic2018", "uda1")}
+    wrong = {further: [0, 1, 2, 3, 3] for further in said}
+    entries = {
+        title: script.Entry(said, said if title == script.CLAIMED else wrong, 9, 5, 100)
+        for title in script.ROWS
+    }
+    described = {"notes": ["as published"], "failed": []}
+    options.seeds_folder, options.output = tmp_path / "kept", tmp_path / "kept" / "table.md"
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "_of_seed", lambda *arguments: entries[arguments[-1]])
+        patch.setattr(script, "_described", lambda *_: described)
+        script._keep(options, studies, 0)
+    monkeypatch.setattr(script, "run", lambda *_: pytest.fail("it was run again"))
+    assert script._entries(options, studies, script.CLAIMED) == {0: entries[script.CLAIMED]}
+    script._write(options, {key: one for key, one in studies.items() if key[0] == 0})
+    table = options.output.read_text()
+    assert "as published" in table and "Not finished" not in table
+    assert "| FGG + GoG | 1.000 |" in table
 
 
 def test_a_changed_result_changes_the_readme(load, tmp_path, monkeypatch):

@@ -5,11 +5,12 @@ multiple fine-tuned models improves accuracy without increasing inference time" 
 hierarchical ones Sanjeev et al. 2024's, "FissionFusion" (arXiv 2403.13341).
 
 *Ingredients* are trees of one architecture, `{"params": ..., "batch_stats": ...}` or any part of
-it. There may be hundreds: a soup asks for them one at a time, by `ingredients[i]`, which may read a
-file, and holds no more than one beside its running sum and the average to be scored. Everything is
-averaged, running statistics too, as the papers' code does; better ones come from recalibration,
-for which greedy and hierarchical soups take `finish`. A *score* is computed on held-out data, the
-higher the better.
+it. There may be hundreds, in files: a leaf may be any array with a shape and a dtype that NumPy can
+ask for, by `__array__`, such as a dataset of h5py or what `weights.open_parent` gives. It is read
+whenever it is averaged and not kept, so that a soup takes the memory of one model and one leaf.
+Everything is averaged, running statistics too, as the papers' code does; better ones come from
+recalibration, for which greedy and hierarchical soups take `finish`. A *score* is computed on
+held-out data, the higher the better.
 """
 
 import functools
@@ -81,7 +82,7 @@ class HierarchicalSoup(NamedTuple):
 
 
 def uniform_soup(ingredients: Sequence[Tree]) -> dict[Any, Any]:
-    """The mean of all ingredients, read once, one at a time.
+    """The mean of all ingredients, each read once.
 
     Args:
       ingredients: At least one.
@@ -93,7 +94,7 @@ def uniform_soup(ingredients: Sequence[Tree]) -> dict[Any, Any]:
       ValueError: No ingredient; paths or shapes that differ; a leaf that is no floating-point array
         or holds NaN or infinity.
     """
-    return _mean_of(ingredients.__getitem__, range(len(ingredients)))
+    return _computed(_mean(_named(ingredients)))
 
 
 def greedy_soup(
@@ -110,7 +111,8 @@ def greedy_soup(
     on the held-out data than the best ingredient.
 
     Args:
-      ingredients: At least one; each is read up to three times, once less if `scores` are given.
+      ingredients: At least one. Whenever one is tried, those in the soup are read again: no sum is
+        held while an average is scored.
       score: `score(variables)`, a number. A soup of score NaN is not better.
       scores: Of the single ingredients, where they are known already.
       finish: Applied to every average before it is scored and to the one returned, for example
@@ -119,7 +121,7 @@ def greedy_soup(
     Raises:
       ValueError: As for `uniform_soup`; scores that are too many, too few or NaN.
     """
-    return _greedy(ingredients.__getitem__, len(ingredients), score, scores, finish)
+    return _greedy(_named(ingredients), score, scores, finish)
 
 
 def learned_soup(
@@ -152,10 +154,18 @@ def learned_soup(
       ValueError: As for `uniform_soup`; or a loss that is not finite, or a granularity not above.
     """
     check_choice("granularity", granularity, ("tensor", "model"))
-    checked = _Sum()
-    for index in range(len(ingredients)):
-        checked.flatten(ingredients[index], f"ingredient {index}")
-    keys = {path: path if granularity == "tensor" else "" for path in checked.dtypes}
+    forms = {}
+    for name, tree in _named(ingredients).items():
+        flat = flatten(tree)
+        check_finite(flat, name)
+        forms[name] = {path: _form([leaf]) for path, leaf in flat.items()}
+    if not forms:
+        raise ValueError("0 ingredients; one or more are wanted")
+    check_parents(list(forms.values()), names=list(forms))
+    of_all = {
+        path: _form([one[path] for one in forms.values()]) for path in next(iter(forms.values()))
+    }
+    keys = {path: path if granularity == "tensor" else "" for path in of_all}
     raw = {"beta": np.ones(1), **{f"/{key}": np.zeros(len(ingredients)) for key in keys.values()}}
     means: dict[str, Any] = dict.fromkeys(raw, 0.0)
     squares = means.copy()
@@ -174,7 +184,7 @@ def learned_soup(
         slopes = {name: np.zeros_like(numbers) for name, numbers in raw.items()}
         slopes["beta"][0] = float(gradient_beta)
         for index in range(len(ingredients)):
-            for path, product in _inner(gradient, ingredients[index], soup).items():
+            for path, product in _inner(gradient, _arrays(ingredients[index]), soup).items():
                 slopes[f"/{keys[path]}"][index] += shares[path][index] * float(product)
         for name, slope in slopes.items():  # Adam (Kingma & Ba 2015) with the usual β₁, β₂, ε
             means[name] = 0.9 * means[name] + 0.1 * slope
@@ -183,7 +193,9 @@ def learned_soup(
             root = np.sqrt(squares[name] / (1 - 0.999 ** (step + 1)))
             raw[name] = raw[name] - learning_rate * mean / (root + 1e-8)
     shares = {path: _softmax(raw[f"/{key}"]) for path, key in keys.items()}
-    variables = checked.cast(flatten(_mix(ingredients, shares)))
+    soup = flatten(_mix(ingredients, shares))
+    leaves = {path: soup[path].astype(form.dtype) for path, form in of_all.items()}
+    variables = nest_like(leaves, ingredients[0])
     return LearnedSoup(variables, shares, float(raw["beta"][0]), np.array(losses))
 
 
@@ -232,106 +244,101 @@ def hierarchical_soup(
             members[index] = soup.chosen
             group_scores.append(soup.score)
 
-    def uniform(index: int) -> Tree:
-        return _mean_of(groups[index].__getitem__, members[index], f" of group {index}")
-
-    result = _greedy(uniform, len(groups), score, group_scores, finish)
+    soups = {
+        f"group {index}": _mean(
+            {f"ingredient {one} of group {index}": groups[index][one] for one in members[index]}
+        )
+        for index in range(len(groups))
+    }
+    result = _greedy(soups, score, group_scores, finish)
     chosen = {group: members[group] for group in result.chosen}
     return HierarchicalSoup(result.variables, chosen, result.score)
 
 
 def _greedy(
-    read: Callable[[int], Tree],
-    count: int,
+    ingredients: Mapping[str, Tree],
     score: Score,
     scores: Sequence[float] | None,
     finish: Finish | None,
 ) -> GreedySoup:
-    """`greedy_soup` of `count` ingredients, each read when it is wanted."""
-    finish = finish or (lambda variables: variables)
+    """`greedy_soup` of ingredients by name."""
+    names = list(ingredients)
+
+    def average(indices: Iterable[int]) -> dict[Any, Any]:
+        mean = _computed(_mean({names[index]: ingredients[names[index]] for index in indices}))
+        return finish(mean) if finish else mean
+
     if scores is None:
-        scores = [float(score(finish(_mean_of(read, [index])))) for index in range(count)]
-    if not count:
-        raise ValueError("0 ingredients; one or more are wanted")
-    if len(scores) != count:
-        raise ValueError(f"{len(scores)} scores for {count} ingredients")
-    for index, single in enumerate(scores):
+        scores = [float(score(average([index]))) for index in range(len(names))]
+    if len(scores) != len(names):
+        raise ValueError(f"{len(scores)} scores for {len(names)} ingredients")
+    for name, single in zip(names, scores, strict=True):
         if math.isnan(single):
-            raise ValueError(f"the score of ingredient {index} is NaN; a number is wanted")
-    first, *others = sorted(range(count), key=lambda index: -scores[index])
+            raise ValueError(f"the score of {name} is NaN; a number is wanted")
+    if not names:
+        raise ValueError("0 ingredients; one or more are wanted")
+    first, *others = sorted(range(len(names)), key=lambda index: -scores[index])
     chosen, best = [first], float(scores[first])
-    soup = _Sum()
-    soup.add(soup.flatten(read(first), f"ingredient {first}"))
     for index in others:
-        # It is read again if it is taken, instead of being held while the average is scored.
-        average = soup.mean(soup.flatten(read(index), f"ingredient {index}"))
-        with_this = float(score(finish(average)))
-        del average
+        with_this = float(score(average([*chosen, index])))
         if with_this > best:
-            soup.add(soup.flatten(read(index), f"ingredient {index}"))
             chosen, best = [*chosen, index], with_this
-    return GreedySoup(finish(soup.mean()), tuple(chosen), best)
+    return GreedySoup(average(chosen), tuple(chosen), best)
 
 
-class _Sum:
-    """A sum of trees in float64: exact enough for any number of them, and for identical ones."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sums: dict[str, Any] = {}
-        self._first = ""
-        self._shapes: dict[str, jax.ShapeDtypeStruct] = {}
-        self._like: dict[Any, Any] = {}
-        self.dtypes: dict[str, Any] = {}
-
-    def flatten(self, tree: Tree, name: str) -> dict[str, Any]:
-        """Leaves by path, after they are checked against the first tree ever seen."""
-        flat = flatten(tree)
-        check_parents([self._shapes or flat, flat], names=[self._first or name, name])
-        check_finite(flat, name)
-        if not self._first:
-            self._first, self._like = name, nest_like(dict.fromkeys(flat), tree)
-            self._shapes = {p: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for p, x in flat.items()}
-        for path, leaf in flat.items():
-            self.dtypes[path] = jnp.promote_types(self.dtypes.get(path, leaf.dtype), leaf.dtype)
-        return flat
-
-    def add(self, flat: dict[str, Any]) -> None:
-        """Adds a tree, and empties `flat`, so that its arrays are let go of one by one."""
-        while flat:
-            path, leaf = flat.popitem()
-            if path in self._sums:
-                self._sums[path] += leaf
-            else:
-                self._sums[path] = np.array(leaf, np.float64)
-        self._count += 1
-
-    def mean(self, flat: dict[str, Any] | None = None) -> dict[Any, Any]:
-        """The mean of all in the sum, and of `flat` if given, which is emptied as by `add`."""
-        count = self._count + (flat is not None)
-        if not count:
-            raise ValueError("0 ingredients; one or more are wanted")
-        means = {}
-        for path, total in self._sums.items():
-            more = 0.0 if flat is None else np.asarray(flat.pop(path), np.float64)
-            mean = (total + more) / count
-            # Rounded by NumPy: JAX would hold every wider array until it comes to round it.
-            means[path] = jnp.asarray(mean.astype(self.dtypes[path]))
-        return nest_like(means, self._like)
-
-    def cast(self, flat: Mapping[str, Any]) -> dict[Any, Any]:
-        """Nested like the first tree and in its dtypes."""
-        leaves = {path: jnp.asarray(leaf, self.dtypes[path]) for path, leaf in flat.items()}
-        return nest_like(leaves, self._like)
+def _named(ingredients: Sequence[Tree]) -> dict[str, Tree]:
+    """By what they are called in messages."""
+    return {f"ingredient {index}": ingredients[index] for index in range(len(ingredients))}
 
 
-def _mean_of(
-    read: Callable[[int], Tree], indices: Iterable[int], where: str = ""
-) -> dict[Any, Any]:
-    total = _Sum()
-    for index in indices:
-        total.add(total.flatten(read(index), f"ingredient {index}{where}"))
-    return total.mean()
+class _Mean:
+    """The mean of arrays of one shape, which is a leaf itself: computed when NumPy asks for it.
+
+    In float64, which is exact enough for any number of arrays, and for identical ones.
+    """
+
+    def __init__(self, path: str, leaves: Mapping[str, Any]) -> None:
+        form = _form(list(leaves.values()))
+        self.shape, self.dtype = form.shape, form.dtype
+        self._path, self._leaves = path, leaves
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        total: np.ndarray = np.zeros(self.shape)
+        for name, leaf in self._leaves.items():
+            array = np.asarray(leaf, np.float64)
+            check_finite({self._path: array}, name)
+            total += array
+        return np.asarray(total / len(self._leaves), dtype or self.dtype)
+
+
+def _mean(ingredients: Mapping[str, Tree]) -> dict[Any, Any]:
+    """A tree like the first, of `_Mean`s."""
+    if not ingredients:
+        raise ValueError("0 ingredients; one or more are wanted")
+    flats = {name: flatten(tree) for name, tree in ingredients.items()}
+    check_parents(list(flats.values()), names=list(flats))
+    like = next(iter(ingredients.values()))
+    means = {
+        path: _Mean(path, {name: flat[path] for name, flat in flats.items()})
+        for path in flatten(like)
+    }
+    return nest_like(means, like)
+
+
+def _computed(mean: dict[Any, Any]) -> dict[Any, Any]:
+    """The tree with JAX's arrays."""
+    # Copied: of an array that it shares with NumPy, JAX lets go in its next call only.
+    leaves = {
+        path: jax.device_put(np.asarray(leaf), may_alias=False)
+        for path, leaf in flatten(mean).items()
+    }
+    return nest_like(leaves, mean)
+
+
+def _form(leaves: Sequence[Any]) -> jax.ShapeDtypeStruct:
+    """The shape of them, and the dtype of their average."""
+    dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in leaves])
+    return jax.ShapeDtypeStruct(np.shape(leaves[0]), dtype)
 
 
 def _mix(ingredients: Sequence[Tree], shares: Mapping[str, np.ndarray]) -> dict[Any, Any]:
@@ -340,10 +347,17 @@ def _mix(ingredients: Sequence[Tree], shares: Mapping[str, np.ndarray]) -> dict[
     for index in range(len(ingredients)):
         ours = {path: share[index] for path, share in shares.items()}
         # Waited for, so that ingredients are let go of one by one.
-        soup = jax.block_until_ready(_add_share(soup, ingredients[index], ours))
+        soup = jax.block_until_ready(_add_share(soup, _arrays(ingredients[index]), ours))
     if soup is None:
         raise ValueError("0 ingredients; one or more are wanted")
     return soup
+
+
+def _arrays(tree: Tree) -> dict[Any, Any]:
+    """The tree with arrays that JAX takes."""
+    kinds = (np.ndarray, jax.Array)
+    leaves = {p: x if isinstance(x, kinds) else np.asarray(x) for p, x in flatten(tree).items()}
+    return nest_like(leaves, tree)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -348,7 +348,7 @@ def _provenance(card: dict[str, Any]) -> str:
     return f"{origin}, sha256 {checksum}" if checksum else origin
 
 
-def load_parent(config: Config, name: str, folder: Path, *, quietly: bool = False) -> Parent:
+def load_parent(config: Config, name: str, folder: Path) -> Parent:
     """Variables and provenance of one parent, see `load_parents`; what is inferred is said."""
     value = config.parents[name]
     if value == "zeros":
@@ -361,11 +361,20 @@ def load_parent(config: Config, name: str, folder: Path, *, quietly: bool = Fals
     fingerprint = weights.model_fingerprint(variables)
     variables, card, adapted = weights.as_published(config.architecture, variables, card)
     others = list(_of_other_images(config, card))
-    for note in [] if quietly else [adapted, *others] if adapted else others:
+    for note in [adapted, *others] if adapted else others:
         say(f"{card['file']}: {note}")
     notes = [*card.get("notes", []), *others]
     source = path if value.startswith(SOURCE) else value
     return variables, {**card, "notes": notes, "source": source, "fingerprint": fingerprint}
+
+
+def open_parent(config: Config, name: str, folder: Path) -> Tree:
+    """Variables of one parent that is a file, whose leaves may be `weights.LazyArray`s."""
+    path = location(config.parents[name], folder)
+    variables, card = weights.open_parent(
+        path, config.architecture, lacking=config.estimate_statistics
+    )
+    return weights.as_published(config.architecture, variables, card)[0]
 
 
 def _of_other_images(config: Config, card: dict[str, Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,12 @@ def check_paths(config: Config, names: list[str]) -> None:
 
 
 def prepare(
-    config: Config, names: list[str], folder: Path, untrained: Mapping[str, Prepared]
+    config: Config,
+    names: list[str],
+    folder: Path,
+    untrained: Mapping[str, Prepared],
+    *,
+    averaged: Collection[str] = (),
 ) -> Prepared:
     """Loads what there is and shows what is wrong with it, before anything is trained.
 
@@ -61,6 +66,7 @@ def prepare(
       names: Of the parents that it starts from.
       folder: Of the study; the folder of a run that is in none.
       untrained: Jobs that will make parents, by name: their training images are known already.
+      averaged: Those of the parents that are only averaged, so that they are not loaded here.
     """
     spec = get_spec(config.architecture)
     if config.image_size < spec.min_size:
@@ -74,9 +80,10 @@ def prepare(
     _check_metric(config, dataset)
     values = {name: config.parents[name] for name in names}
     on_disk = [name for name, value in values.items() if not inputs.job_of(value)]
-    averages = config.recipe in RECIPES and RECIPES[config.recipe].averages
-    load = inputs.load_cards if averages else inputs.load_parents
-    parents = load(config, on_disk, folder)
+    parents = {
+        **inputs.load_parents(config, [n for n in on_disk if n not in averaged], folder),
+        **inputs.load_cards(config, [n for n in on_disk if n in averaged], folder),
+    }
     dataset, pixels, rendering = inputs.decode(config, dataset)
     trained_on: dict[str, ImageHashes | None] = {}
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The recipe `soup`: one model of many, which are opened one at a time."""
+"""The recipe `soup`: one model of many, of whose files no more than an array is held."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medmerge_jax import merging
+from medmerge_jax import merging, weights
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import METRICS, classification_metrics
 from medmerge_jax.merging.trees import flatten
@@ -26,7 +26,7 @@ _ALIKE = 1e-3
 
 
 class _Members(Sequence[Tree]):
-    """The parents of an experiment, or some of them, each read when it is asked for."""
+    """The parents of an experiment, or some of them; arrays are read when they are asked for."""
 
     def __init__(self, experiment: Experiment, names: Iterable[str]):
         self.names, self._experiment = list(names), experiment
@@ -43,11 +43,8 @@ class _Members(Sequence[Tree]):
     def __getitem__(self, index: int | slice) -> "Tree | _Members":
         if isinstance(index, slice):
             return self.some(range(len(self))[index])
-        given = self._experiment.inputs
-        variables, _ = inputs.load_parent(
-            self._experiment.config, self.names[index], given.folder, quietly=True
-        )
-        return variables
+        folder = self._experiment.inputs.folder
+        return inputs.open_parent(self._experiment.config, self.names[index], folder)
 
     def some(self, indices: Iterable[int]) -> "_Members":
         """Those with these numbers."""
@@ -77,12 +74,13 @@ class _Judge:
 
     def metrics(self, variables: Tree, split: str) -> dict[str, Any]:
         """All metrics on a split."""
-        return classification_metrics(self.experiment.predictions(variables, split))
+        predictions = self.experiment.predictions(weights.read_all(variables), split)
+        return classification_metrics(predictions)
 
     def finish(self, variables: Tree) -> Tree:
         """With the statistics of batch norms estimated anew."""
         count = self.experiment.config.soup.num_images
-        return self.experiment.recalibrated(variables, count)
+        return self.experiment.recalibrated(weights.read_all(variables), count)
 
 
 def average(experiment: Experiment) -> Trained:
@@ -114,10 +112,15 @@ def average(experiment: Experiment) -> Trained:
     taken = "recalibrated" if always else "averaged"
     if settings.recalibrate == "if_better":
         taken = max(ranks, key=lambda name: ranks[name])  # of equals the first
+    best = int(np.argmax(scores))
     facts: dict[str, Any] = {
         "kind": settings.kind,
         "metric": settings.metric,
         "members": dict(zip(members.names, map(judge.shown, scores), strict=True)),
+        "best": {
+            "member": members.names[best],
+            **{split: judge.metrics(members[best], split) for split in ("val", "test")},
+        },
         "chosen": [members.names[index] for index in chosen],
         "taken": taken,
         "variants": {
@@ -172,13 +175,13 @@ def _has_statistics(variables: Tree) -> bool:
 def _learned(experiment: Experiment, members: _Members) -> Tree:
     """The soup with a share per member and array, trained on the validation images."""
     dataset, network = experiment.inputs.dataset, experiment.network
-    weights = jnp.ones(dataset.num_classes)
+    equal = jnp.ones(dataset.num_classes)
 
     def loss(variables: Tree, beta: Any, batch: dict[str, jax.Array]) -> jax.Array:
         logits = network.model.apply(variables, network.normalise(batch["inputs"]), train=False)
         labels = batch["labels"]
         return weighted_loss(
-            beta * logits[: len(labels)], labels, weights, multilabel=dataset.multilabel
+            beta * logits[: len(labels)], labels, equal, multilabel=dataset.multilabel
         )
 
     validation = experiment.inputs.batches["val"]
@@ -188,7 +191,7 @@ def _learned(experiment: Experiment, members: _Members) -> Tree:
         for batch in validation.epoch(experiment.config.seed, epoch)
     )
     # Each is read twice a step, so that all are held where there is room for them.
-    return merging.learned_soup(list(members), loss, batches).variables
+    return merging.learned_soup([*map(weights.read_all, members)], loss, batches).variables
 
 
 def _explanation(

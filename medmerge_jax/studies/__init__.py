@@ -6,5 +6,6 @@ from medmerge_jax.studies.execute import run
 from medmerge_jax.studies.fission_fusion import fission_fusion
 from medmerge_jax.studies.fold_soup import fold_soup
 from medmerge_jax.studies.grid import grid_search
+from medmerge_jax.studies.hierarchical_soup import hierarchical_soup
 
-__all__ = ["compare", "fission_fusion", "fold_soup", "grid_search", "run"]
+__all__ = ["compare", "fission_fusion", "fold_soup", "grid_search", "hierarchical_soup", "run"]

@@ -1,9 +1,12 @@
 """Whether a config makes sense, and what there is to choose from."""
 
 import dataclasses
+import glob
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 
 from medmerge_jax.config import (
     AnyConfig,
@@ -61,10 +64,12 @@ register more."""
 def check_config(config: AnyConfig) -> Config:
     """The typed config; all options of mergers are in it, None where they are not given.
 
+    A parent "runs/grid/*" stands for all that match, each a parent with a name of its own.
+
     Raises:
       UserError: Names every field that is unknown, missing or unusable.
     """
-    parsed = parse(config)
+    parsed = _with_matches(parse(config))
     raise_mistakes(list(_mistakes(parsed)))
     return _with_options(parsed)
 
@@ -92,6 +97,20 @@ def _runs(config: Config) -> list[Config]:
     if config.recipe not in STUDIES:
         return [config]
     return [job.config for job in STUDIES[config.recipe].function(config)]
+
+
+def _with_matches(config: Config) -> Config:
+    """Parents that match patterns, by what differs in their paths; what matches nothing stays."""
+    parents: dict[str, str] = {}
+    for name, value in config.parents.items():
+        path = Path(value).expanduser()
+        found = sorted(map(Path, glob.glob(str(path)))) if glob.has_magic(value) else []  # noqa: PTH207  # which wants folder and pattern apart
+        if not found or path.exists():
+            parents[name] = value
+            continue
+        above = os.path.commonpath([one.parent for one in found])
+        parents.update({str(one.relative_to(above)): str(one) for one in found})
+    return dataclasses.replace(config, parents=parents)
 
 
 def _with_options(config: Config) -> Config:

@@ -1,7 +1,7 @@
 """An experiment in its workdir: one run, or the jobs of a study."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def _prepare(
     config: Config, jobs: Mapping[str, Job], folder: Path
 ) -> tuple[Prepared, dict[str, Prepared]]:
     """What the study starts from, and what its untrained sources do."""
-    names = _parents(config, jobs)
+    names = _parents(config, jobs.values())
+    loaded = _parents(config, [job for job in jobs.values() if not job.averages])
     prepare.check_paths(config, names)
     sources = {
         name: job
@@ -99,15 +100,19 @@ def _prepare(
     with processes.first_alone():
         for name, job in sources.items():
             parents = needed_parents(job.config)
-            prepared[name] = prepare.prepare(job.config, parents, folder, prepared)
-        return prepare.prepare(config, names, folder, prepared), prepared
+            prepared[name] = prepare.prepare(
+                job.config, parents, folder, prepared, averaged=parents if job.averages else ()
+            )
+        averaged = set(names) - set(loaded)
+        target = prepare.prepare(config, names, folder, prepared, averaged=averaged)
+        return target, prepared
 
 
-def _parents(config: Config, jobs: Mapping[str, Job]) -> list[str]:
+def _parents(config: Config, jobs: Iterable[Job]) -> list[str]:
     """Names of the config's parents that jobs, other than sources, start from."""
     used = {
         (name, job.config.parents[name])
-        for job in jobs.values()
+        for job in jobs
         if not job.name.startswith(SOURCES)
         for name in needed_parents(job.config)
     }

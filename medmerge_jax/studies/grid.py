@@ -18,6 +18,9 @@ WARMUP = "warmup"
 SOUPS = ("uniform", "greedy", "GoU", "GoG")
 """Of all models, and, of groups, greedy soups of uniform ones and of greedy ones."""
 
+BEST = "best single, by validation"
+"""Names the row of the model that one would take if there were no soups."""
+
 _AXES = {"learning_rate": "ft.learning_rate", "augmentation": "augmentation", "seed": "seed"}
 
 
@@ -73,11 +76,16 @@ def mistakes(config: Config) -> Iterator[str]:
         yield from different(f"grid.{name}", getattr(config.grid, name))
     for axis in config.grid.axes:
         yield from _axis_mistakes(axis)
+    yield from group_mistakes(config)
+    if config.fgg.cycle % 2:
+        yield f"fgg.cycle = {config.fgg.cycle}: an even number of epochs is wanted"
+
+
+def group_mistakes(config: Config) -> Iterator[str]:
+    """What is wrong with `soup.group_by`."""
     paths, group = [one.path for one in fields(config)], config.soup.group_by
     if group and group not in paths:
         yield f"soup.group_by = {group!r}: {nearest(group, paths)}"
-    if config.fgg.cycle % 2:
-        yield f"fgg.cycle = {config.fgg.cycle}: an even number of epochs is wanted"
 
 
 def warmup(config: Config) -> Job:
@@ -156,13 +164,17 @@ def grouped(config: Config, jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
     """The jobs' models by the value of `soup.group_by`, a group each; of one if that is empty."""
     groups: dict[str, dict[str, str]] = {}
     for job in jobs:
-        path = config.soup.group_by
-        value: Any = job.config
-        for part in path.split(".") if path else ():
-            value = getattr(value, part)
-        group = groups.setdefault(_label(path, value) if path else "", {})
+        group = groups.setdefault(group_of(job.config, config.soup.group_by), {})
         group[job.name.rpartition("/")[2]] = f"job:{job.name}"
     return groups
+
+
+def group_of(member: Config, path: str) -> str:
+    """The group of a member by the value of a field; "" if the path is empty."""
+    value: Any = member
+    for part in path.split(".") if path else ():
+        value = getattr(value, part)
+    return _label(path, value) if path else ""
 
 
 def _reduce(config: Config, outcomes: Outcomes) -> dict[str, Any]:
@@ -183,27 +195,35 @@ def table(config: Config, outcomes: Outcomes, names: Sequence[str]) -> dict[str,
     """
     return {
         "seeds": [config.seed],
-        "table": _rows(config, outcomes, names),
-        "evaluate_on": {one: _rows(config, outcomes, names, one) for one in config.evaluate_on},
+        "table": _singles(config, outcomes, names) + soup_rows(outcomes),
+        "evaluate_on": {
+            one: _singles(config, outcomes, names, one) + soup_rows(outcomes, one)
+            for one in config.evaluate_on
+        },
         "metric": config.soup.metric,  # by which models are ranked
         "warmup": _summary(outcomes[WARMUP]),
         "members": {name: _summary(outcomes[name]) for name in names},
         "epochs": sum(_epochs(one) for one in outcomes.values()),
-        "explanations": {
-            name: one.results["soup"]["explanation"]
-            for name, one in outcomes.items()
-            if one.results is not None and "explanation" in one.results.get("soup", {})
-        },
+        "explanations": explanations(outcomes),
     }
 
 
-def _rows(
+def explanations(outcomes: Outcomes) -> dict[str, str]:
+    """Why a soup is worse than its best member, by the name of its job."""
+    return {
+        name: one.results["soup"]["explanation"]
+        for name, one in outcomes.items()
+        if one.results is not None and "explanation" in one.results.get("soup", {})
+    }
+
+
+def _singles(
     config: Config, outcomes: Outcomes, names: Sequence[str], further: str = ""
 ) -> list[dict[str, Any]]:
-    """Of the test images, or of one of the further data sets; there of soups as they were taken."""
+    """Of the test images, or of one of the further data sets."""
     metric, rows = METRICS[config.soup.metric], []
     done = {n: one for n in names if (one := outcomes[n].results) is not None}
-    for split, title in (("val", "best single, by validation"), ("test", "best single, by test")):
+    for split, title in (("val", BEST), ("test", "best single, by test")):
         ranked = {
             name: value if metric.higher_is_better else -value
             for name, one in done.items()
@@ -211,7 +231,13 @@ def _rows(
         }
         if ranked:
             best = max(ranked, key=lambda name: ranked[name])
-            rows.append(_row(title, best.rpartition("/")[2], evaluated(done[best], further)))
+            rows.append(row(title, best.rpartition("/")[2], evaluated(done[best], further)))
+    return rows
+
+
+def soup_rows(outcomes: Outcomes, further: str = "") -> list[dict[str, Any]]:
+    """Of the test images, or of one of the further data sets, there as soups were taken."""
+    rows = []
     for name in SOUPS:
         soup = outcomes.get(f"soups/{name}")
         if soup is not None and soup.results is not None:
@@ -222,11 +248,12 @@ def _rows(
                 variants = {told["taken"]: evaluated(soup.results, further)}
             for variant, metrics in variants.items():
                 title = name if variant == "averaged" else f"{name}, {variant}"
-                rows.append(_row(title, chosen, metrics))
+                rows.append(row(title, chosen, metrics))
     return rows
 
 
-def _row(title: str, start: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def row(title: str, start: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the table: a recipe, what it starts from, and its metrics on one run."""
     return {"recipe": title, "start": start, "seeds": [], **scores([metrics])}
 
 

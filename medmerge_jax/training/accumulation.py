@@ -40,7 +40,7 @@ def accumulated_step(
     for index, part in enumerate(batch):  # a loop of the compiler would convolve on one thread
         rngs = task.network.streams(key, state.step, index)
         sums, batch_stats = _add_part(
-            task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, key, rngs
+            task, sums, batch_stats, state.trainable, frozen, part, class_weights, total, rngs
         )
     grads, loss = sums
     # The running averages from before the first part were donated to it.
@@ -73,11 +73,10 @@ def _add_part(
     part: Batch,
     class_weights: jax.Array,
     total: jax.Array,
-    key: jax.Array | None,
     rngs: dict[str, jax.Array] | None,
 ) -> tuple[tuple[Tree, jax.Array], Tree]:
     """Gradients and loss added to `sums`, and the new batch statistics."""
     (loss, batch_stats), grads = gradients(
-        task, trainable, batch_stats, frozen, part, class_weights, key, rngs, total
+        task, trainable, batch_stats, frozen, part, class_weights, rngs, total
     )
     return jax.tree.map(jnp.add, sums, (grads, loss)), batch_stats

@@ -21,6 +21,7 @@ from medmerge_jax.runtime.progress import Bar, say
 from medmerge_jax.storage.checkpoints import StageCheckpoints
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.accumulation import accumulated_step
+from medmerge_jax.training.augmentation import augmented_batch
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.progress import Progress
 from medmerge_jax.training.stage import Stage, StageResult
@@ -49,7 +50,7 @@ def train_stage(
       OutOfMemoryError: The batch is too large.
       Preempted: After a signal, see `preemption`. A checkpoint inside the epoch is on the disk.
     """
-    task = Task(network, start.assemble, start.train_batch_norm, multilabel, stage.augmentation)
+    task = Task(network, start.assemble, start.train_batch_norm, multilabel)
     directory.check_there()
     with (
         preemption.deferred(),
@@ -119,6 +120,8 @@ def _train_epoch(
     key = None
     if stage.augmentation is not None or task.network.rngs:
         key = replicate_key(epoch_key(seed, epoch), mesh)
+    # A step that draws nothing takes no key: with and without augmentation it is one program.
+    drawn = key if task.network.rngs else None
     in_flight: collections.deque[jax.Array] = collections.deque()
     batches = train.epoch(seed, epoch, first) if first < steps else ()
     started = time.perf_counter()
@@ -128,8 +131,10 @@ def _train_epoch(
     try:
         for rate, batch in zip(on_device, batches, strict=True):
             preemption.check()
+            if stage.augmentation is not None:
+                batch = augmented_batch(stage.augmentation, mesh, batch, key)
             take_step: Any = accumulated_step if isinstance(batch, tuple) else train_step
-            state, loss = take_step(task, progress.state, frozen, batch, rate, *constants, key)
+            state, loss = take_step(task, progress.state, frozen, batch, rate, *constants, drawn)
             progress.advance(state)
             in_flight.append(loss)
             if len(in_flight) > STEPS_IN_FLIGHT:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medmerge_jax.images.augment import Policy, augment
 from medmerge_jax.merging.trees import unflatten
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime.mesh import batch_sharded, replicated
@@ -28,7 +27,6 @@ class Task:
     assemble: Assemble  # see `Parameterization`, as for the next
     train_batch_norm: bool
     multilabel: bool  # binary cross-entropy per label (NaN labels are left out), not softmax
-    augmentation: Policy | None = None  # of the images of each step
 
 
 class TrainState(NamedTuple):
@@ -80,21 +78,21 @@ def train_step(
       state: Donated.
       frozen: Constants of the stage, see `Parameterization`.
       batch: `inputs` uint8 (n, h, w, c) or float32 (n, features); `labels` int32 (n,) or
-        float32 (n, classes); with augmentation also `indices` int32 (n,), see `augment`. On
-        several devices there may be more inputs, which do not count, see `mesh`.
+        float32 (n, classes). On several devices there may be more inputs, which do not count, see
+        `mesh`. Images are augmented before, see `augmentation`.
       learning_rate: Scalar, or one for each part of the trainable; arguments, like the next, so
         that one compilation serves them all.
       weight_decay: Likewise, see `optimizer.adamw`.
       class_weights: See `weighted_loss`.
-      key: Of the epoch, see `augment.epoch_key`; only needed with augmentation, or by a model that
-        draws random numbers, see `Network.rngs`.
+      key: Of the epoch, see `augment.epoch_key`; only needed by a model that draws random numbers,
+        see `Network.rngs`.
 
     Returns:
       The new state and the loss of this batch before the step, a float32 scalar.
     """
     rngs = task.network.streams(key, state.step)
     (loss, batch_stats), grads = gradients(
-        task, state.trainable, state.batch_stats, frozen, batch, class_weights, key, rngs
+        task, state.trainable, state.batch_stats, frozen, batch, class_weights, rngs
     )
     state = state._replace(batch_stats=batch_stats)
     return update(state, grads, loss, learning_rate, weight_decay, frozen.get("decay_to")), loss
@@ -107,7 +105,6 @@ def gradients(
     frozen: Tree,
     batch: Batch,
     class_weights: jax.Array,
-    key: jax.Array | None,
     rngs: dict[str, jax.Array] | None,
     total: jax.Array | None = None,
 ) -> tuple[tuple[jax.Array, Tree], Tree]:
@@ -121,14 +118,6 @@ def gradients(
         # Rows that only fill the batch up to a multiple of the devices are cut off.
         images = images[: len(batch["labels"])]
         images = jax.lax.with_sharding_constraint(images, batch_sharded(mesh))
-    if task.augmentation is not None:
-        if images.dtype != jnp.uint8 or key is None:
-            raise ValueError(
-                f"augmentation of {images.dtype} inputs {'without' if key is None else 'with'} a "
-                "key: uint8 images and the key of the epoch are wanted; features were computed "
-                "from images that are not augmented"
-            )
-        images = augment(task.augmentation, images, batch["indices"], key)
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, Tree]:
         params = unflatten(task.assemble(trainable, frozen))

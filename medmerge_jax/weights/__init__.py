@@ -4,6 +4,7 @@ from medmerge_jax.weights.card import shareable
 from medmerge_jax.weights.files import read_tensors, write_safetensors
 from medmerge_jax.weights.fit import path_of
 from medmerge_jax.weights.hub import find_imagenet_weights
+from medmerge_jax.weights.lazy import LazyArray, read_all
 from medmerge_jax.weights.models import (
     Model,
     find_architecture,
@@ -13,6 +14,7 @@ from medmerge_jax.weights.models import (
     load_weights,
     model_fingerprint,
     model_from_card,
+    open_parent,
     save_model,
     save_weights,
 )
@@ -20,6 +22,7 @@ from medmerge_jax.weights.names import variables_from_torch, variables_to_torch
 from medmerge_jax.weights.normalisation import as_published, fold_normalisation
 
 __all__ = [
+    "LazyArray",
     "Model",
     "as_published",
     "find_architecture",
@@ -31,7 +34,9 @@ __all__ = [
     "load_weights",
     "model_fingerprint",
     "model_from_card",
+    "open_parent",
     "path_of",
+    "read_all",
     "read_tensors",
     "save_model",
     "save_weights",

@@ -1,5 +1,9 @@
 """Files of named tensors."""
 
+import functools
+import json
+import math
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +17,8 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.storage.archives import check_list_of_entries
 from medmerge_jax.storage.atomic import write_atomically
 from medmerge_jax.storage.npz import read_npz
-from medmerge_jax.weights.torch_pickle import StateDicts, read_torch_file
+from medmerge_jax.weights.lazy import LazyArray
+from medmerge_jax.weights.torch_pickle import read_torch_file
 
 SAFETENSORS_DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -33,17 +38,18 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
       UserError: As of `read_state_dicts`.
     """
     state_dicts = read_state_dicts(path)
-    if len(state_dicts) == 1:
-        return next(iter(state_dicts.values()))
+    several = len(state_dicts) > 1
     return {
-        f"{where}.{name}" if where else name: tensor
+        f"{where}.{name}" if where and several else name: np.asarray(tensor)
         for where, tensors in state_dicts.items()
         for name, tensor in tensors.items()
     }
 
 
-def read_state_dicts(path: Path) -> StateDicts:
+def read_state_dicts(path: Path) -> Mapping[str, Mapping[str, np.ndarray | LazyArray]]:
     """The dicts of tensors in a file by their places in it; the content decides, not the suffix.
+
+    Tensors of a safetensors file are `LazyArray`s, of the others arrays.
 
     Args:
       path: Safetensors, NumPy's archive, or what `torch.save` wrote (see `torch_pickle`), under
@@ -107,21 +113,53 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     write_atomically(path, lambda file: file.write(data))
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    tensors = {}
+def _read_safetensors(path: Path) -> dict[str, LazyArray]:
     try:
-        for name, entry in safetensors.deserialize(path.read_bytes()):
-            if entry["dtype"] not in SAFETENSORS_DTYPES:
-                raise UserError(
-                    f"{path}: tensor {name!r} has the dtype {entry['dtype']}; floats wanted"
-                )
-            flat = np.frombuffer(entry["data"], SAFETENSORS_DTYPES[entry["dtype"]])
-            tensors[name] = flat.reshape(entry["shape"])
-    except UserError:
-        raise
+        # The library checks the header and that the tensors fill the rest of the file.
+        with safetensors.safe_open(path, "numpy"), path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            state = _state(file.fileno())
     except Exception as error:  # The library raises its own and others' exceptions.
         raise UserError(
             f"{path}: cannot be read as .safetensors, it is damaged or incomplete "
             f"({type(error).__name__}: {error}). Fetch or save it again"
         ) from error
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise UserError(
+                f"{path}: tensor {name!r} has the dtype {entry['dtype']}; floats wanted"
+            )
+        shape, dtype = tuple(entry["shape"]), np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
+        start = 8 + length + entry["data_offsets"][0]
+        read = functools.partial(_read_tensor, path, state, name, start, dtype, shape)
+        tensors[name] = LazyArray(shape, dtype, read)
     return tensors
+
+
+def _state(file: int) -> tuple[int, ...]:
+    """What differs as soon as a file was replaced or written to."""
+    found = os.fstat(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read_tensor(
+    path: Path,
+    state: tuple[int, ...],
+    name: str,
+    start: int,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            same = _state(file.fileno()) == state
+            array = np.fromfile(file, dtype, math.prod(shape), offset=start)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not same or array.size < math.prod(shape):
+        raise UserError(f"{path}: was changed while its tensor {name!r} was read; try again")
+    return array.reshape(shape)

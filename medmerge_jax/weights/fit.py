@@ -17,9 +17,10 @@ import numpy as np
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.models import ModelSpec
+from medmerge_jax.weights.lazy import LazyArray
 
 Shape = tuple[int, ...]
-StateDicts = Mapping[str, Mapping[str, np.ndarray]]
+StateDicts = Mapping[str, Mapping[str, np.ndarray | LazyArray]]
 
 CHOICE = "::"
 """Between a file and the state dict in it, or the prefix of the names, that is to be taken."""
@@ -158,7 +159,7 @@ def _renamed(spec: ModelSpec, tensors: Iterable[str], prefix: str) -> dict[str, 
 def _fit_of(
     spec: ModelSpec,
     slots: Mapping[str, Shape],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | LazyArray],
     where: str,
     prefix: str,
 ) -> Fit | None:
@@ -195,7 +196,7 @@ def _fit_of(
 
 
 def _linear(
-    spec: ModelSpec, head: Mapping[str, str], tensors: Mapping[str, np.ndarray]
+    spec: ModelSpec, head: Mapping[str, str], tensors: Mapping[str, np.ndarray | LazyArray]
 ) -> dict[str, str]:
     """Weight and bias of a head that is one linear layer on the features, maybe behind dropout."""
     parts = {usual.rpartition(".")[2]: name for usual, name in head.items()}
@@ -210,7 +211,7 @@ def _linear(
 def _problems(
     spec: ModelSpec,
     slots: Mapping[str, Shape],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | LazyArray],
     names: Mapping[str, Sequence[str]],
 ) -> dict[str, list[str]]:
     """What the backbone misses, and what is wrong with its tensors, each a list of descriptions."""

@@ -29,6 +29,7 @@ from medmerge_jax.weights.card import readme, shareable
 from medmerge_jax.weights.files import read_state_dicts, write_safetensors
 from medmerge_jax.weights.fit import NO_STATISTICS, StateDicts, path_of, split_choice
 from medmerge_jax.weights.hub import find_imagenet_weights
+from medmerge_jax.weights.lazy import read_all
 from medmerge_jax.weights.names import (
     Variables,
     fitting_architectures,
@@ -66,7 +67,7 @@ def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
     variables, notes = variables_and_notes(architecture, state_dicts, str(file), choice)
     for note in notes:
         say(f"{file}: {note}")
-    return variables
+    return read_all(variables)
 
 
 def save_weights(
@@ -269,6 +270,14 @@ def load_parent(
     Raises:
       UserError: There is no such thing, it is of another architecture, or it fits none.
     """
+    variables, card = open_parent(source, architecture, lacking=lacking)
+    return read_all(variables), card
+
+
+def open_parent(
+    source: str | PathLike[str], architecture: str | None = None, *, lacking: bool = False
+) -> tuple[Variables, dict[str, Any]]:
+    """As `load_parent`, with leaves that may be `LazyArray`s, read whenever they are asked for."""
     if architecture is not None:
         get_spec(architecture)
         if source == "imagenet":

@@ -20,7 +20,7 @@ import numpy as np
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten, network_order, unflatten
-from medmerge_jax.models import get_spec, list_models
+from medmerge_jax.models import ModelSpec, get_spec, list_models
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.weights.fit import (
     COUNTER,
@@ -33,6 +33,7 @@ from medmerge_jax.weights.fit import (
     spread_stem,
     without_statistics,
 )
+from medmerge_jax.weights.lazy import LazyArray, read_all
 
 Variables = dict[str, Any]
 
@@ -68,7 +69,7 @@ def variables_from_torch(
     variables, notes = variables_and_notes(architecture, {"": tensors}, origin)
     for note in notes:
         say(f"{origin}: {note}")
-    return variables
+    return read_all(variables)
 
 
 def variables_and_notes(
@@ -80,6 +81,8 @@ def variables_and_notes(
     lacking: bool = False,
 ) -> tuple[Variables, tuple[str, ...]]:
     """Flax variables of a file with any number of state dicts, and what was inferred of it.
+
+    Their leaves are `LazyArray`s; what is wrong with the numbers of one, its reading will say.
 
     Args:
       architecture: One of `models.list_models()`.
@@ -103,22 +106,36 @@ def variables_and_notes(
         hint = f"They fit {' and '.join(fitting)}: is that the architecture you want?"
         raise UserError(f"{error}\n  {hint}" if fitting else str(error)) from None
     tensors = state_dicts[chosen.where]
-    flat: dict[str, dict[str, np.ndarray]] = {"params": {}, "batch_stats": {}}
+    flat: dict[str, dict[str, LazyArray]] = {"params": {}, "batch_stats": {}}
     bias = chosen.names.get(f"{spec.torch_head}.bias")
-    for name, slot in _slots(architecture, 0 if bias is None else len(tensors[bias])).items():
-        if name not in chosen.names:  # running statistics
-            continue
-        array = _float32(chosen.names[name], tensors[chosen.names[name]], origin)
-        if name == f"{spec.stem}.weight" and array.shape[1] == 1:
-            array = spread_stem(array)
-        if name.endswith(".running_var") and array.size and array.min() < 0:
-            raise UserError(
-                f"{origin}: tensor {chosen.names[name]!r} holds a negative variance "
-                f"({array.min():g}); the file is damaged or was averaged wrongly"
-            )
-        axes = np.argsort(spec.torch_axes(slot.path, array.ndim))
-        flat[slot.collection][slot.path] = np.ascontiguousarray(array.transpose(axes))
+    for name, slot in _slots(architecture, 0 if bias is None else tensors[bias].shape[0]).items():
+        if name in chosen.names:  # but running statistics, which may lack
+            axes = np.argsort(spec.torch_axes(slot.path, len(slot.shape)))
+            shape = tuple(slot.shape[axis] for axis in axes)
+            given = chosen.names[name]
+            read = functools.partial(_leaf, spec, name, axes, tensors[given], given, origin)
+            flat[slot.collection][slot.path] = LazyArray(shape, np.dtype(np.float32), read)
     return {collection: unflatten(leaves) for collection, leaves in flat.items()}, chosen.notes
+
+
+def _leaf(
+    spec: ModelSpec,
+    name: str,
+    axes: np.ndarray,
+    tensor: np.ndarray | LazyArray,
+    given: str,
+    origin: str,
+) -> np.ndarray:
+    """A tensor as float32 with Flax's order of axes; `given` is its name in the file."""
+    array = _float32(given, np.asarray(tensor), origin)
+    if name == f"{spec.stem}.weight" and array.shape[1] == 1:
+        array = spread_stem(array)
+    if name.endswith(".running_var") and array.size and array.min() < 0:
+        raise UserError(
+            f"{origin}: tensor {given!r} holds a negative variance ({array.min():g}); the file is "
+            "damaged or was averaged wrongly"
+        )
+    return np.ascontiguousarray(array.transpose(axes))
 
 
 def fitting_architectures(state_dicts: StateDicts, *, lacking: bool = False) -> list[str]:

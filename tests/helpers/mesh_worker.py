@@ -21,6 +21,7 @@ from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.runtime.mesh import data_mesh, fetch, replicate
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.accumulation import accumulated_step
+from medmerge_jax.training.augmentation import augmented_batch
 from medmerge_jax.training.step import Task, collapse, init_state, train_step
 
 CLASSES = 3
@@ -55,7 +56,7 @@ def run(
     start = start_of(stage, depth)
     if dtype == jnp.float64:
         start = jax.tree.map(lambda x: np.asarray(x, dtype) if hasattr(x, "dtype") else x, start)
-    task = Task(network, start.assemble, start.train_batch_norm, multilabel, POLICIES.get(policy))
+    task = Task(network, start.assemble, start.train_batch_norm, multilabel)
     rng = np.random.default_rng(0)
     images, labels = drawn(rng, 50, multilabel)
     kind = StreamedBatches if stream else ResidentBatches
@@ -67,6 +68,8 @@ def run(
     for epoch in range(steps):
         key = epoch_key(3, epoch) if policy else None
         for batch in batches.epoch(3, epoch):
+            if policy:
+                batch = augmented_batch(POLICIES[policy], mesh, batch, key)
             take = accumulated_step if isinstance(batch, tuple) else train_step
             state, loss = take(task, state, frozen, batch, *scalars, weights, key)
             losses.append(float(loss))

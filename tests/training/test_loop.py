@@ -426,10 +426,10 @@ def test_the_key_of_an_epoch_is_of_its_seed_and_number(
 
     def spy(*arguments):
         keys.append(tuple(jax.random.key_data(arguments[-1]).tolist()))
-        return train_step(*arguments)
+        return augmented_batch(*arguments)
 
-    train_step = loop.train_step
-    monkeypatch.setattr(loop, "train_step", spy)
+    augmented_batch = loop.augmented_batch
+    monkeypatch.setattr(loop, "augmented_batch", spy)
     data, start = ResidentBatches(*images, 8), parameterization.linear_probe(variables)
     stage = dataclasses.replace(STAGE, epochs=2, augmentation=POLICIES["minimal"])
     for seed in (0, 1):

@@ -1,6 +1,5 @@
 """The loss, what a step changes and what it leaves, and how often it compiles."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medmerge_jax.images.augment import POLICIES, augment, epoch_key
+from medmerge_jax.images.augment import epoch_key
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.models.network import Network
@@ -225,39 +224,7 @@ def test_one_compilation_for_all_rates_and_equal_tasks(batch):
     assert train_step._cache_size() == compiled
 
 
-def augmented(task, policy):
-    return dataclasses.replace(task, augmentation=POLICIES[policy])
-
-
-@pytest.mark.parametrize("policy", ["medium", pytest.param("heavy", marks=pytest.mark.slow)])
-def test_a_step_with_augmentation_is_the_step_on_augmented_images(batch, policy):
-    start = parameterization.fine_tune(parent(0))
-    task, key = task_of(start), epoch_key(0, 3)
-    batch["indices"] = np.array([7, 0, 3, 90], np.int32)
-    before = augment(POLICIES[policy], batch["inputs"], batch["indices"], key)
-    wanted, wanted_loss = step(task, init_state(start), start, {**batch, "inputs": before})
-    plain = step(task, init_state(start), start, batch)[1]
-    found, loss = step(augmented(task, policy), init_state(start), start, batch, key=key)
-    assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-5)
-    assert float(loss) != pytest.approx(float(plain), rel=1e-5)
-    for path, leaf in flatten(wanted.batch_stats).items():
-        np.testing.assert_allclose(
-            flatten(found.batch_stats)[path], leaf, rtol=1e-4, atol=1e-5, err_msg=path
-        )
-
-
-def test_an_epoch_of_augmentation_does_not_compile_anew(batch):
-    start = parameterization.fine_tune(parent(0))
-    task = augmented(task_of(start), "minimal")
-    state, batch["indices"] = init_state(start), np.arange(4, dtype=np.int32)
-    state, _ = step(task, state, start, batch, key=epoch_key(0, 0))
-    compiled = train_step._cache_size()
-    for epoch in range(1, 4):
-        state, _ = step(task, state, start, batch, key=epoch_key(0, epoch))
-    assert train_step._cache_size() == compiled
-
-
-def test_without_augmentation_nothing_is_computed_for_it(batch):
+def test_of_what_a_step_has_no_use_for_nothing_is_computed(batch):
     """The program is the one of a batch without indices and of no key: its results are too."""
     start = parameterization.fine_tune(parent(0))
     task = task_of(start)
@@ -272,18 +239,6 @@ def test_without_augmentation_nothing_is_computed_for_it(batch):
         )
     ]
     assert programs[0] == programs[1]
-
-
-@pytest.mark.parametrize("lacking", ["images", "a key"])
-def test_augmentation_wants_images_and_a_key(batch, lacking):
-    start = parameterization.fine_tune(parent(0))
-    task = augmented(task_of(start), "medium")
-    batch["indices"] = np.arange(4, dtype=np.int32)
-    if lacking == "images":
-        batch["inputs"] = batch["inputs"].astype(np.float32)
-    key = None if lacking == "a key" else epoch_key(0, 0)
-    with pytest.raises(ValueError, match="uint8 images and the key of the epoch are wanted"):
-        step(task, init_state(start), start, batch, key=key)
 
 
 def test_the_first_step_whose_loss_is_not_finite_is_remembered(batch):

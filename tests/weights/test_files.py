@@ -8,6 +8,7 @@ import pytest
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.weights import read_tensors, write_safetensors
+from medmerge_jax.weights.files import read_state_dicts
 
 TENSORS = {
     "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
@@ -29,6 +30,22 @@ def test_safetensors_there_and_back(tmp_path):
         assert found[name].shape == tensor.shape
         np.testing.assert_array_equal(found[name], tensor)
     assert [file.name for file in path.parent.iterdir()] == ["x.safetensors"]
+
+
+def test_tensors_of_safetensors_are_read_when_they_are_asked_for(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(2)})
+    (tensors,) = read_state_dicts(path).values()
+    a, b = tensors["a"], tensors["b"]
+    assert (a.shape, a.dtype, a.ndim) == ((2, 3), np.float64, 2)
+    np.testing.assert_array_equal(a, [[0, 1, 2], [3, 4, 5]])
+    assert np.asarray(a) is not np.asarray(a)  # nothing is kept
+    write_safetensors(path, {"a": np.arange(6.0).reshape(2, 3), "b": np.zeros(2)})
+    with pytest.raises(UserError, match=r"x\.safetensors: was changed while its tensor 'b' was"):
+        np.asarray(b)
+    path.unlink()
+    with pytest.raises(UserError, match=r"x\.safetensors: cannot be read \(No such file"):
+        np.asarray(b)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
