@@ -19,6 +19,7 @@ from medmerge_jax.storage import atomic
 COMMANDS = {
     "run": "run, or resume, an experiment: --config FILE --workdir FOLDER",
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
+    "predict": "classes of new images: predict MODEL IMAGES ... --out FILE",
     "evaluate": "models on any data set: evaluate MODEL ... --config FILE",
     "surface": "loss between models, measured and drawn: A B [C] --config FILE --out FOLDER",
     "work": "help with a study that was begun elsewhere: work WORKDIR",
