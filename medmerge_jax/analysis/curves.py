@@ -21,8 +21,8 @@ _MOST_CURVES = 15
 def threshold_curves(predictions: Predictions, path: Path) -> bool:
     """Draws sensitivity over 1 - specificity, and precision over sensitivity, of each class.
 
-    Each class against the rest, of two class 1; the legend has the areas. A dot is where a label
-    is predicted above a probability of 0.5; of several classes none.
+    Each class against the rest, of two class 1; the legends have the areas. Dotted is chance: the
+    diagonal, and the share of positives.
 
     Args:
       predictions: Of the images to be drawn.
