@@ -28,8 +28,8 @@ COMMANDS = {
     "fields": "print what a config may say: fields [PREFIX]",
 }
 _TRAIN = (
-    "absl", "array_record", "filelock", "flatbuffers", "grain", "huggingface_hub", "jinja2", "matplotlib",
-    "ml_collections", "optax", "orbax", "PIL", "rich", "tensorboardX",
+    "absl", "array_record", "filelock", "flatbuffers", "grain", "huggingface_hub", "jinja2",
+    "matplotlib", "ml_collections", "optax", "orbax", "PIL", "rich", "tensorboardX",
     "tensorflow_datasets",
 )  # fmt: skip
 """Modules that the extra `train` brings."""
