@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.merging.trees import network_order
 from medmerge_jax.storage.atomic import write_atomically
 
@@ -111,7 +112,8 @@ def heatmap(
 def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws loss, validation metrics, learning rate and, if any, coefficients over epochs.
 
-    Stages stand one after another, with a line between them.
+    Of the metrics those that tables compare, and any that are not in `METRICS`. Stages stand one
+    after another, with a line between them.
 
     Args:
       records: Lines of metrics.jsonl: "stage", "epoch" and numbers or None. Without any, nothing
@@ -123,10 +125,11 @@ def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     stages = list(dict.fromkeys(record["stage"] for record in records))
     ordered = sorted(records, key=lambda record: stages.index(record["stage"]))
     names = dict.fromkeys(name for record in ordered for name in record)
+    left_out = {"val_num_examples", *(f"val_{n}" for n, of in METRICS.items() if not of.compared)}
     scores = [name for name in names if name.startswith("val_")]
     panels: dict[str, list[str]] = {
         "loss": [name for name in ("train_loss", "val_loss") if name in names],
-        "validation": [one for one in scores if one not in ("val_loss", "val_num_examples")],
+        "validation": [name for name in scores if name not in left_out],
         "learning rate": [name for name in ("learning_rate",) if name in names],
         "coefficients": [name for name in ("coefficient_mean",) if name in names],
     }

@@ -5,22 +5,30 @@ import importlib.resources
 import itertools
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from medmerge_jax.analysis.tables import (
+    Cells,
+    calibration_cells,
+    class_cells,
     comparison_cells,
     comparison_title,
     differences_cells,
     differences_title,
+    interval_cells,
     metric_cells,
+    threshold_cells,
 )
 from medmerge_jax.evaluation.metrics import titles
 from medmerge_jax.storage.atomic import read_json, write_text
 from medmerge_jax.weights.card import shareable
 
-_FIGURES = ("coefficients", "learning_curves", "confusion_matrix")
+_FIGURES = (
+    *("coefficients", "learning_curves", "confusion_matrix"),
+    *("threshold_curves", "reliability"),
+)
 """What stands first, in this order."""
 
 
@@ -62,6 +70,7 @@ def write_report(run_directory: Path) -> None:
             members=_members(results),
             failed=list(results.get("failed", {}).items()),
             metrics=None if "table" in results else metric_cells(results),
+            statistics=list(_statistics(results)),
             stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
             counts=_counts(results.get("data", {})),
             notes=audit.get("notes", []),
@@ -76,6 +85,19 @@ def write_report(run_directory: Path) -> None:
         raise ValueError(str(error)) from error
 
     write_text(run_directory / "report.html", text)
+
+
+def _statistics(results: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
+    """Title and table of each part; runs of an earlier version have none."""
+    told = results.get("statistics")
+    if not told:
+        return
+    yield "How certain the test results are", interval_cells(results)
+    yield "By class (test)", class_cells(told["per_class"])
+    yield "At thresholds of the validation images (test)", threshold_cells(told["thresholds"])
+    yield "Calibration", calibration_cells(told["calibration"])
+    if told["by_group"] is not None:
+        yield "By group: mean probabilities of its images", metric_cells({"test": told["by_group"]})
 
 
 def _differences(found: Mapping[str, Any] | None) -> tuple[str, Any] | None:

@@ -7,6 +7,9 @@ from medmerge_jax.evaluation.metrics import METRICS, titles
 
 UNDEFINED = "-"
 
+Cells = tuple[list[str], list[list[str]]]
+"""Column titles, and the cells of each row."""
+
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table: a line per recipe and start, mean ± standard deviation over seeds.
@@ -25,7 +28,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return _markdown([head, *cells], left=2)
 
 
-def comparison_cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def comparison_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
     """Column titles, and the cells of each row."""
     names = [name for name, metric in METRICS.items() if metric.compared]
     cells = [
@@ -62,7 +65,7 @@ def differences_title(found: Mapping[str, Any]) -> str:
     )
 
 
-def differences_cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def differences_cells(found: Mapping[str, Any]) -> Cells:
     """Column titles, and the cells of each row."""
     metric = found["metric"]
     cells = []
@@ -97,7 +100,7 @@ def results_text(results: Mapping[str, Any]) -> str:
     return f"{', '.join(names)}, seed {results.get('seed')}\n\n{_markdown([head, *lines], left=1)}"
 
 
-def metric_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def metric_cells(results: Mapping[str, Any]) -> Cells:
     """Column titles, and a row for each metric of a single run: its value on each split.
 
     The further data sets that it was evaluated on come after the splits.
@@ -111,6 +114,57 @@ def metric_cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         for name in names
     ]
     return ["metric", *columns], lines
+
+
+def interval_cells(results: Mapping[str, Any]) -> Cells:
+    """A row for each metric of the test images that has a bootstrap interval."""
+    told = results["statistics"]
+    rows = [
+        [titles().get(name, name), _value(results["test"].get(name)), _range(interval)]
+        for name, interval in told["intervals"].items()
+    ]
+    return ["metric", "test", f"95 % bootstrap interval over {told['resampled']}"], rows
+
+
+def class_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """A row for each class, see `statistics.per_class`."""
+    names = ["class", "positives", "precision", "recall", "specificity", "f1", "auc",
+             "average_precision"]  # fmt: skip
+    shown = {"f1": "F1", "auc": "AUC"}
+    return [shown.get(name, name.replace("_", " ")) for name in names], [
+        [_value(row[name]) for name in names] for row in rows
+    ]
+
+
+def threshold_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """Two rows for each class, see `statistics.at_thresholds`."""
+    rules = {"youden": "largest sum of both", "specificity_95": "specificity 0.95"}
+    cells = [
+        [row["class"], rule, *_of_threshold(row[name])]
+        for row in rows
+        for name, rule in rules.items()
+    ]
+    return ["class", "on validation", "threshold", "sensitivity", "specificity"], cells
+
+
+def calibration_cells(calibration: Mapping[str, Any]) -> Cells:
+    """A row for each measure, before and after the temperature."""
+    before, after, heat = (calibration[name] for name in ("before", "after", "temperature"))
+    columns = [before] if after is None else [before, after]
+    heads = ["as trained", *([] if heat is None else [f"temperature {heat:.3g}"])]
+    rows = [[titles()[name], *(_value(one[name]) for one in columns)] for name in before]
+    return ["test", *heads], rows
+
+
+def _of_threshold(found: Mapping[str, Any] | None) -> list[str]:
+    names = ("threshold", "sensitivity", "specificity")
+    return [UNDEFINED if found is None else _value(found[name]) for name in names]
+
+
+def _range(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
+        return UNDEFINED
+    return f"{interval['low']:.4f} to {interval['high']:.4f}"
 
 
 def evaluation_text(results: Mapping[str, Any], names: Sequence[str]) -> str:

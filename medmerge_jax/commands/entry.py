@@ -19,6 +19,8 @@ from medmerge_jax.storage import atomic
 COMMANDS = {
     "run": "run, or resume, an experiment: --config FILE --workdir FOLDER",
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
+    "predict": "classes of new images: predict MODEL IMAGES ... --out FILE",
+    "export": "a model for other programs: export MODEL --to FOLDER",
     "evaluate": "models on any data set: evaluate MODEL ... --config FILE",
     "surface": "loss between models, measured and drawn: A B [C] --config FILE --out FOLDER",
     "work": "help with a study that was begun elsewhere: work WORKDIR",
@@ -26,8 +28,8 @@ COMMANDS = {
     "fields": "print what a config may say: fields [PREFIX]",
 }
 _TRAIN = (
-    "absl", "array_record", "filelock", "grain", "huggingface_hub", "jinja2", "matplotlib",
-    "ml_collections", "optax", "orbax", "PIL", "rich", "tensorboardX",
+    "absl", "array_record", "filelock", "flatbuffers", "grain", "huggingface_hub", "jinja2",
+    "matplotlib", "ml_collections", "optax", "orbax", "PIL", "rich", "tensorboardX",
     "tensorflow_datasets",
 )  # fmt: skip
 """Modules that the extra `train` brings."""

@@ -274,37 +274,57 @@ def _label_matrix(
     return names, np.where(codes == -1, np.float32(MEANINGS[uncertain or "unknown"]), read)
 
 
+def find_in_folder(sheet: Sheet, column: str, root: Path) -> tuple[list[Path | None], list[str]]:
+    """The file below a folder that each row names, None where there is none, and sentences.
+
+    Raises:
+      UserError: A row names several files, or no row one that is there.
+    """
+    index = _Index(root, ())
+    files, notes = _files(sheet.rows, column, index)
+    if not any(files):
+        raise _missing_error(sheet, column, sheet.rows, len(sheet.rows), index)
+    return [None if file is None else root / file for file in files], [*index.notes, *notes]
+
+
 def _find(
     sheet: Sheet, rows: Sequence[Row], column: str, index: "_Index"
 ) -> tuple[tuple[Path, ...], list[str]]:
     """The file of each row, and sentences on those that are not spelled as in the table."""
+    files, notes = _files(rows, column, index)
+    owners: dict[Path, Row] = {}
+    missing: list[Row] = []
+    for row, file in zip(rows, files, strict=True):
+        if not file:
+            missing.append(row)
+            continue
+        claim(owners, index.root / file, row, f"the image {row[column]!r}")
+    if missing:
+        raise _missing_error(sheet, column, missing, len(rows), index)
+    if index.number > len(owners):
+        notes.append(f"{count(index.number - len(owners), 'image')} left out: without a row")
+    return tuple(owners), notes
+
+
+def _files(rows: Sequence[Row], column: str, index: "_Index") -> tuple[list[str | None], list[str]]:
+    """The file of each row, None where there is none; sentences on those spelled otherwise."""
     found = [index.find(row[column]) for row in rows]
     # Where no row at all has its file, their folders are those of another machine.
     if not any(files for files, _ in found):
         found = [index.find_elsewhere(row[column]) for row in rows]
-    owners: dict[Path, Row] = {}
-    missing: list[Row] = []
     spelled: dict[str, list[str]] = collections.defaultdict(list)
     for row, (files, how) in zip(rows, found, strict=True):
         value = row[column]
         if len(files) > 1:
             shown = " and ".join(os.fspath(index.root / path) for path in files[:2])
             raise row.error(f"{value!r} could be {shown}; write the path relative to {index.root}")
-        if not files:
-            missing.append(row)
-            continue
-        claim(owners, index.root / files[0], row, f"the image {value!r}")
-        if how:
+        if files and how:
             spelled[how].append(f"{value} as {files[0]}")
-    if missing:
-        raise _missing_error(sheet, column, missing, len(rows), index)
     notes = [
         f"{count(len(names), 'image')} found {how}{EXAMPLES}{names[0]}"
         for how, names in spelled.items()
     ]
-    if index.number > len(owners):
-        notes.append(f"{count(index.number - len(owners), 'image')} left out: without a row")
-    return tuple(owners), notes
+    return [next(iter(files), None) for files, _ in found], notes
 
 
 def _missing_error(

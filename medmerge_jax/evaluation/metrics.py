@@ -8,11 +8,11 @@ products of matrices, see `bootstrap`; each of them equals scikit-learn's, which
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import log_expit, log_softmax, logsumexp
+from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.registry import Decorator, Registry
@@ -257,9 +257,7 @@ def macro_auc(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
 
     Over the classes, or labels, that have positives and negatives; for two classes that of class 1.
     """
-    labels, logits = predictions.labels, predictions.logits
-    scored = [1] if predictions.num_classes == 2 else range(predictions.num_classes)
-    return _mean([_auc(_log_odds(logits, c), labels == c, counts) for c in scored])
+    return _mean([_auc(*one, counts) for one in _one_against_rest(predictions)])
 
 
 @metric(title="quadratic weighted kappa", ordinal=True)
@@ -278,6 +276,151 @@ def kappa(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
     return 1.0 - _ratio(observed, by_chance)
 
 
+def _matthews(logits: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    predicted = logits > 0
+    both, of_one = counts @ (predicted & positive), counts @ positive
+    of_other, total = counts @ predicted, counts.sum(axis=1)
+    spread = of_one * (total - of_one) * of_other * (total - of_other)
+    return _ratio(total * both - of_one * of_other, np.sqrt(spread))
+
+
+@metric(title="Matthews correlation", multilabel=over_labels(_matthews), compared=False)
+@Counted
+def matthews(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+    """Correlation of labels and predictions, in [-1, 1] (Gorodkin, 2004, for several classes).
+
+    Undefined where all labels or all predictions are of one class. Of several labels per image
+    it is the mean over labels.
+    """
+    hits, labelled, predicted = _tallies(predictions, counts)
+    total = counts.sum(axis=1)
+    by_chance = np.sum(labelled * predicted, axis=1)
+    spread = (total**2 - np.sum(labelled**2, axis=1)) * (total**2 - np.sum(predicted**2, axis=1))
+    return _ratio(total * hits.sum(axis=1) - by_chance, np.sqrt(spread))
+
+
+def _average_precision(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean, over positives, of the precision at each one's score, ties being one score."""
+    order = np.argsort(-scores, kind="stable")
+    first = np.flatnonzero(np.diff(scores[order], prepend=math.inf))  # of those of equal score
+    if not len(first):
+        return np.full(len(counts), math.nan)
+    ordered = counts[:, order]
+    positives = np.add.reduceat(ordered * positive[order], first, axis=1)
+    together = np.cumsum(np.add.reduceat(ordered, first, axis=1), axis=1)
+    precision = np.cumsum(positives, axis=1) / np.maximum(together, 1)
+    return _ratio(np.sum(positives * precision, axis=1), positives.sum(axis=1))
+
+
+@metric(title="macro average precision", multilabel=over_labels(_average_precision), compared=False)
+@Counted
+def average_precision(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+    """Mean area under the curve of precision over recall, each class against the rest.
+
+    Without interpolation. Over the classes, or labels, that have positives; for two classes that
+    of class 1.
+    """
+    return _mean([_average_precision(*one, counts) for one in _one_against_rest(predictions)])
+
+
+def _sensitivity(logits: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return _ratio(counts @ ((logits > 0) & positive), counts @ positive)
+
+
+def _specificity(logits: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return _sensitivity(-logits, ~positive, counts)
+
+
+@metric(multilabel=over_labels(_sensitivity), compared=False)
+@Counted
+def sensitivity(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+    """Share of the positives that are predicted: for two classes that of class 1.
+
+    Of more classes, or labels, the mean over those that occur.
+    """
+    hits, labelled, _ = _tallies(predictions, counts)
+    return _mean(_ratio(hits, labelled).T[scored_classes(predictions)])
+
+
+@metric(multilabel=over_labels(_specificity), compared=False)
+@Counted
+def specificity(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+    """Share of the negatives that are not predicted: for two classes those of class 0.
+
+    Of more classes, each against the rest, or labels, the mean over those with negatives.
+    """
+    hits, labelled, predicted = _tallies(predictions, counts)
+    negatives = counts.sum(axis=1)[:, None] - labelled
+    return _mean(_ratio(negatives - (predicted - hits), negatives).T[scored_classes(predictions)])
+
+
+def _brier(logits: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return _ratio(counts @ (expit(logits) - positive) ** 2, counts.sum(axis=1))
+
+
+@metric(title="Brier score", multilabel=over_labels(_brier), higher_is_better=False, compared=False)
+@Counted
+def brier(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+    """Mean over images of Σ_c (p_c − y_c)², in [0, 2] (Brier, 1950).
+
+    For two classes twice the square of one class's error alone. Of several labels per image the
+    mean of (p − y)², in [0, 1], over labels.
+    """
+    errors = (
+        softmax(predictions.logits, axis=1) - np.eye(predictions.num_classes)[predictions.labels]
+    )
+    return _ratio(counts @ np.sum(errors**2, axis=1), counts.sum(axis=1))
+
+
+CALIBRATION_BINS = 15
+"""Of equal width."""
+
+
+def _calibration_error(
+    probabilities: np.ndarray, right: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Σ over bins of the share of images in it times |mean probability − share that is right|."""
+    bins = calibration_bins(probabilities)
+    gaps = counts @ (bins * (probabilities - right)[:, None])
+    return _ratio(np.abs(gaps).sum(axis=1), counts.sum(axis=1))
+
+
+def calibration_bins(probabilities: np.ndarray) -> np.ndarray:
+    """(n, `CALIBRATION_BINS`) of 0 and 1: the bin, open below, in which each probability is."""
+    numbers = np.ceil(probabilities * CALIBRATION_BINS).astype(int) - 1
+    return np.asarray(np.eye(CALIBRATION_BINS)[np.clip(numbers, 0, CALIBRATION_BINS - 1)])
+
+
+@metric(
+    title="calibration error",
+    multilabel=over_labels(
+        lambda logits, positive, counts: _calibration_error(expit(logits), positive, counts)
+    ),
+    higher_is_better=False,
+    compared=False,
+)
+@Counted
+def calibration_error(predictions: Predictions, counts: np.ndarray) -> np.ndarray:
+    """Expected calibration error of the predicted class's probability (Guo et al., 2017).
+
+    Over 15 bins of equal width; of several labels per image the mean over labels, of the label's
+    own probability.
+    """
+    confidence = softmax(predictions.logits, axis=1).max(axis=1)
+    return _calibration_error(confidence, predictions.predicted == predictions.labels, counts)
+
+
+def scored_classes(predictions: Predictions) -> list[int]:
+    """The classes of which each is compared with the rest: of two class 1, of more all."""
+    return [1] if predictions.num_classes == 2 else list(range(predictions.num_classes))
+
+
+def _one_against_rest(predictions: Predictions) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each scored class: log-odds of the images, and whether they are of it."""
+    for label in scored_classes(predictions):
+        yield log_odds(predictions.logits, label), predictions.labels == label
+
+
 def _tallies(predictions: Predictions, counts: np.ndarray) -> tuple[np.ndarray, ...]:
     """Of each class (resamples, classes): right predictions, labels, and predictions."""
     classes = np.eye(predictions.num_classes)
@@ -285,7 +428,7 @@ def _tallies(predictions: Predictions, counts: np.ndarray) -> tuple[np.ndarray, 
     return counts @ (labels * predicted), counts @ labels, counts @ predicted
 
 
-def _log_odds(logits: np.ndarray, label: int) -> np.ndarray:
+def log_odds(logits: np.ndarray, label: int) -> np.ndarray:
     """log(p / (1 - p)) of a class: ranks as its probability, but confident ones never tie."""
     others = logsumexp(np.delete(logits, label, axis=1), axis=1)
     return np.asarray(logits[:, label] - others)

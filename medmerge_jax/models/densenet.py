@@ -24,7 +24,7 @@ from medmerge_jax.models.layers import (
 )
 from medmerge_jax.models.norm import BatchNorm, Statistics, resolve, statistics
 from medmerge_jax.models.preprocessing import Preprocessing
-from medmerge_jax.models.registry import ModelSpec, register
+from medmerge_jax.models.registry import Elsewhere, ModelSpec, register
 
 Array = jax.Array
 
@@ -165,6 +165,12 @@ def _usual_name(name: str) -> str:
     return name
 
 
+def _monai_name(name: str) -> str:
+    """The inverse of MONAI's spellings above."""
+    name = re.sub(r"(denselayer\d+)\.", r"\1.layers.", name)
+    return re.sub(r"^classifier\.", "class_layers.out.", name)
+
+
 def _other_network(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if any(len(shape) == 5 for shape in shapes.values()):
         return "a DenseNet for volumes, with kernels of three axes"
@@ -197,5 +203,19 @@ for _layers, _digits, _depths, _growth, _init_features, _num_features in (
             stem_norm="features.norm0",
             usual_name=_usual_name,
             other_network=_other_network,
+            elsewhere={
+                "torchvision": Elsewhere(
+                    f"torchvision.models.densenet{_layers}(num_classes={{classes}})"
+                ),
+                "timm": Elsewhere(
+                    f"timm.create_model('densenet{_layers}', num_classes={{classes}})"
+                ),
+                "monai": Elsewhere(
+                    f"monai.networks.nets.DenseNet{_layers}("
+                    "spatial_dims=2, in_channels=3, out_channels={classes}"
+                    + (", init_features=96, growth_rate=48)" if _layers == 161 else ")"),
+                    _monai_name,
+                ),
+            },
         )
     )

@@ -47,6 +47,19 @@ def leaf_role(path: str, leaf: Any) -> str:
     return "norm" if path.rpartition("/")[2] in ("scale", "bias") else "other"
 
 
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """The same network in a library of PyTorch's.
+
+    Attributes:
+      create: The expression that makes it there; `{classes}` is the number of classes.
+      rename: From torchvision's name of a tensor to the library's.
+    """
+
+    create: str
+    rename: Callable[[str], str] = str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelSpec:
     """An architecture.
@@ -72,6 +85,7 @@ class ModelSpec:
       other_network: From shapes by torchvision's name to what other network of this family they
         are of, in words; "" where that is not known.
       rngs: Names of the random streams that the module takes in training, such as "dropout".
+      elsewhere: The same network in other libraries, by "torchvision", "timm" and "monai".
     """
 
     name: str
@@ -93,6 +107,7 @@ class ModelSpec:
     usual_name: Callable[[str], str] = str
     other_network: Callable[[Mapping[str, tuple[int, ...]]], str] = lambda _: ""
     rngs: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Elsewhere] = dataclasses.field(default_factory=dict)
 
     def torch_name(self, collection: str, path: str) -> str:
         """The name in PyTorch's state dict of a leaf.

@@ -24,7 +24,7 @@ from medmerge_jax.models.layers import (
 )
 from medmerge_jax.models.norm import BatchNorm, resolve
 from medmerge_jax.models.preprocessing import Preprocessing
-from medmerge_jax.models.registry import ModelSpec, register
+from medmerge_jax.models.registry import Elsewhere, ModelSpec, register
 
 Array = jax.Array
 
@@ -266,5 +266,16 @@ for _layers, _digits, _block, _depths in (
             stem_norm="bn1",
             usual_name=_usual_name,
             other_network=_other_network,
+            elsewhere={
+                "torchvision": Elsewhere(
+                    f"torchvision.models.resnet{_layers}(num_classes={{classes}})"
+                ),
+                "timm": Elsewhere(f"timm.create_model('resnet{_layers}', num_classes={{classes}})"),
+                "monai": Elsewhere(
+                    f"monai.networks.nets.resnet{_layers}(spatial_dims=2, n_input_channels=3, "
+                    "num_classes={classes}, conv1_t_stride=2, shortcut_type='B', "
+                    "bias_downsample=False)"
+                ),
+            },
         )
     )

@@ -10,6 +10,7 @@ from medmerge_jax.data.audit import AUDIT_FILE, shareable_audit
 from medmerge_jax.data.hashing import HASHES_FILE
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.metrics import classification_metrics, confusion_matrix
+from medmerge_jax.evaluation.statistics import statistics
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes.experiment import Experiment, Inputs, Prepared, Trained
 from medmerge_jax.recipes.recipes import RECIPES
@@ -117,19 +118,21 @@ def _start(config: Config, inputs: Inputs) -> str:
 
 
 def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
-    """Metrics on validation and test split; writes predictions.npz and the confusion matrix."""
+    """Metrics on validation and test split, and statistics; writes predictions.npz and figures."""
     dataset, directory = experiment.inputs.dataset, experiment.directory
-    metrics = {}
-    for split in ("val", "test"):
-        predictions = experiment.predictions(trained.variables, split)
-        metrics[split] = classification_metrics(predictions)
+    said = {split: experiment.predictions(trained.variables, split) for split in ("val", "test")}
+    metrics = {split: classification_metrics(one) for split, one in said.items()}
     if not processes.is_first():
         return metrics
-    predictions.save(directory.path / "predictions.npz")
+    test, told = said["test"], statistics(said["val"], said["test"])
+    test.save(directory.path / "predictions.npz")
     if not dataset.multilabel:
         path = directory.figures / "confusion_matrix.png"
-        analysis.confusion_matrix_figure(confusion_matrix(predictions), dataset.classes, path)
-    return metrics
+        analysis.confusion_matrix_figure(confusion_matrix(test), dataset.classes, path)
+    analysis.threshold_curves(test, directory.figures / "threshold_curves.png")
+    heat = told["calibration"]["temperature"]
+    analysis.reliability_diagram(test, heat, directory.figures / "reliability.png")
+    return {**metrics, "statistics": told}
 
 
 def _evaluate_further(experiment: Experiment, trained: Trained) -> dict[str, Any]:

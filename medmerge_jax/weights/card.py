@@ -42,8 +42,14 @@ def last_component(path: str) -> str:
     return PurePath(path.replace("\\", "/")).name or path.strip("/.~")
 
 
-def readme(card: Mapping[str, Any]) -> str:
-    """A model card for the Hugging Face hub, from the content of `model.json`."""
+def readme(card: Mapping[str, Any], usage: Mapping[str, str] | None = None) -> str:
+    """A model card for the Hugging Face hub.
+
+    Args:
+      card: The content of `model.json`.
+      usage: Python code by what it is for, such as the name of a library; by default that of this
+        program.
+    """
     shown = {name: card[name] for name in _SHOWN if card.get(name) is not None}
     lines = [f"| {name} | {_cell(value)} |" for name, value in shown.items()]
     cards = card.get("parents")
@@ -54,8 +60,13 @@ def readme(card: Mapping[str, Any]) -> str:
         if isinstance(parent, Mapping)
     ]
     tags = json.dumps(["medmerge", "image-classification", card["architecture"]])
+    code = [
+        f"{_cell(title)}:\n\n```python\n{text}\n```\n"
+        for title, text in (usage or {"medmerge-jax": OWN_USAGE}).items()
+    ]
     return _README.format(
         tags=tags,
+        usage="\n".join(code),
         architecture=card["architecture"],
         table="\n".join(lines),
         parents="\n".join(["", "## Parents", "", *parents, ""]) if parents else "",
@@ -67,6 +78,12 @@ def _cell(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return re.sub(r"([\\|<>`\[\]*_])", r"\\\1", " ".join(text.split()))
 
+
+OWN_USAGE = """\
+import medmerge_jax as mm
+
+model = mm.load_model("the folder of this file")
+probabilities = mm.predict(model, ["image.png"])"""
 
 _SHOWN = (
     *("architecture", "classes", "multilabel", "image_size", "resize", "mean", "std"),
@@ -83,8 +100,7 @@ tags: {tags}
 
 # {architecture}
 
-The weights in `model.safetensors` have torchvision's names and layouts. What an image becomes
-before the model sees it, and what each output means, in order:
+What an image becomes before the model sees it, and what each output means, in order:
 
 | | |
 |---|---|
@@ -92,12 +108,6 @@ before the model sees it, and what each output means, in order:
 {parents}
 ## Use
 
-```python
-import medmerge_jax as mm
-
-model = mm.load_model("the folder of this file")
-probabilities = mm.predict(model, ["image.png"])
-```
-
+{usage}
 For research; it is no medical device.
 """

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -214,17 +214,44 @@ def save_model(path: str | PathLike[str], model: Model) -> None:
     ...     sorted(file.name for file in Path(folder, "eyes").iterdir())
     ['README.md', 'model.json', 'model.safetensors']
     """
+    card = model.card()
+
+    def write(new: Path) -> None:
+        save_weights(new / WEIGHTS_FILE, model.architecture, model.variables)
+        write_json(new / CARD_FILE, card)
+        write_text(new / README_FILE, readme(card))
+
     directory = Path(path).expanduser()
     _check_classes(model, str(directory))
-    _check_replaceable(directory)
-    card = model.card()
+    replace_directory(directory, write, (WEIGHTS_FILE, CARD_FILE, README_FILE))
+
+
+def replace_directory(
+    directory: Path, write: Callable[[Path], object], names: Collection[str]
+) -> None:
+    """Writes a folder whole or not at all; an existing one is replaced.
+
+    Args:
+      directory: The folder.
+      write: Fills the new folder that it is given, which is not there yet.
+      names: Of the files that an existing one may hold.
+
+    Raises:
+      UserError: An existing one holds anything else, which would be lost.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; give the folder of a model")
+    there = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if others := sorted(there - set(names)):
+        raise UserError(
+            f"{directory}: holds {', '.join(others[:4])}, which would be lost with the model that "
+            "is replaced; choose another folder, or empty this one"
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
         new = scratch / "new"
-        save_weights(new / WEIGHTS_FILE, model.architecture, model.variables)
-        write_json(new / CARD_FILE, card)
-        write_text(new / README_FILE, readme(card))
+        write(new)
         if directory.exists():
             directory.rename(scratch / "old")
         try:
@@ -235,18 +262,6 @@ def save_model(path: str | PathLike[str], model: Model) -> None:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _check_replaceable(directory: Path) -> None:
-    """Refuses to replace anything but a model directory: what else is in it would be lost."""
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory}: is a file; give the folder of a model")
-    names = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    if others := sorted(names - {WEIGHTS_FILE, CARD_FILE, README_FILE}):
-        raise UserError(
-            f"{directory}: holds {', '.join(others[:4])}, which would be lost with the model that "
-            "is replaced; choose another folder, or empty this one"
-        )
 
 
 def load_parent(

@@ -195,7 +195,8 @@ def test_shapes_and_labels_that_do_not_fit():
 
 
 def test_direction_of_metrics():
-    assert [name for name in METRICS if not METRICS[name].higher_is_better] == ["loss"]
+    lower = [name for name in METRICS if not METRICS[name].higher_is_better]
+    assert lower == ["loss", "brier", "calibration_error"]
     with pytest.raises(ValueError, match=r"no metric 'f1'; one of loss, accuracy"):
         METRICS["f1"]
 

@@ -1,0 +1,183 @@
+"""Models for other programs: files of PyTorch's libraries, and a program that any XLA runs."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmerge_jax.errors import UserError
+from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models.network import Network
+from medmerge_jax.models.registry import Elsewhere
+from medmerge_jax.storage.atomic import write_atomically, write_json, write_text
+from medmerge_jax.weights.card import OWN_USAGE, readme
+from medmerge_jax.weights.files import write_safetensors
+from medmerge_jax.weights.models import (
+    CARD_FILE,
+    README_FILE,
+    WEIGHTS_FILE,
+    Model,
+    replace_directory,
+)
+from medmerge_jax.weights.names import variables_to_torch
+
+TIMM_FILE, PROGRAM_FILE = "config.json", "model.stablehlo"
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""That a program of StableHLO is for."""
+
+_FILES = (WEIGHTS_FILE, CARD_FILE, README_FILE, TIMM_FILE, PROGRAM_FILE)
+
+_IMPORTS = {"torchvision": "torchvision", "timm": "timm", "monai": "monai.networks.nets"}
+
+
+def export_model(
+    model: Model, folder: Path, kind: str = "safetensors", *, normalised: bool = True
+) -> tuple[str, ...]:
+    """Writes a model for other programs into a folder, which is replaced whole.
+
+    Beside what each kind is, the folder has `model.json` and `README.md`, a model card of the
+    Hugging Face hub that says how the model is used.
+
+    Args:
+      model: With a head.
+      folder: Made if it is not there.
+      kind: "safetensors", `model.safetensors` with torchvision's names; "timm", with timm's, and
+        the `config.json` by which `timm.create_model("local-dir:FOLDER")` and the hub know it;
+        "monai", with MONAI's; "stablehlo", `model.stablehlo`, a program with the weights inside,
+        for any number of images, which JAX's own export runs on CPU, GPU and TPU.
+      normalised: Of a program: whether it takes float32 images that are normalised, (n, size,
+        size, 3); else uint8 ones, 0 to 255, that are resized only. It returns logits.
+
+    Returns:
+      Names of the files.
+
+    Raises:
+      UserError: The model has no head, the library has no such network, the folder holds other
+        files, or the kind is none of these.
+    """
+    if kind not in KINDS:
+        raise UserError(f"export as {kind!r}: one of {', '.join(KINDS)} is wanted")
+    if not model.num_classes:
+        raise UserError(f"{model.file or model.architecture}: the model has no head to export")
+    card = model.card()
+
+    def write(new: Path) -> None:
+        usage = KINDS[kind](model, new, normalised)
+        write_json(new / CARD_FILE, card)
+        write_text(new / README_FILE, readme(card, usage))
+        files.extend(sorted(path.name for path in new.iterdir()))
+
+    files: list[str] = []
+    replace_directory(folder, write, _FILES)
+    return tuple(files)
+
+
+def _safetensors(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
+    del normalised
+    write_safetensors(
+        folder / WEIGHTS_FILE, variables_to_torch(model.architecture, model.variables)
+    )
+    elsewhere = get_spec(model.architecture).elsewhere
+    usage = {"medmerge-jax": OWN_USAGE}
+    for library in ("torchvision", "timm"):  # which have the same names
+        if library in elsewhere:
+            usage[library] = _loading(library, elsewhere[library], model)
+    return usage
+
+
+def _timm(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
+    del normalised
+    elsewhere = _of_library(model, "timm")
+    _write_renamed(model, folder, elsewhere)
+    look, spec = model.preprocessing, get_spec(model.architecture)
+    config = {
+        "architecture": model.architecture,
+        "num_classes": model.num_classes,
+        "num_features": spec.num_features,
+        "pretrained_cfg": {
+            "num_classes": model.num_classes,
+            "input_size": [3, look.size, look.size],
+            "mean": list(look.mean),
+            "std": list(look.std),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "squash" if look.resize == "squash" else "center",
+            "first_conv": spec.stem,
+            "classifier": spec.torch_head,
+            **({"label_names": list(model.classes)} if model.classes else {}),
+        },
+    }
+    write_json(folder / TIMM_FILE, config)
+    return {
+        "timm": "import timm\n\nmodel = timm.create_model("
+        '"local-dir:the folder of this file", pretrained=True).eval()'
+    }
+
+
+def _monai(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
+    del normalised
+    elsewhere = _of_library(model, "monai")
+    _write_renamed(model, folder, elsewhere)
+    return {"MONAI": _loading("monai", elsewhere, model)}
+
+
+def _stablehlo(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
+    from jax import export
+
+    network = Network(create_model(model.architecture, model.num_classes), model.preprocessing)
+    variables = jax.tree.map(np.asarray, dict(model.variables))
+
+    def logits(images: jax.Array) -> Any:
+        return network.model.apply(variables, network.normalise(images), train=False)
+
+    size = model.preprocessing.size
+    (count,) = export.symbolic_shape("n")
+    dtype = jnp.float32 if normalised else jnp.uint8
+    images = jax.ShapeDtypeStruct((count, size, size, 3), dtype)
+    program = export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / PROGRAM_FILE, lambda file: file.write(program))
+    what = "float32, normalised" if normalised else "uint8"
+    return {
+        "JAX": "from pathlib import Path\n\nfrom jax import export\n\n"
+        f'data = Path("{PROGRAM_FILE}").read_bytes()\n'
+        f"# (n, {size}, {size}, 3) {what}\n"
+        "logits = export.deserialize(bytearray(data)).call(images)"
+    }
+
+
+KINDS: Mapping[str, Callable[[Model, Path, bool], dict[str, str]]] = {
+    "safetensors": _safetensors,
+    "timm": _timm,
+    "monai": _monai,
+    "stablehlo": _stablehlo,
+}
+"""What a model is exported as: each writes its files and returns how they are used."""
+
+
+def _of_library(model: Model, library: str) -> Elsewhere:
+    elsewhere = get_spec(model.architecture).elsewhere
+    if library not in elsewhere:
+        others = [kind for kind in KINDS if kind in ("safetensors", "stablehlo", *elsewhere)]
+        raise UserError(
+            f"{library} has no {model.architecture}; it can be exported as {', '.join(others)}"
+        )
+    return elsewhere[library]
+
+
+def _write_renamed(model: Model, folder: Path, elsewhere: Elsewhere) -> None:
+    tensors = variables_to_torch(model.architecture, model.variables)
+    renamed = {elsewhere.rename(name): tensor for name, tensor in tensors.items()}
+    write_safetensors(folder / WEIGHTS_FILE, renamed)
+
+
+def _loading(library: str, elsewhere: Elsewhere, model: Model) -> str:
+    create = elsewhere.create.format(classes=model.num_classes)
+    return (
+        f"import {_IMPORTS[library]}\nfrom safetensors.torch import load_file\n\n"
+        f'model = {create}\nmodel.load_state_dict(load_file("{WEIGHTS_FILE}"))\nmodel.eval()'
+    )
