@@ -12,6 +12,7 @@ formats:
   timm         the same and timm's config.json: timm.create_model("local-dir:FOLDER")
   monai        weights with MONAI's names
   stablehlo    a program with the weights inside, which jax.export runs on CPU, GPU and TPU
+  onnx         the same for ONNX runtimes (pip install 'medmerge-jax[onnx]')
 
 FOLDER gets a README.md too, a model card of the Hugging Face hub that says how the model is used.
 An earlier export there is replaced.
@@ -52,8 +53,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--with-preprocessing", action="store_true",
         help="a program takes uint8 images, resized only, and normalises them")  # fmt: skip
     options = parser.parse_intermixed_args(arguments)
-    if options.with_preprocessing and options.format != "stablehlo":
-        parser.error("--with-preprocessing is for --format stablehlo")
+    if options.with_preprocessing and options.format not in ("stablehlo", "onnx"):
+        parser.error("--with-preprocessing is for --format stablehlo or onnx")
     return options
 
 

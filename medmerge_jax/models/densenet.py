@@ -86,7 +86,7 @@ class Transition(nn.Module):
         features = x.shape[-1] // 2
         x = nn.relu(BatchNorm(self.dtype, name="norm")(x, use_running_average, of_batch))
         x = Conv(features, 1, 1, self.dtype, KAIMING_FAN_IN, name="conv")(x)
-        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        return nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 class Features(nn.Module):

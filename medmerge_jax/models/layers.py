@@ -1,8 +1,10 @@
 """Convolution, pooling and head with PyTorch's conventions in NHWC."""
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -52,6 +54,8 @@ class Conv(nn.Module):
             y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
             return y.reshape(*x.shape[:-1], self.features)
         convolution = functools.partial(_convolution, stride=self.stride)
+        if _PORTABLE.get():
+            return convolution(x, kernel)
         on_cpu: Callable[[Array, Array], Array]
         if 4 * math.prod(-(-length // self.stride) for length in x.shape[1:3]) <= self.features:
             # Copying patches costs little beside their product with many filters. XLA's gradients
@@ -61,6 +65,19 @@ class Conv(nn.Module):
         else:
             on_cpu = functools.partial(_convolution_on_cpu, self.stride)
         return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolution)
+
+
+_PORTABLE = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced inside is one program for all platforms: converters know no other."""
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
 
 
 def _convolution(x: Array, kernel: Array, *, stride: int) -> Array:

@@ -1,15 +1,16 @@
 """Models for other programs: files of PyTorch's libraries, and a program that any XLA runs."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.models import create_model, get_spec
+from medmerge_jax.models.layers import portable
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.registry import Elsewhere
 from medmerge_jax.storage.atomic import write_atomically, write_json, write_text
@@ -24,12 +25,15 @@ from medmerge_jax.weights.models import (
 )
 from medmerge_jax.weights.names import variables_to_torch
 
-TIMM_FILE, PROGRAM_FILE = "config.json", "model.stablehlo"
+TIMM_FILE, PROGRAM_FILE, ONNX_FILE = "config.json", "model.stablehlo", "model.onnx"
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """That a program of StableHLO is for."""
 
-_FILES = (WEIGHTS_FILE, CARD_FILE, README_FILE, TIMM_FILE, PROGRAM_FILE)
+_FILES = (WEIGHTS_FILE, CARD_FILE, README_FILE, TIMM_FILE, PROGRAM_FILE, ONNX_FILE)
+
+_TOLERANCE = 1e-4
+"""Of logits, as a share of the largest."""
 
 _IMPORTS = {"torchvision": "torchvision", "timm": "timm", "monai": "monai.networks.nets"}
 
@@ -48,7 +52,9 @@ def export_model(
       kind: "safetensors", `model.safetensors` with torchvision's names; "timm", with timm's, and
         the `config.json` by which `timm.create_model("local-dir:FOLDER")` and the hub know it;
         "monai", with MONAI's; "stablehlo", `model.stablehlo`, a program with the weights inside,
-        for any number of images, which JAX's own export runs on CPU, GPU and TPU.
+        for any number of images, which JAX's own export runs on CPU, GPU and TPU; "onnx",
+        `model.onnx`, the same for ONNX runtimes, which is run on noise and compared before it is
+        written.
       normalised: Of a program: whether it takes float32 images that are normalised, (n, size,
         size, 3); else uint8 ones, 0 to 255, that are resized only. It returns logits.
 
@@ -57,7 +63,7 @@ def export_model(
 
     Raises:
       UserError: The model has no head, the library has no such network, the folder holds other
-        files, or the kind is none of these.
+        files, a package is missing, or the kind is none of these.
     """
     if kind not in KINDS:
         raise UserError(f"export as {kind!r}: one of {', '.join(KINDS)} is wanted")
@@ -128,26 +134,77 @@ def _monai(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
 def _stablehlo(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
     from jax import export
 
+    size = model.preprocessing.size
+    (count,) = export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((count, size, size, 3), _input_type(normalised))
+    program = export.export(jax.jit(_logits(model)), platforms=PLATFORMS)(images).serialize()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / PROGRAM_FILE, lambda file: file.write(program))
+    return {
+        "JAX": "from pathlib import Path\n\nfrom jax import export\n\n"
+        f'data = Path("{PROGRAM_FILE}").read_bytes()\n{_what(model, normalised)}\n'
+        "logits = export.deserialize(bytearray(data)).call(images)"
+    }
+
+
+def _onnx(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
+    try:
+        import jax2onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            f"for ONNX the package {error.name} is missing; pip install 'medmerge-jax[onnx]'"
+        ) from error
+    size, dtype = model.preprocessing.size, _input_type(normalised)
+    inputs = [jax.ShapeDtypeStruct(("n", size, size, 3), dtype)]
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # It warns of every shape that it infers later.
+    try:
+        with portable():
+            made = jax2onnx.to_onnx(_logits(model), inputs, model_name=model.architecture)
+    finally:
+        logger.setLevel(level)
+    data = made.SerializeToString()
+    session = onnxruntime.InferenceSession(data)
+    noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype(dtype)
+    images = noise / np.float32(128) - 1 if normalised else noise
+    (found,) = session.run(None, {session.get_inputs()[0].name: images})
+    wanted = np.asarray(jax.jit(_logits(model))(images))
+    if not np.allclose(found, wanted, atol=_TOLERANCE * max(1.0, np.abs(wanted).max())):
+        apart = np.abs(found - wanted).max()
+        raise UserError(
+            f"{model.architecture}: as ONNX its logits differ by {apart:.2g}; use stablehlo"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / ONNX_FILE, lambda file: file.write(data))
+    return {
+        "ONNX runtime": "import onnxruntime\n\n"
+        f'session = onnxruntime.InferenceSession("{ONNX_FILE}")\n'
+        f"{_what(model, normalised)}\n"
+        "(logits,) = session.run(None, {session.get_inputs()[0].name: images})"
+    }
+
+
+def _logits(model: Model) -> Callable[[jax.Array], Any]:
     network = Network(create_model(model.architecture, model.num_classes), model.preprocessing)
     variables = jax.tree.map(np.asarray, dict(model.variables))
 
     def logits(images: jax.Array) -> Any:
         return network.model.apply(variables, network.normalise(images), train=False)
 
+    return logits
+
+
+def _input_type(normalised: bool) -> Any:
+    return np.dtype(np.float32 if normalised else np.uint8)
+
+
+def _what(model: Model, normalised: bool) -> str:
+    """A comment on what the images are."""
     size = model.preprocessing.size
-    (count,) = export.symbolic_shape("n")
-    dtype = jnp.float32 if normalised else jnp.uint8
-    images = jax.ShapeDtypeStruct((count, size, size, 3), dtype)
-    program = export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / PROGRAM_FILE, lambda file: file.write(program))
-    what = "float32, normalised" if normalised else "uint8"
-    return {
-        "JAX": "from pathlib import Path\n\nfrom jax import export\n\n"
-        f'data = Path("{PROGRAM_FILE}").read_bytes()\n'
-        f"# (n, {size}, {size}, 3) {what}\n"
-        "logits = export.deserialize(bytearray(data)).call(images)"
-    }
+    what = "float32, normalised" if normalised else "uint8, 0 to 255"
+    return f"# images: (n, {size}, {size}, 3) {what}"
 
 
 KINDS: Mapping[str, Callable[[Model, Path, bool], dict[str, str]]] = {
@@ -155,6 +212,7 @@ KINDS: Mapping[str, Callable[[Model, Path, bool], dict[str, str]]] = {
     "timm": _timm,
     "monai": _monai,
     "stablehlo": _stablehlo,
+    "onnx": _onnx,
 }
 """What a model is exported as: each writes its files and returns how they are used."""
 
@@ -162,7 +220,7 @@ KINDS: Mapping[str, Callable[[Model, Path, bool], dict[str, str]]] = {
 def _of_library(model: Model, library: str) -> Elsewhere:
     elsewhere = get_spec(model.architecture).elsewhere
     if library not in elsewhere:
-        others = [kind for kind in KINDS if kind in ("safetensors", "stablehlo", *elsewhere)]
+        others = [kind for kind in KINDS if kind not in ("timm", "monai") or kind in elsewhere]
         raise UserError(
             f"{library} has no {model.architecture}; it can be exported as {', '.join(others)}"
         )

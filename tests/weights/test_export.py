@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +108,30 @@ def test_a_program_for_any_number_of_images(model, images, tmp_path, monkeypatch
         exec(code, names)
         tolerance = 1e-5 * max(1, np.abs(wanted).max())
         np.testing.assert_allclose(names["logits"], wanted[:count], atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalised", [True, False])
+def test_onnx(model, images, tmp_path, monkeypatch, normalised):
+    pytest.importorskip("jax2onnx")
+    assert "model.onnx" in export_model(model, tmp_path / "x", "onnx", normalised=normalised)
+    pixels, wanted = images
+    look = model.preprocessing
+    if normalised:
+        pixels = (pixels / np.float32(255) - np.float32(look.mean)) / np.float32(look.std)
+    monkeypatch.chdir(tmp_path / "x")
+    for count in (1, 3):
+        names = {"images": pixels[:count]}
+        exec(code_for(tmp_path / "x", "ONNX runtime"), names)
+        tolerance = 1e-4 * max(1, np.abs(wanted).max())
+        np.testing.assert_allclose(names["logits"], wanted[:count], atol=tolerance)
+
+
+def test_without_the_packages_onnx_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"jax2onnx is missing; pip install 'medmerge-jax\[onnx\]'"):
+        export_model(make_model("resnet20", 32), tmp_path / "x", "onnx")
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_export_replaces_one_and_nothing_else(model, tmp_path):
