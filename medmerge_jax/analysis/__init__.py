@@ -3,6 +3,7 @@
 from medmerge_jax.analysis.curves import reliability_diagram as reliability_diagram
 from medmerge_jax.analysis.curves import threshold_curves as threshold_curves
 from medmerge_jax.analysis.figures import coefficient_heatmap as coefficient_heatmap
+from medmerge_jax.analysis.figures import comparison_figure as comparison_figure
 from medmerge_jax.analysis.figures import confusion_matrix_figure as confusion_matrix_figure
 from medmerge_jax.analysis.figures import learning_curves as learning_curves
 from medmerge_jax.analysis.figures import save_coefficients as save_coefficients

@@ -144,6 +144,46 @@ def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
+def comparison_figure(
+    rows: Sequence[Mapping[str, Any]], metric: str, path: Path, reference: str = ""
+) -> bool:
+    """Draws a metric of all rows of a study: a point for each seed, a bar of mean ± deviation.
+
+    Args:
+      rows: `{"recipe", "start", metric: {"mean", "std", "values"} or None, ...}`, as in
+        results.json.
+      metric: Name of one of `METRICS`.
+      path: The PNG file.
+      reference: "RECIPE from START" of the row whose mean is a dotted line; "": there is none.
+
+    Returns:
+      False, and nothing is drawn, where the metric is undefined in all rows.
+    """
+    drawn = [row for row in rows if row.get(metric)]
+    if not drawn:
+        return False
+    figure, axes = new_figure(7.0, 0.9 + 0.28 * len(drawn))
+    for place, row in enumerate(drawn):
+        found, colour = row[metric], "C0"
+        if f"{row['recipe']} from {row['start']}" == reference:
+            colour = "C1"
+            axes.axvline(found["mean"], linestyle=":", color=colour, linewidth=1.0)
+        if found["std"] is not None:
+            ends = found["mean"] - found["std"], found["mean"] + found["std"]
+            axes.plot(ends, [place, place], color=colour, linewidth=4, alpha=0.35)
+        axes.plot(found["mean"], place, "|", color=colour, markersize=11, markeredgewidth=2)
+        axes.plot(found["values"], [place] * len(found["values"]), "o", color=colour, markersize=4)
+    labels = [f"{row['recipe']}  {row['start']}" for row in drawn]
+    axes.set_yticks(range(len(drawn)), labels, fontsize=8, parse_math=False)
+    axes.set_ylim(len(drawn) - 0.5, -0.5)
+    entry = METRICS.get(metric)
+    title = (entry.title if entry else "") or metric.replace("_", " ")
+    axes.set_xlabel(f"{title} of the test images", parse_math=False)
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+    return True
+
+
 def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Draws counts, coloured by the share of each true class.
 

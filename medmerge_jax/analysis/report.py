@@ -21,9 +21,12 @@ from medmerge_jax.analysis.tables import (
     metric_cells,
     threshold_cells,
 )
-from medmerge_jax.evaluation.metrics import titles
+from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.storage.atomic import read_json, write_text
 from medmerge_jax.weights.card import shareable
+
+_FIRST = "comparison"
+"""The figure that stands at the top."""
 
 _FIGURES = (
     *("coefficients", "learning_curves", "confusion_matrix"),
@@ -57,6 +60,8 @@ def write_report(run_directory: Path) -> None:
     try:
         text = environment.from_string(template.read_text(encoding="utf-8")).render(
             title=_title(results, run_directory),
+            headline=_headline(results),
+            first=_embedded(run_directory / "figures" / f"{_FIRST}.png"),
             facts=_facts(results),
             comparison=comparison_cells(results["table"]) if "table" in results else None,
             comparison_title=comparison_title(results),
@@ -127,6 +132,59 @@ def _title(results: Mapping[str, Any], run_directory: Path) -> str:
     return f"{name}: {'comparison' if recipe == 'compare' else recipe.replace('_', ' ')}"
 
 
+def _headline(results: Mapping[str, Any]) -> str:
+    """What came out, in a sentence; empty where that is not known."""
+    data, told = results.get("data", {}), results.get("statistics")
+    if "table" in results:
+        return _best_row(results)
+    name = "macro_f1" if results.get("test", {}).get("macro_f1") is not None else "accuracy"
+    value = results.get("test", {}).get(name)
+    if value is None:
+        return ""
+    interval = (told or {}).get("intervals", {}).get(name)
+    within = f" (95 % interval {interval['low']:.3f} to {interval['high']:.3f})" if interval else ""
+    images = results["test"].get("num_examples")
+    on = f" on {images} test images" if images else ""
+    return (
+        f"{results.get('recipe', '')} from {results.get('start', '')}: "
+        f"{titles().get(name, name)} {value:.3f}{within}{on} of {data.get('name', '')}."
+    )
+
+
+def _best_row(results: Mapping[str, Any]) -> str:
+    """The row of the best mean, and whether it can be told from the reference."""
+    differences = results.get("differences") or {}
+    metric = differences.get("metric") or results.get("metric") or "macro_f1"
+    rows = [row for row in results["table"] if row.get(metric)]
+    entry = METRICS.get(metric)
+    if not rows or entry is None:
+        return ""
+    sign = 1 if entry.higher_is_better else -1
+    best = max(rows, key=lambda row: sign * row[metric]["mean"])
+    named, title = f"{best['recipe']} from {best['start']}", titles()[metric]
+    what = f"has the best {title} of the test images"
+    text = f"Of {len(rows)} rows {named} {what}, {_mean_of(best[metric])}"
+    if named == differences.get("reference"):
+        return f"{text}: it is the reference itself."
+    for row in differences.get("rows", ()):
+        found = row.get(metric)
+        if (row["recipe"], row["start"]) == (best["recipe"], best["start"]) and found:
+            apart = found["low"] > 0 or found["high"] < 0
+            verdict = "told apart from" if apart else "not told apart from"
+            return (
+                f"{text}; it is {verdict} the reference {differences['reference']}, "
+                f"{found['difference']:+.3f} (95 % interval {found['low']:+.3f} to "
+                f"{found['high']:+.3f})."
+            )
+    return f"{text}."
+
+
+def _mean_of(found: Mapping[str, Any]) -> str:
+    if found.get("std") is None:
+        return f"{found['mean']:.3f}"
+    return f"{found['mean']:.3f} ± {found['std']:.3f} over {len(found['values'])} seeds"
+
+
 def _facts(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
     names = ("recipe", "start", "architecture", "seed", "seeds", "wall_seconds")
     facts = [(name.replace("_", " "), results[name]) for name in names if name in results]
@@ -193,20 +251,20 @@ def _overlaps(audit: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return ["in two places", "number", "of equal pixels", "such as"], rows
 
 
-def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """A line per parent: where it came from with the rest of its card, and what was inferred."""
+def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Of each parent: name, where it came from, what was inferred, and the rest of its card."""
     lines = []
     for name, card in parents.items():
         rest = {k: v for k, v in card.items() if k != "source" and not isinstance(v, dict | list)}
         details = ", ".join(f"{key} {value}" for key, value in rest.items())
-        origin = "; ".join(filter(None, (str(card.get("source", "")), details)))
-        lines.append((name, origin, "; ".join(card.get("notes", ()))))
+        lines.append((name, str(card.get("source", "")), "; ".join(card.get("notes", ())), details))
     return lines
 
 
 def _figures(run_directory: Path, is_comparison: bool) -> list[tuple[str, str]]:
     """(caption, base64 of the PNG) of each figure."""
     own = {path.stem: path for path in sorted((run_directory / "figures").glob("*.png"))}
+    own.pop(_FIRST, None)
     names = [name for name in _FIGURES if name in own]
     names += [name for name in own if name not in names]
     paths = {name.replace("_", " "): own[name] for name in names}
@@ -215,7 +273,15 @@ def _figures(run_directory: Path, is_comparison: bool) -> list[tuple[str, str]]:
         runs = {(path.parts[-4], len(path.parts[-3]), path.parts[-3]): path for path in drawn}
         for (name, *_), path in sorted(runs.items()):  # seed2 goes before seed10
             paths.setdefault(f"coefficients of {name}", path)
-    return [(name, base64.b64encode(path.read_bytes()).decode()) for name, path in paths.items()]
+    return [(name, _embedded(path)) for name, path in paths.items()]
+
+
+def _embedded(path: Path) -> str:
+    """Base64 of a file; "" where there is none."""
+    try:
+        return base64.b64encode(path.read_bytes()).decode()
+    except FileNotFoundError:
+        return ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -130,6 +130,14 @@ def _say_checked(target: Prepared, sources: list[str]) -> None:
     )
 
 
+def _draw(config: Config, results: Mapping[str, Any], directory: RunDirectory) -> None:
+    """The figure that opens the report, of the metric that ranks or selects."""
+    metric, differences = results.get("metric", config.select.metric), results.get("differences")
+    reference = differences["reference"] if differences else ""
+    path = directory.figures / "comparison.png"
+    analysis.comparison_figure(results["table"], metric, path, reference)
+
+
 def _results(
     config: Config, jobs: Mapping[str, Job], directory: RunDirectory, worker: Worker
 ) -> dict[str, Any]:
@@ -172,6 +180,7 @@ def _results(
         directory.write_json("results.json", results)
         directory.clean_up(results)
         if processes.is_first():
+            _draw(config, results, directory)
             analysis.write_report(directory.path)
     for name, error in failed.items():
         say(f"{name} failed and is not in the results: {error}")

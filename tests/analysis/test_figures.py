@@ -6,6 +6,7 @@ import pytest
 
 from medmerge_jax.analysis import (
     coefficient_heatmap,
+    comparison_figure,
     confusion_matrix_figure,
     figures,
     learning_curves,
@@ -53,6 +54,27 @@ def assert_is_png(path):
     with PIL.Image.open(io.BytesIO(path.read_bytes())) as image:
         assert image.format == "PNG"
         assert min(image.size) > 100
+
+
+def row(recipe, start, *values):
+    found = {"mean": np.mean(values), "std": np.std(values, ddof=1) if len(values) > 1 else None}
+    return {"recipe": recipe, "start": start, "macro_f1": {**found, "values": list(values)}}
+
+
+def test_a_comparison_has_a_point_for_each_seed(drawn, tmp_path):
+    rows = [row("lp_ft", "b", 0.5, 0.7), row("$x^", "c", 0.4), {"recipe": "ft", "start": "c"}]
+    path = tmp_path / "comparison.png"
+    assert comparison_figure(rows, "macro_f1", path, "lp_ft from b")
+    assert_is_png(path)
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["lp_ft  b", "$x^  c"]
+    points = {tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
+    assert points == {(0.5, 0.7), (0.4,)}
+    dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    assert dotted == [pytest.approx(0.6)]
+    assert axes.get_xlabel() == "macro F1 of the test images"
+    assert not comparison_figure(rows[2:], "macro_f1", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_save_coefficients(tmp_path):

@@ -1,4 +1,5 @@
 import base64
+import html
 import html.parser
 import json
 import re
@@ -91,6 +92,51 @@ def test_report_of_a_run(tmp_path):
     assert order == sorted(order)
 
 
+def headline(directory, **results):
+    write(directory, results=results)
+    write_report(directory)
+    source = (directory / "report.html").read_text()
+    found = re.search(r'<p class="headline">(.*?)</p>', source, re.DOTALL)
+    return html.unescape(found[1]) if found else ""
+
+
+def test_the_headline_of_a_run(tmp_path):
+    whole = results()
+    assert "reaches a accuracy" not in headline(tmp_path, **whole)
+    whole["test"] |= {"macro_f1": 0.7, "num_examples": 41}
+    said = "medmerge from b+c: macro F1 0.700 on 41 test images of aptos."
+    assert headline(tmp_path, **whole) == said
+    interval = {"low": 0.6, "high": 0.8, "resamples": 1000, "undefined": 0}
+    parts = {"per_class": [], "thresholds": [], "by_group": None, "resampled": "images"}
+    calibration = {"temperature": None, "before": {"loss": 1.0}, "after": None}
+    whole["statistics"] = {"intervals": {"macro_f1": interval}, "calibration": calibration, **parts}
+    assert "macro F1 0.700 (95 % interval 0.600 to 0.800) on 41" in headline(tmp_path, **whole)
+
+
+@pytest.mark.parametrize(
+    ("low", "words"), [(0.01, "it is told apart from"), (-0.01, "it is not told apart from")]
+)
+def test_the_headline_of_a_comparison_says_whether_rows_can_be_told_apart(tmp_path, low, words):
+    def row(recipe, mean):
+        found = {"mean": mean, "std": 0.02, "values": [mean, mean]}
+        return {"recipe": recipe, "start": "b", "macro_f1": found}
+
+    of_row = {"difference": 0.1, "low": low, "high": 0.2, "p": 0.04}
+    differences = {
+        "reference": "lp_bn_ft from b",
+        "metric": "macro_f1",
+        "rows": [{"recipe": "medmerge", "start": "b", "macro_f1": of_row}],
+    }
+    table = [row("lp_bn_ft", 0.6), row("medmerge", 0.7)]
+    said = headline(tmp_path, recipe="compare", table=table, seeds=[0, 1], differences=differences)
+    assert said.startswith("Of 2 rows medmerge from b has the best macro F1 of the test images, ")
+    assert f"0.700 ± 0.020 over 2 seeds; {words} the reference lp_bn_ft from b, +0.100" in said
+    table.reverse()
+    table[0]["macro_f1"]["mean"] = 0.5
+    said = headline(tmp_path, recipe="compare", table=table, seeds=[0, 1], differences=differences)
+    assert said.endswith("0.600 ± 0.020 over 2 seeds: it is the reference itself.")
+
+
 def test_report_loads_nothing(tmp_path):
     write(tmp_path, results=results(), config={"config": {}})
     add_figure(tmp_path / "figures" / "coefficients.png")
@@ -110,10 +156,10 @@ def test_report_escapes_names(tmp_path):
     assert "script" not in page.tags
     assert "b" not in page.tags
     assert page.open == []
-    # Title, heading, class: as it was written, neither run nor evaluated. The parent's source is
-    # there too, as the last component of a path, which is what is shared of it.
-    assert page.text.count(EVIL) == 3
-    assert page.text.count(EVIL.rpartition("/")[2]) == 4
+    # Title, heading, headline, class: as it was written, neither run nor evaluated. The parent's
+    # source is there too, as the last component of a path, which is what is shared of it.
+    assert page.text.count(EVIL) == 4
+    assert page.text.count(EVIL.rpartition("/")[2]) == 5
     assert json.dumps(EVIL) in page.text
 
 
