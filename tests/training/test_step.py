@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medmerge_jax.evaluation.metrics import METRICS
+from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.images.augment import POLICIES, augment, epoch_key
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead, get_spec
@@ -99,6 +101,33 @@ def test_weights_of_whole_labels_are_fission_fusions(torch, rng):
     )
     assert float(found) == pytest.approx(wanted.item(), rel=1e-6)
     np.testing.assert_allclose(gradient, outputs.grad.numpy(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "row"])
+def test_the_loss_is_that_of_the_metrics(rng, kind):
+    """Without PyTorch too: with class weights, and of several labels of those that are known."""
+    logits, weights = rng.normal(size=(8, 5)), np.array([0.1, 3, 1, 0.5, 2])
+    labels = rng.integers(0, 5, 8)
+    if kind != "classes":
+        labels = rng.choice([0, 1, np.nan], (8, 5))
+        labels[:, 3] = np.nan  # of this label nothing is known
+    loss = METRICS["loss"]
+    if kind == "row":  # each label's own mean
+        each = [
+            loss(Predictions(logits[:, [one]], labels[:, [one]], True)) or 0.0 for one in range(5)
+        ]
+        wanted, given = weights @ each, weights[None]
+    else:
+        said = Predictions(logits, labels, kind == "labels", class_weights=weights)
+        wanted, given = loss(said), weights
+    with jax.enable_x64(True):
+        found, gradient = jax.value_and_grad(weighted_loss)(
+            logits, labels, given, multilabel=kind != "classes"
+        )
+    assert float(found) == pytest.approx(wanted, rel=1e-9)
+    assert np.isfinite(gradient).all()
+    if kind != "classes":
+        np.testing.assert_array_equal(np.asarray(gradient) == 0, np.isnan(labels))
 
 
 @pytest.mark.parametrize("train_batch_norm", [True, False])
