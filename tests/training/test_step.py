@@ -184,9 +184,12 @@ def test_a_start_beyond_the_parents_has_variances_that_are_some():
         np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("decay_to", ["zero", "init", "none"])
-def test_coefficients_have_a_rate_and_a_decay_of_their_own(batch, decay_to):
+@pytest.mark.parametrize(
+    ("decay_to", "parts"), [("zero", 0), ("init", 0), ("none", 0), ("init", 1)]
+)
+def test_coefficients_have_a_rate_and_a_decay_of_their_own(batch, decay_to, parts):
     """Of which nothing else notices; the second step decays from where the first one ended."""
+    take, batch = (accumulated_step, (batch,)) if parts else (train_step, batch)
     options = {"init": (0.8, 0.2), "decay_to": decay_to}
     parents = [parent(0), parent(1)]
     start = parameterization.merge_linear_probe(parents, parents[0]["params"]["head"], **options)
@@ -196,7 +199,7 @@ def test_coefficients_have_a_rate_and_a_decay_of_their_own(batch, decay_to):
         for rate in (1e-3, 1e-2):
             rates = {"params": jnp.float32(1e-3), "coefficients": jnp.float32(rate)}
             arguments = rates, of_part, jnp.ones(CLASSES), None
-            state, _ = train_step(task, init_state(start), start.frozen, batch, *arguments)
+            state, _ = take(task, init_state(start), start.frozen, batch, *arguments)
             ends[decay, rate] = state.trainable
     for path, first in flatten(start.trainable).items():
         end = {key: flatten(tree)[path] for key, tree in ends.items()}
@@ -382,6 +385,18 @@ def test_a_batch_in_parts_is_the_whole_batch(rng, multilabel, row):
         np.testing.assert_allclose(ends[1][0][path], leaf, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(ends[1][1], ends[0][1], rtol=1e-5)
     assert ends[1][2:] == (pytest.approx(sum(ends[0][1]), rel=1e-5), 3)
+
+
+def test_batch_norms_see_the_parts_of_a_batch_one_after_another(batch):
+    start = parameterization.fine_tune(parent(0))
+    parts = tuple({name: a[rows] for name, a in batch.items()} for rows in (slice(2), slice(2, 4)))
+    constants, task = (jnp.float32(0.0), jnp.float32(0.0), jnp.ones(CLASSES)), task_of(start)
+    found, _ = accumulated_step(task, init_state(start), start.frozen, parts, *constants)
+    wanted = init_state(start)
+    for part in parts:  # steps of rate 0, which change nothing else
+        wanted, _ = train_step(task, wanted, start.frozen, part, *constants)
+    for path, leaf in flatten(wanted.batch_stats).items():
+        np.testing.assert_allclose(flatten(found.batch_stats)[path], leaf, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("steps, warmup", [(1, 0), (1, 1), (7, 0), (9, 3), (5000, 4500), (4, 9)])
