@@ -315,6 +315,23 @@ def test_kept_epochs_are_results(train, data, tmp_path, at):
             assert_same(variables, train(shorter, f"only {epoch}").variables)
 
 
+def test_an_epoch_with_a_checkpoint_has_left_its_model(train, monkeypatch):
+    """Killed between the two, whichever comes first, it is there after the stage went on."""
+    keep, moments = StageCheckpoints.keep, []
+
+    def killed(self, epoch, variables):
+        moments.append(epoch)
+        if moments == [2]:
+            raise Killed
+        keep(self, epoch, variables)
+
+    monkeypatch.setattr(StageCheckpoints, "keep", killed)
+    stage = dataclasses.replace(STAGE, keep=(2,))
+    with pytest.raises(Killed):
+        train(stage)
+    assert list(train(stage).kept) == [2]
+
+
 def test_a_kept_model_that_is_damaged_is_named(train, tmp_path):
     stage = dataclasses.replace(STAGE, keep=(2,))
     kernel = train(stage).kept[2]["params"]["head"]["kernel"]
