@@ -117,7 +117,7 @@ def steps(monkeypatch):
 def test_stopped_at_a_step_it_goes_on_with_the_next(
     train, data, tmp_path, signals, steps, at, select
 ):
-    stage = dataclasses.replace(STAGE, select=select)
+    stage = dataclasses.replace(STAGE, select=select, schedule="linear")
     whole = train("whole", stage)
     steps.clear()
     cut = Signalled(*data, 8, number=signal.SIGTERM, at=at)

@@ -23,7 +23,7 @@ from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.progress import Progress
 from medmerge_jax.training.schedules import learning_rates
 from medmerge_jax.training.stage import Stage
-from medmerge_jax.training.step import TrainState
+from medmerge_jax.training.step import TrainState, copy_tree
 
 CLASSES, FEATURES = 3, 8
 STAGE = Stage(name="lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)
@@ -298,6 +298,25 @@ def test_the_count_of_patience_survives_an_interruption(train, data, monkeypatch
     resumed = train(PATIENT, "cut")
     assert resumed.summary["epochs"] == whole.summary["epochs"] == 5
     assert_same(resumed.variables, whole.variables)
+
+
+@pytest.mark.parametrize(("select", "selected"), [("best", 2), ("last", 4)])
+def test_the_optimizer_is_that_after_the_selected_epoch(train, monkeypatch, select, selected):
+    """Where a stage is to leave it; also of a stage that was finished before."""
+    states, train_step = [], loop.train_step
+
+    def spy(*arguments):
+        state, loss = train_step(*arguments)
+        states.append(copy_tree(state.opt_state))
+        return state, loss
+
+    monkeypatch.setattr(loop, "train_step", spy)
+    scripted(monkeypatch, 2 * [0.5, 0.3, 0.4, 0.4])  # of two runs
+    stage = dataclasses.replace(STAGE, select=select, metric="loss", keep_optimizer=True)
+    for _ in range(2):
+        result = train(stage)
+        jax.tree.map(np.testing.assert_array_equal, result.opt_state, states[3 * selected - 1])
+    assert train(dataclasses.replace(stage, keep_optimizer=False), "none").opt_state is None
 
 
 @pytest.mark.parametrize("at", [None, (1, 2), (2, 0), (2, 2)])

@@ -11,7 +11,7 @@ import pytest
 from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.images.augment import POLICIES, augment, epoch_key
-from medmerge_jax.merging.trees import flatten
+from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.resnet import CifarResNet
@@ -19,7 +19,7 @@ from medmerge_jax.training import parameterization
 from medmerge_jax.training.accumulation import accumulated_step
 from medmerge_jax.training.loss import weighted_loss
 from medmerge_jax.training.schedules import SCHEDULES, learning_rates
-from medmerge_jax.training.step import Task, collapse, init_state, train_step
+from medmerge_jax.training.step import Task, collapse, copy_tree, init_state, train_step
 
 CLASSES = 3
 SPEC = get_spec("resnet20")
@@ -245,6 +245,20 @@ def test_a_state_is_donated_and_its_start_is_not(batch):
     step(task, state, start, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start.trainable))
+
+
+def test_a_stage_may_go_on_with_the_optimizer_of_another(batch):
+    """Its first step is then the other's next one."""
+    start = parameterization.fine_tune(parent(0))
+    task = task_of(start)
+    state, _ = step(task, init_state(start), start, batch)
+    ended = {"params": unflatten(state.trainable["params"]), "batch_stats": state.batch_stats}
+    later = [parameterization.fine_tune(ended, one) for one in (copy_tree(state.opt_state), None)]
+    found, anew = (step(task, init_state(one), one, batch)[0].trainable for one in later)
+    wanted = step(task, state, start, batch)[0].trainable
+    for path, leaf in flatten(wanted).items():
+        np.testing.assert_array_equal(flatten(found)[path], leaf)
+        assert not np.array_equal(flatten(anew)[path], leaf)
 
 
 def test_one_compilation_for_all_rates_and_equal_tasks(batch):
