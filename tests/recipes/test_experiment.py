@@ -1,4 +1,6 @@
-"""What the first stage of a recipe starts from, up to its first step."""
+"""What the stages of a recipe start from, up to their first steps."""
+
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +12,19 @@ from helpers.random_models import variables_of
 from helpers.tiny_config import ARCHITECTURE
 
 from medmerge_jax import merging
+from medmerge_jax.config import parse
 from medmerge_jax.data import DataSet, Split
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, get_spec, statistics
+from medmerge_jax.models.preprocessing import PLAIN
 from medmerge_jax.recipes import experiment, inputs
+from medmerge_jax.recipes.recipes import RECIPES
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies import run
+from medmerge_jax.training.stage import StageResult
 from medmerge_jax.weights import read_tensors, save_weights, write_safetensors
 
 
@@ -153,6 +160,44 @@ def drawn_images(folder):
     pixels = np.stack([read_image(path, 16) for path in paths])
     normalised = (pixels / 255 - preprocessing.mean) / preprocessing.std
     return normalised.astype(np.float32)
+
+
+def test_generation_goes_on_from_the_fine_tuned_model_and_its_optimizer(tmp_path, monkeypatch):
+    """And leaves that model; those of the minima are beside it."""
+    stages, results = {}, {}
+
+    def train_stage(stage, start, *_, **__):
+        stages[stage.name] = stage, start
+        model = {
+            "params": jax.tree.map(lambda leaf: leaf + 1, unflatten(start.trainable["params"])),
+            "batch_stats": start.batch_stats,
+        }
+        kept = dict.fromkeys(stage.keep, model)
+        optimizer = f"that of {stage.name}" if stage.keep_optimizer else None
+        results[stage.name] = StageResult(model, {}, {"name": stage.name}, kept, optimizer)
+        return results[stage.name]
+
+    monkeypatch.setattr(experiment, "train_stage", train_stage)
+    config = tiny_config.get_config()
+    config.fgg.epochs, config.fgg.cycle, config.fgg.lowest = 5, 4, 1e-7
+    dataset = DataSet("x", ("a", "b"), False, {})
+    given = types.SimpleNamespace(
+        rendering=PLAIN, parents={"b": (random_parent(0), {"source": "x"})}, dataset=dataset,
+        batches={}, class_weights=np.ones(2), mesh=None,
+    )  # fmt: skip
+    directory = RunDirectory(tmp_path / "run")
+    found = RECIPES["fgg"].function(experiment.Experiment(parse(config), directory, given))
+
+    tuned, (stage, start) = results["ft"].variables, stages["fgg"]
+    assert start.opt_state == "that of ft"
+    jax.tree.map(
+        np.testing.assert_array_equal, unflatten(start.trainable["params"]), tuned["params"]
+    )
+    assert (stage.epochs, stage.cycle, stage.lowest, stage.keep) == (5, 4, 1e-7, (1, 5))
+    assert (stage.select, stage.learning_rate) == ("last", config.fgg.learning_rate)
+    assert found.variables is tuned
+    assert list(found.kept) == ["fgg-1", "fgg-5"]
+    assert [one["name"] for one in found.stages] == ["ft", "fgg"]
 
 
 def test_class_weights_of_several_labels_count_what_is_known():
