@@ -232,7 +232,10 @@ def test_a_probe_trains_the_head_and_on_request_the_batch_norms():
     assert flatten(head.trainable).keys() == {"params/head/kernel", "params/head/bias"}
     norms = parameterization.linear_probe(variables, norms="train")
     assert len(flatten(norms.trainable)) == 2 + 2 * 7
-    for start in (head, norms):
+    drift = parameterization.linear_probe(variables, norms="drift")  # the statistics alone
+    assert flatten(drift.trainable).keys() == flatten(head.trainable).keys()
+    assert [one.train_batch_norm for one in (head, drift, norms)] == [False, True, True]
+    for start in (head, drift, norms):
         params = flatten(start.assemble(start.trainable, start.frozen))
         for path, leaf in flatten(variables["params"]).items():
             np.testing.assert_array_equal(params[path], leaf)
