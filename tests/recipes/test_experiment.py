@@ -13,14 +13,14 @@ from helpers.tiny_config import ARCHITECTURE
 
 from medmerge_jax import merging
 from medmerge_jax.config import parse
-from medmerge_jax.data import DataSet, Split
+from medmerge_jax.data import DataSet, ResidentBatches, Split
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, get_spec, statistics
 from medmerge_jax.models.preprocessing import PLAIN
-from medmerge_jax.recipes import experiment, inputs
+from medmerge_jax.recipes import experiment, inputs, prepare
 from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies import run
@@ -96,6 +96,25 @@ def test_parents_are_merged_in_the_order_of_their_names(first_stage):
         np.testing.assert_array_equal(kernel, parents[name]["params"]["conv1"]["kernel"])
 
 
+def test_a_parent_that_a_job_has_made_has_its_place_among_the_others(tmp_path, monkeypatch):
+    """Although it is loaded later than those that were there before."""
+    monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(tmp_path / "cache"))
+    parents = {name: random_parent(seed) for seed, name in enumerate("abc")}
+    for name, variables in parents.items():
+        save_parent(tmp_path / name / "model.safetensors", variables)
+    config = tiny_config.get_config()
+    config.recipe = "medmerge"
+    values = {"a": "job:a", "b": str(tmp_path / "b"), "c": "job:c"}
+    config.parents = ml_collections.ConfigDict(values)
+    prepared = prepare.prepare(parse(config), list(values), tmp_path, {})
+    assert list(prepared.parents) == ["b"]
+    loaded = prepare.load_inputs(prepared).parents
+    assert list(loaded) == ["a", "b", "c"]
+    for name, (variables, _) in loaded.items():
+        found, wanted = (tree["params"]["conv1"]["kernel"] for tree in (variables, parents[name]))
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_a_merge_starts_as_its_fields_say(first_stage):
     parents = {name: random_parent(seed) for seed, name in enumerate("cb")}
     fields = {"init": (1.0, 0.0), "learning_rate": 0.5, "decay_to": "none"}
@@ -162,6 +181,39 @@ def drawn_images(folder):
     return normalised.astype(np.float32)
 
 
+def experiment_on(config, tmp_path, parents=(), batches=()):
+    given = types.SimpleNamespace(
+        rendering=PLAIN, parents=dict(parents), dataset=DataSet("x", ("a", "b"), False, {}),
+        batches=dict(batches), class_weights=np.ones(2), mesh=None, features={},
+    )  # fmt: skip
+    return experiment.Experiment(parse(config), RunDirectory(tmp_path / "run"), given)
+
+
+def test_features_are_shared_by_models_whose_backbone_has_one_name(tmp_path, monkeypatch):
+    """Not by those of none, as merged ones, nor after a stage, which may have changed it."""
+    computed, seen = [], []
+
+    def predict(network, variables, batches):
+        computed.append(variables)
+        return np.full((4, 64), len(computed), np.float32)
+
+    def train_stage(stage, start, network, batches, *_, **__):
+        seen.append(int(next(batches("train").epoch(0, 0))["inputs"][0, 0]))
+        return StageResult({"params": unflatten(start.trainable["params"])}, {}, {"name": "lp"})
+
+    monkeypatch.setattr(experiment, "predict", predict)
+    monkeypatch.setattr(experiment, "train_stage", train_stage)
+    pixels, labels = np.zeros((4, 16, 16, 3), np.uint8), np.arange(4) % 2
+    batches = {"train": ResidentBatches(pixels, labels, 2)}
+    one = experiment_on(tiny_config.get_config(), tmp_path, batches=batches)
+    variables = random_parent(0, num_classes=2)
+    named, nameless = (experiment.Trained(variables, backbone=name) for name in ("of c", ""))
+    probed = one.linear_probe(named)
+    for model in (named, nameless, nameless, probed):
+        one.linear_probe(model)
+    assert seen == [1, 1, 2, 3, 4]
+
+
 def test_generation_goes_on_from_the_fine_tuned_model_and_its_optimizer(tmp_path, monkeypatch):
     """And leaves that model; those of the minima are beside it."""
     stages, results = {}, {}
@@ -180,13 +232,8 @@ def test_generation_goes_on_from_the_fine_tuned_model_and_its_optimizer(tmp_path
     monkeypatch.setattr(experiment, "train_stage", train_stage)
     config = tiny_config.get_config()
     config.fgg.epochs, config.fgg.cycle, config.fgg.lowest = 5, 4, 1e-7
-    dataset = DataSet("x", ("a", "b"), False, {})
-    given = types.SimpleNamespace(
-        rendering=PLAIN, parents={"b": (random_parent(0), {"source": "x"})}, dataset=dataset,
-        batches={}, class_weights=np.ones(2), mesh=None,
-    )  # fmt: skip
-    directory = RunDirectory(tmp_path / "run")
-    found = RECIPES["fgg"].function(experiment.Experiment(parse(config), directory, given))
+    one = experiment_on(config, tmp_path, parents={"b": (random_parent(0), {"source": "x"})})
+    found = RECIPES["fgg"].function(one)
 
     tuned, (stage, start) = results["ft"].variables, stages["fgg"]
     assert start.opt_state == "that of ft"
