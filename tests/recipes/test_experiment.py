@@ -12,7 +12,7 @@ from helpers.random_models import variables_of
 from helpers.tiny_config import ARCHITECTURE
 
 from medmerge_jax import merging
-from medmerge_jax.config import parse
+from medmerge_jax.config import Config, parse
 from medmerge_jax.data import DataSet, ResidentBatches, Split
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
@@ -21,7 +21,7 @@ from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, get_spec, statistics
 from medmerge_jax.models.preprocessing import PLAIN
 from medmerge_jax.recipes import experiment, inputs, prepare
-from medmerge_jax.recipes.recipes import RECIPES
+from medmerge_jax.recipes.recipes import RECIPES, needed_parents
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies import run
 from medmerge_jax.training.stage import StageResult
@@ -94,6 +94,9 @@ def test_parents_are_merged_in_the_order_of_their_names(first_stage):
     kernels = [tree["conv1/kernel"] for tree in start.frozen["parents"]]
     for kernel, name in zip(kernels, "bcd", strict=True):
         np.testing.assert_array_equal(kernel, parents[name]["params"]["conv1"]["kernel"])
+    # A config that was made in Python may have them in any order.
+    made = Config(recipe="medmerge", parents={"c": "zeros", "b": "random"})
+    assert needed_parents(made) == ["b", "c"]
 
 
 def test_a_parent_that_a_job_has_made_has_its_place_among_the_others(tmp_path, monkeypatch):
