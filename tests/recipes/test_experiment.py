@@ -25,7 +25,12 @@ from medmerge_jax.recipes.recipes import RECIPES, needed_parents
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies import run
 from medmerge_jax.training.stage import StageResult
-from medmerge_jax.weights import read_tensors, save_weights, write_safetensors
+from medmerge_jax.weights import (
+    model_fingerprint,
+    read_tensors,
+    save_weights,
+    write_safetensors,
+)
 
 
 @pytest.fixture
@@ -190,6 +195,37 @@ def experiment_on(config, tmp_path, parents=(), batches=()):
         batches=dict(batches), class_weights=np.ones(2), mesh=None, features={},
     )  # fmt: skip
     return experiment.Experiment(parse(config), RunDirectory(tmp_path / "run"), given)
+
+
+def started(tmp_path, head, variables, **card):
+    config = tiny_config.get_config()
+    config.head, config.seed = head, 3
+    parents = {"b": (variables, {"source": "x", **card})}
+    return experiment_on(config, tmp_path, parents).start()
+
+
+def test_the_start_keeps_its_head_or_has_a_new_one_of_the_seed(tmp_path):
+    variables = random_parent(0, num_classes=2)
+    new = LinearHead(2).init(jax.random.key(3), jnp.zeros((1, 64)))["params"]["head"]
+    for kind, wanted in (("keep", variables["params"]["head"]), ("new", new)):
+        model = started(tmp_path, kind, variables, classes=["a", "b"])
+        jax.tree.map(np.testing.assert_array_equal, model.variables["params"]["head"], wanted)
+        assert model.head == model_fingerprint({"head": wanted})
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "card", "words"),
+    [
+        (2, {"classes": ["b", "a"]}, "has the classes .'b', 'a'."),
+        (3, {}, "has the classes 3, the data has .'a', 'b'."),
+        (0, {}, "has no head"),
+    ],
+)
+def test_a_head_of_other_classes_is_not_kept(tmp_path, num_classes, card, words):
+    parent = random_parent(0, num_classes)
+    with pytest.raises(UserError, match=f"head = 'keep': parent b {words}"):
+        started(tmp_path, "keep", parent, **card)
+    started(tmp_path, "new", parent, **card)
 
 
 def test_features_are_shared_by_models_whose_backbone_has_one_name(tmp_path, monkeypatch):
