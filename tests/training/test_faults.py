@@ -157,8 +157,10 @@ def test_stopped_while_it_validates_it_trains_no_step_again(
 ):
     whole = train("whole")
     steps.clear()
+    cut = Signalled(*data, 8, number=signal.SIGUSR1, at=at)
     with pytest.raises(preemption.Preempted, match="SIGUSR1"):
-        train("cut", val=Signalled(*data, 8, number=signal.SIGUSR1, at=at))
+        train("cut", val=cut)
+    assert cut.asked == at + 1  # it does not wait for the end of the validation
     restarted(signals)
     resumed = train("cut")
     assert steps == list(range(STAGE.epochs * STEPS))
