@@ -113,13 +113,14 @@ def average(experiment: Experiment) -> Trained:
     if settings.recalibrate == "if_better":
         taken = max(ranks, key=lambda name: ranks[name])  # of equals the first
     best = int(np.argmax(scores))
+    best_member = finish(members[best]) if finish else members[best]
     facts: dict[str, Any] = {
         "kind": settings.kind,
         "metric": settings.metric,
         "members": dict(zip(members.names, map(judge.shown, scores), strict=True)),
         "best": {
             "member": members.names[best],
-            **{split: judge.metrics(members[best], split) for split in ("val", "test")},
+            **{split: judge.metrics(best_member, split) for split in ("val", "test")},
         },
         "chosen": [members.names[index] for index in chosen],
         "taken": taken,

@@ -201,3 +201,22 @@ def test_decoded_images_of_all_splits_follow_their_rows():
         dataset = with_split(dataset, name, pixels=pixels)
     whole = dataset.only("all").splits["test"]
     assert whole.pixels[:, 0, 0].tolist() == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_folds_are_of_all_train_and_val_images_and_never_part_a_group():
+    groups = tuple(f"patient {row % 10}" for row in range(20))  # those of val are in train, too
+    labels = [row % 2 for row in range(20)]
+    dataset = make_dataset(
+        train=labels[:12], val=labels[12:], groups=(groups[:12], groups[12:], ("p", "q"))
+    )
+    known = [*dataset.splits["train"].ids, *dataset.splits["val"].ids]
+    folds = [dataset.in_folds(5, fold, seed=0).splits for fold in range(5)]
+    assert sorted(one for fold in folds for one in fold["val"].ids) == sorted(known)
+    for fold in folds:
+        assert set(fold["train"].ids) == set(known) - set(fold["val"].ids)
+        assert not set(fold["train"].groups) & set(fold["val"].groups)
+        assert fold["test"] is dataset.splits["test"]
+    another = dataset.in_folds(5, 0, seed=1).splits
+    assert set(another["val"].ids) != set(folds[0]["val"].ids)
+    with pytest.raises(UserError, match="make no 11 folds"):
+        dataset.in_folds(11, 0, seed=0)

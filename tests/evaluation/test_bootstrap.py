@@ -121,6 +121,14 @@ def test_seeds_are_drawn_as_pairs():
     assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
 
 
+def test_p_is_never_zero():
+    """However far apart two recipes are, so many resamples cannot tell a smaller one."""
+    labels = np.arange(10) % 2
+    right, wrong = answers(np.full(10, True), labels), answers(np.full(10, False), labels)
+    found = paired_difference(METRICS["accuracy"], [right], [wrong], resamples=199)
+    assert (found.value, found.low, found.p) == (1.0, 1.0, pytest.approx(2 / 200))
+
+
 def test_images_are_drawn_once_for_all_seeds():
     """What two seeds get wrong together does not average out."""
     labels = np.arange(40) % 2

@@ -84,6 +84,14 @@ def test_auc_of_two_classes_is_that_of_class_one():
     assert multiclass(logits, [1, 0, 0, 0])["macro_auc"] == pytest.approx(2 / 3)
 
 
+def test_a_pair_of_equal_scores_counts_a_half():
+    """The first positive ties with both negatives, the second is above both."""
+    logits = [[0.0, 1.0], [0.0, 2.0], [0.0, 1.0], [0.0, 1.0]]
+    assert multiclass(logits, [1, 1, 0, 0])["macro_auc"] == (0.5 + 0.5 + 1 + 1) / 4
+    scores = [[one] for _, one in logits]
+    assert multilabel(scores, [[1], [1], [0], [0]])["macro_auc"] == (0.5 + 0.5 + 1 + 1) / 4
+
+
 def test_confident_logits_do_not_tie():
     # In float64 the sigmoid of both is 1.
     logits = [[0.0, 80.0], [0.0, 90.0]]

@@ -39,6 +39,15 @@ def test_they_are_read_as_they_were_written(tmp_path, multilabel):
         np.testing.assert_equal(getattr(found, field.name), getattr(written, field.name))
 
 
+def test_some_images_are_taken_with_all_that_is_known_of_them():
+    groups = number_groups(["ann", "bob", "cem"])
+    whole = Predictions(LOGITS, LABELS, ids=("x", "y", "eye"), groups=groups)
+    found = whole.take(np.array([2, 0, 2]))
+    np.testing.assert_array_equal(found.logits, LOGITS[[2, 0, 2]])
+    assert (found.labels.tolist(), found.ids) == ([2, 0, 2], ("eye", "x", "eye"))
+    assert found.groups.tolist() == [2, 0, 2]
+
+
 def test_a_file_of_another_kind_is_no_predictions(tmp_path):
     np.savez(tmp_path / "x.npz", logits=LOGITS)
     with pytest.raises(UserError, match=r"x\.npz: holds no predictions of this program .'labels'"):

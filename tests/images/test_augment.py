@@ -151,11 +151,11 @@ def test_a_crop_that_never_fits_is_torchvisions_centre(torch, v2, shape):
         assert found == [wanted[name] for name in ("top", "left", "height", "width")]
 
 
-def test_flips(torch, v2):
+def test_flips(rng):
     """torchvision flips if a uniform number is below the probability."""
     for probability in (0.5, 0.1):
         found = np.asarray(jax.jit(jax.vmap(lambda k, p=probability: draw_flip(k, p)))(keys()))
-        wanted = torch.rand(DRAWS).numpy() < probability
+        wanted = rng.random(DRAWS) < probability
         assert_same_shares(found, wanted, 2)
         assert found.mean() == pytest.approx(probability, abs=4 * math.sqrt(0.25 / DRAWS))
 
@@ -175,6 +175,29 @@ def test_jitter(v2, policy):
     wanted = [[step for step in one["fn_idx"].tolist() if step < len(names)] for one in drawn]
     orders = math.factorial(len(names))
     assert_same_shares(ranks(order), ranks(np.array(wanted)), orders)
+
+
+def test_jitter_is_uniform_in_its_range_and_in_every_order():
+    """Of brightness 1.3 the factors are from 0, not below, to 2.3."""
+    draws = jax.jit(jax.vmap(functools.partial(draw_jitter, BRIGHT)))(keys())
+    order, factors = map(np.asarray, draws)
+    for factor, low, high in zip(factors.T, (0, 0.6, 0.8), (2.3, 1.4, 1.2), strict=True):
+        assert stats.kstest(factor, "uniform", (low, high - low)).pvalue > 1e-4
+    assert_even(ranks(order), kinds=6)
+
+
+def test_every_operation_and_sign_is_as_likely():
+    operations, signs = map(np.asarray, jax.jit(jax.vmap(draw_operation))(keys()))
+    assert_even(operations, kinds=len(RAND_AUGMENT))
+    assert set(signs.tolist()) == {-1, 1}
+    assert_even(signs > 0, kinds=2)
+    assert_uncorrelated(operations, signs)
+
+
+def assert_even(found, kinds):
+    counts = np.bincount(found, minlength=kinds)
+    assert len(counts) == kinds
+    assert stats.chisquare(counts).pvalue > 1e-4
 
 
 def ranks(permutations):

@@ -8,6 +8,7 @@ import resource
 import shutil
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from medmerge_jax.data import Split
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import cache, cached_pixels, decode
+from medmerge_jax.models.preprocessing import PLAIN, Rendering
 from medmerge_jax.storage import atomic, locks
 
 N = 50
@@ -156,15 +158,47 @@ def test_the_sampled_bytes_are_those_of_the_beginning_and_the_end(tmp_path, monk
     assert cache._sampled_bytes(paths) != middle
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"names": ("1.png", "0.png")},
+        {"folder": "b"},
+        {"content": b"other"},
+        {"st_size": 9},
+        {"st_mtime_ns": 9},
+        {"st_ctime_ns": 9},
+    ],
+    ids=str,
+)
+def test_each_of_what_tells_files_apart_does_so_alone(tmp_path, monkeypatch, other):
+    """The others may be equal, as the times of files written within a tick of the clock are."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+
+    def state(names=("0.png", "1.png"), folder="a", content=b"bytes", **changed):
+        paths = tuple(tmp_path / folder / name for name in sorted(names))
+        for path in paths:
+            path.write_bytes(content)
+        stat = {"st_size": 1, "st_mtime_ns": 2, "st_ctime_ns": 3, **changed}
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "stat", lambda path, **how: types.SimpleNamespace(**stat))
+            return cache.state_of(Split(names, paths, np.zeros(2, np.int32)))
+
+    assert state() == state() != state(**other)
+
+
 def test_whatever_shapes_the_pixels_makes_another_cache(tmp_path, split, decoded, monkeypatch):
-    def decodes(split=split, size=8, resize="squash"):
+    def decodes(split=split, size=8, resize="squash", rendering=PLAIN):
         decoded.clear()
-        cached_pixels(split, size, resize, tmp_path / "cache")
+        cached_pixels(split, size, resize, tmp_path / "cache", rendering=rendering)
         return bool(decoded)
 
     assert decodes()
     assert decodes(size=9)
     assert decodes(resize="crop")
+    assert decodes(rendering=Rendering(white=4095))
+    assert decodes(rendering=Rendering(window=(0.0, 400.0)))
+    assert decodes(rendering=Rendering(background="white"))
     assert decodes(split=split_of(split.paths[::-1]))
     assert decodes(split=split_of(split.paths[:-1]))
     state = split.paths[7].stat()

@@ -1,4 +1,7 @@
-"""Every operation against torchvision's, on Pillow images and, where the two agree, on tensors."""
+"""Every operation against torchvision's, on Pillow images and, where the two agree, on tensors.
+
+And against Pillow's own, of which torchvision's are made, where PyTorch is not installed.
+"""
 
 import functools
 import importlib
@@ -7,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from medmerge_jax.data.synthetic import draw
 from medmerge_jax.images import operations as ops
@@ -81,6 +84,18 @@ def test_resized_crop(torch, functional, images, crop, size):
     # Pillow 13 begins with the rows, and rounds these, where that is less work.
     rows_first = size[0] < crop[2]
     assert_close(found, on_pillow(wanted, images), share=0.25 if rows_first else 0.03)
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_resized_crop_is_pillows(images, crop):
+    found = ours(ops.resized_crop, images, *map(jnp.int32, crop), static=((96, 64),))
+    top, left, height, width = crop
+
+    def wanted(image):
+        part = image.crop((left, top, left + width, top + height))
+        return part.resize((64, 96), Image.Resampling.BILINEAR)
+
+    assert_close(found, on_pillow(wanted, images), share=0.03)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.55, 0.75, 1.0, 1.2, 1.31, 1.45, 1.9])
@@ -173,3 +188,41 @@ def test_rand_augment(torchvision, rand_augment, images, number, sign):
     assert_close(found, wanted, share=0.01)
     if name != "Identity":
         assert np.mean(wanted != images) > 0.1
+
+
+def pillows_operation(name, sign, image):
+    """One of RandAugment's at magnitude 15 of 30, by the numbers of its table."""
+    width, height = image.size
+    right, down = (sign * int(150 / 331 * side / 2) for side in (width, height))
+    moves = {
+        "shear_x": (1, sign * 0.15, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, sign * 0.15, 1, 0),
+        "translate_x": (1, 0, -right, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, -down),
+    }
+    enhancers = {"brightness": "Brightness", "color": "Color", "contrast": "Contrast",
+                 "sharpness": "Sharpness"}  # fmt: skip
+    bilinear = Image.Resampling.BILINEAR
+    if name in moves:
+        return image.transform(image.size, Image.Transform.AFFINE, moves[name], bilinear)
+    if name in enhancers:
+        return getattr(ImageEnhance, enhancers[name])(image).enhance(1 + sign * 0.45)
+    others = {
+        "identity": lambda: image,
+        "rotate": lambda: image.rotate(sign * 15, bilinear),
+        "posterize": lambda: ImageOps.posterize(image, 6),
+        "solarize": lambda: ImageOps.solarize(image, 127.5),
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+    }
+    return others[name]()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", RAND_AUGMENT)
+def test_rand_augment_is_pillows(images, name, sign):
+    images = np.ascontiguousarray(images[:, :90])  # a height and a width
+    drawn = jnp.int32(RAND_AUGMENT.index(name)), jnp.float32(sign)
+    found = ours(rand_augment_operation, images, *drawn, static=(MAGNITUDE,))
+    wanted = on_pillow(functools.partial(pillows_operation, name, sign), images)
+    assert_close(found, wanted, share=0.01)

@@ -27,6 +27,24 @@ def test_max_pool_and_its_gradient_are_those_of_pytorch_also_where_values_are_eq
     np.testing.assert_allclose(gradient, theirs.grad.numpy().transpose(0, 2, 3, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 9, 6, 2), (2, 1, 5, 1)])
+def test_max_pool_and_its_gradient_are_those_of_windows_of_three(shape):
+    """Without PyTorch too: below zero, so that a border of zeros would be the largest."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-5, -1, shape).astype(np.float32)
+    found, pull_back = jax.vjp(max_pool, x)
+    cotangent = rng.normal(size=found.shape).astype(np.float32)
+    wanted, gradient = np.zeros_like(found), np.zeros_like(x)
+    for n, i, j, c in np.ndindex(found.shape):
+        top, left = max(2 * i - 1, 0), max(2 * j - 1, 0)
+        window = x[n, top : 2 * i + 2, left : 2 * j + 2, c]
+        row, column = np.unravel_index(window.argmax(), window.shape)  # the first of equals
+        wanted[n, i, j, c] = window[row, column]
+        gradient[n, top + row, left + column, c] += cotangent[n, i, j, c]
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(pull_back(jnp.asarray(cotangent))[0], gradient, atol=1e-6)
+
+
 def test_what_is_not_a_number_is_seen_by_all_windows_that_have_it():
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype(np.float32)

@@ -143,6 +143,25 @@ def test_dropout_acts_while_the_batch_norms_are_frozen(plain, variables, accumul
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables[0]["batch_stats"])
 
 
+def test_each_part_of_a_batch_has_draws_of_its_own(plain, variables):
+    """Two parts of the same images: with the first one's draws, the loss would be the first's."""
+    model, start = mm.create_model("plain", CLASSES), parameterization.linear_probe(variables[0])
+    rng = np.random.default_rng(0)
+    part = {
+        "inputs": rng.normal(size=(4, 16, 16, 3)).astype(np.float32),
+        "labels": np.arange(4, dtype=np.int32) % CLASSES,
+    }
+    constants = (jnp.float32(0.0), jnp.float32(0.0), jnp.ones(CLASSES), jax.random.key(1))
+    network = Network(model, None, rngs=("dropout",))
+    task = Task(network, start.assemble, start.train_batch_norm, False)
+    once, *more = (
+        float(accumulated_step(task, init_state(start), start.frozen, (part,) * n, *constants)[1])
+        for n in (1, 1, 2)
+    )
+    assert more[0] == once
+    assert more[1] != pytest.approx(once, rel=1e-5)
+
+
 def test_a_model_that_draws_wants_a_key(plain, variables):
     start = parameterization.linear_probe(variables[0])
     with pytest.raises(ValueError, match="draws dropout: the epoch's key is wanted"):

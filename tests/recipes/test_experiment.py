@@ -1,4 +1,6 @@
-"""What the first stage of a recipe starts from, up to its first step."""
+"""What the stages of a recipe start from, up to their first steps."""
+
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +12,25 @@ from helpers.random_models import variables_of
 from helpers.tiny_config import ARCHITECTURE
 
 from medmerge_jax import merging
-from medmerge_jax.data import DataSet, Split
+from medmerge_jax.config import Config, parse
+from medmerge_jax.data import DataSet, ResidentBatches, Split
 from medmerge_jax.data.splits import SPLITS
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, get_spec, statistics
-from medmerge_jax.recipes import experiment, inputs
+from medmerge_jax.models.preprocessing import PLAIN
+from medmerge_jax.recipes import experiment, inputs, prepare
+from medmerge_jax.recipes.recipes import RECIPES, needed_parents
+from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies import run
-from medmerge_jax.weights import read_tensors, save_weights, write_safetensors
+from medmerge_jax.training.stage import StageResult
+from medmerge_jax.weights import (
+    model_fingerprint,
+    read_tensors,
+    save_weights,
+    write_safetensors,
+)
 
 
 @pytest.fixture
@@ -87,6 +99,28 @@ def test_parents_are_merged_in_the_order_of_their_names(first_stage):
     kernels = [tree["conv1/kernel"] for tree in start.frozen["parents"]]
     for kernel, name in zip(kernels, "bcd", strict=True):
         np.testing.assert_array_equal(kernel, parents[name]["params"]["conv1"]["kernel"])
+    # A config that was made in Python may have them in any order.
+    made = Config(recipe="medmerge", parents={"c": "zeros", "b": "random"})
+    assert needed_parents(made) == ["b", "c"]
+
+
+def test_a_parent_that_a_job_has_made_has_its_place_among_the_others(tmp_path, monkeypatch):
+    """Although it is loaded later than those that were there before."""
+    monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(tmp_path / "cache"))
+    parents = {name: random_parent(seed) for seed, name in enumerate("abc")}
+    for name, variables in parents.items():
+        save_parent(tmp_path / name / "model.safetensors", variables)
+    config = tiny_config.get_config()
+    config.recipe = "medmerge"
+    values = {"a": "job:a", "b": str(tmp_path / "b"), "c": "job:c"}
+    config.parents = ml_collections.ConfigDict(values)
+    prepared = prepare.prepare(parse(config), list(values), tmp_path, {})
+    assert list(prepared.parents) == ["b"]
+    loaded = prepare.load_inputs(prepared).parents
+    assert list(loaded) == ["a", "b", "c"]
+    for name, (variables, _) in loaded.items():
+        found, wanted = (tree["params"]["conv1"]["kernel"] for tree in (variables, parents[name]))
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_merge_starts_as_its_fields_say(first_stage):
@@ -153,6 +187,103 @@ def drawn_images(folder):
     pixels = np.stack([read_image(path, 16) for path in paths])
     normalised = (pixels / 255 - preprocessing.mean) / preprocessing.std
     return normalised.astype(np.float32)
+
+
+def experiment_on(config, tmp_path, parents=(), batches=()):
+    given = types.SimpleNamespace(
+        rendering=PLAIN, parents=dict(parents), dataset=DataSet("x", ("a", "b"), False, {}),
+        batches=dict(batches), class_weights=np.ones(2), mesh=None, features={},
+    )  # fmt: skip
+    return experiment.Experiment(parse(config), RunDirectory(tmp_path / "run"), given)
+
+
+def started(tmp_path, head, variables, **card):
+    config = tiny_config.get_config()
+    config.head, config.seed = head, 3
+    parents = {"b": (variables, {"source": "x", **card})}
+    return experiment_on(config, tmp_path, parents).start()
+
+
+def test_the_start_keeps_its_head_or_has_a_new_one_of_the_seed(tmp_path):
+    variables = random_parent(0, num_classes=2)
+    new = LinearHead(2).init(jax.random.key(3), jnp.zeros((1, 64)))["params"]["head"]
+    for kind, wanted in (("keep", variables["params"]["head"]), ("new", new)):
+        model = started(tmp_path, kind, variables, classes=["a", "b"])
+        jax.tree.map(np.testing.assert_array_equal, model.variables["params"]["head"], wanted)
+        assert model.head == model_fingerprint({"head": wanted})
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "card", "words"),
+    [
+        (2, {"classes": ["b", "a"]}, "has the classes .'b', 'a'."),
+        (3, {}, "has the classes 3, the data has .'a', 'b'."),
+        (0, {}, "has no head"),
+    ],
+)
+def test_a_head_of_other_classes_is_not_kept(tmp_path, num_classes, card, words):
+    parent = random_parent(0, num_classes)
+    with pytest.raises(UserError, match=f"head = 'keep': parent b {words}"):
+        started(tmp_path, "keep", parent, **card)
+    started(tmp_path, "new", parent, **card)
+
+
+def test_features_are_shared_by_models_whose_backbone_has_one_name(tmp_path, monkeypatch):
+    """Not by those of none, as merged ones, nor after a stage, which may have changed it."""
+    computed, seen = [], []
+
+    def predict(network, variables, batches):
+        computed.append(variables)
+        return np.full((4, 64), len(computed), np.float32)
+
+    def train_stage(stage, start, network, batches, *_, **__):
+        seen.append(int(next(batches("train").epoch(0, 0))["inputs"][0, 0]))
+        return StageResult({"params": unflatten(start.trainable["params"])}, {}, {"name": "lp"})
+
+    monkeypatch.setattr(experiment, "predict", predict)
+    monkeypatch.setattr(experiment, "train_stage", train_stage)
+    pixels, labels = np.zeros((4, 16, 16, 3), np.uint8), np.arange(4) % 2
+    batches = {"train": ResidentBatches(pixels, labels, 2)}
+    one = experiment_on(tiny_config.get_config(), tmp_path, batches=batches)
+    variables = random_parent(0, num_classes=2)
+    named, nameless = (experiment.Trained(variables, backbone=name) for name in ("of c", ""))
+    probed = one.linear_probe(named)
+    for model in (named, nameless, nameless, probed):
+        one.linear_probe(model)
+    assert seen == [1, 1, 2, 3, 4]
+
+
+def test_generation_goes_on_from_the_fine_tuned_model_and_its_optimizer(tmp_path, monkeypatch):
+    """And leaves that model; those of the minima are beside it."""
+    stages, results = {}, {}
+
+    def train_stage(stage, start, *_, **__):
+        stages[stage.name] = stage, start
+        model = {
+            "params": jax.tree.map(lambda leaf: leaf + 1, unflatten(start.trainable["params"])),
+            "batch_stats": start.batch_stats,
+        }
+        kept = dict.fromkeys(stage.keep, model)
+        optimizer = f"that of {stage.name}" if stage.keep_optimizer else None
+        results[stage.name] = StageResult(model, {}, {"name": stage.name}, kept, optimizer)
+        return results[stage.name]
+
+    monkeypatch.setattr(experiment, "train_stage", train_stage)
+    config = tiny_config.get_config()
+    config.fgg.epochs, config.fgg.cycle, config.fgg.lowest = 5, 4, 1e-7
+    one = experiment_on(config, tmp_path, parents={"b": (random_parent(0), {"source": "x"})})
+    found = RECIPES["fgg"].function(one)
+
+    tuned, (stage, start) = results["ft"].variables, stages["fgg"]
+    assert start.opt_state == "that of ft"
+    jax.tree.map(
+        np.testing.assert_array_equal, unflatten(start.trainable["params"]), tuned["params"]
+    )
+    assert (stage.epochs, stage.cycle, stage.lowest, stage.keep) == (5, 4, 1e-7, (1, 5))
+    assert (stage.select, stage.learning_rate) == ("last", config.fgg.learning_rate)
+    assert found.variables is tuned
+    assert list(found.kept) == ["fgg-1", "fgg-5"]
+    assert [one["name"] for one in found.stages] == ["ft", "fgg"]
 
 
 def test_class_weights_of_several_labels_count_what_is_known():

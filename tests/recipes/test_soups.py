@@ -1,8 +1,11 @@
-"""What is refused as a soup, and how a soup that is worse than a member is explained."""
+"""What soups are of, what is refused, and how one that is worse than a member is explained."""
+
+import types
 
 import numpy as np
 import pytest
 
+from medmerge_jax.config import Config, Soup
 from medmerge_jax.errors import UserError
 from medmerge_jax.recipes import soups
 from medmerge_jax.recipes.soups import check_heads
@@ -29,6 +32,71 @@ def test_others_are_refused_unless_asked_for(heads, words):
     with pytest.raises(UserError, match=f"{words}.*soup.any_heads = True"):
         check_heads(names, cards(*heads), any_heads=False)
     check_heads(names, cards(*heads), any_heads=True)
+
+
+def averaged(monkeypatch, loss, numbers, **settings):
+    """The soup of models of one number, and of statistics that are 1, or 0 if estimated anew.
+
+    Their loss on any images is a function of both.
+    """
+    names = [chr(ord("a") + index) for index in range(len(numbers))]
+
+    def open_parent(config, name, folder):
+        number = numbers[names.index(name)]
+        return {"params": {"w": np.float32(number)}, "batch_stats": {"s": np.float32(1)}}
+
+    def metrics(variables):
+        value = loss(float(variables["params"]["w"]), float(variables["batch_stats"]["s"]))
+        return {"loss": value, "accuracy": 1 - value}
+
+    monkeypatch.setattr(soups.inputs, "open_parent", open_parent)
+    monkeypatch.setattr(soups, "classification_metrics", metrics)
+    experiment = types.SimpleNamespace(
+        config=Config(soup=Soup(**settings)),
+        inputs=types.SimpleNamespace(parents={n: ({}, {"head": "x"}) for n in names}, folder=None),
+        predictions=lambda variables, split: variables,
+        recalibrated=lambda variables, count: {**variables, "batch_stats": {"s": np.float32(0)}},
+    )
+    return soups.average(experiment)
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_greedy_soup_begins_with_the_best_by_its_metric(monkeypatch, metric):
+    """0 and 1 are better together; with 4 they are worse."""
+
+    def loss(w, s):
+        return (w - 0.4) ** 2
+
+    settings = {"kind": "greedy", "metric": metric, "recalibrate": "never"}
+    soup = averaged(monkeypatch, loss, (4.0, 0.0, 1.0), **settings)
+    facts = soup.facts["soup"]
+    assert facts["chosen"] == ["b", "c"]
+    assert float(soup.variables["params"]["w"]) == 0.5
+    wanted = [loss(w, 1) if metric == "loss" else 1 - loss(w, 1) for w in (4.0, 0.0, 1.0)]
+    assert list(facts["members"].values()) == pytest.approx(wanted)
+    assert soup.head == "x"
+
+
+@pytest.mark.parametrize(
+    ("recalibrate", "gain", "taken"),
+    [
+        ("if_better", 0.1, "recalibrated"),
+        ("if_better", -0.1, "averaged"),
+        ("if_better", 0.0, "averaged"),  # of equals that which was not touched
+        ("never", 0.1, "averaged"),
+        ("always", -0.1, "recalibrated"),
+    ],
+)
+def test_statistics_are_estimated_anew_where_the_config_says(monkeypatch, recalibrate, gain, taken):
+    def loss(w, s):
+        return 1 + w**2 - gain * (s == 0)
+
+    settings = {"kind": "uniform", "metric": "loss", "recalibrate": recalibrate}
+    soup = averaged(monkeypatch, loss, (-1.0, 1.0), **settings)
+    assert soup.facts["soup"]["taken"] == taken
+    assert float(soup.variables["batch_stats"]["s"]) == (taken == "averaged")
+    losses = {name: one["val"]["loss"] for name, one in soup.facts["soup"]["variants"].items()}
+    assert losses == {"averaged": 1, "recalibrated": pytest.approx(1 - gain)}
 
 
 class Judge:

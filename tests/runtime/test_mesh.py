@@ -149,6 +149,15 @@ def test_rows_are_padded_and_shared():
     assert own_rows(13, None) == slice(0, 13)
 
 
+@pytest.mark.parametrize(("process", "rows"), [(0, slice(0, 4)), (1, slice(4, 8))])
+def test_the_rows_of_a_process_are_those_of_its_devices(monkeypatch, process, rows):
+    """Of four devices, of which two are in each process."""
+    ours = {one: (slice(2 * one, 2 * one + 2),) for one in (2 * process, 2 * process + 1)}
+    sharding = SimpleNamespace(addressable_devices_indices_map=lambda shape: ours)
+    monkeypatch.setattr(mesh, "batch_sharded", lambda _: sharding)
+    assert own_rows(8, SimpleNamespace(size=4)) == rows
+
+
 def test_devices_of_one_process_are_neighbours(monkeypatch):
     """Or a process would have other rows of a batch than its devices."""
     monkeypatch.setattr(mesh, "Mesh", lambda devices, *_, **__: devices)

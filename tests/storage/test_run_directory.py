@@ -53,6 +53,16 @@ def test_the_fields_that_differ_are_named(directory):
         directory.record_config(config, "data", {"b": "two"}, {})
 
 
+def test_free_fields_are_named_whole(tmp_path):
+    """A group with its fields, and none whose name only begins so."""
+    directory = RunDirectory(tmp_path / "run", free=("grid",))
+    config = {"grid": {"seeds": [0]}, "grids": 1}
+    directory.record_config(config, "data", {}, {})
+    directory.check_config({**config, "grid": {"seeds": [0, 1]}})
+    with pytest.raises(UserError, match="grids: 1 there, 2 now"):
+        directory.check_config({**config, "grids": 2})
+
+
 def test_a_killed_process_leaves_its_temporaries_to_the_next(directory, monkeypatch):
     class Killed(BaseException):
         """Like SIGKILL, it leaves no time to clean up."""

@@ -124,3 +124,13 @@ def test_sources_come_in_order_and_never_in_a_circle():
     config.sources.c.parents.c = "source:b"
     with pytest.raises(UserError, match=r"sources \['b', 'c'\] start from each other"):
         plan(check_config(config))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("if_better", "never"), ("never", "never"), ("always", "always")]
+)
+def test_a_soup_of_folds_chooses_nothing_by_images_that_its_members_know(given, wanted):
+    config = default_config().unlock()
+    config.recipe, config.parents.b, config.soup.recalibrate = "fold_soup", "b.pth", given
+    soup = plan(check_config(config))["soups/uniform"].config.soup
+    assert (soup.kind, soup.recalibrate) == ("uniform", wanted)

@@ -142,6 +142,16 @@ def test_a_soup_of_further_members_is_made_again(tmp_path, runs):
     assert names == ["c", "soup"]
 
 
+def test_a_soup_of_fewer_members_is_made_again(tmp_path, runs):
+    """Although none of them is newer than the soup."""
+    names, _ = runs
+    work(tmp_path)
+    names.clear()
+    fewer = {**JOBS, "soup": job("soup", "a", recipe="soup")}
+    work(tmp_path, fewer)
+    assert names == ["soup"]
+
+
 def lose(folder, name, lines):
     """Leaves what a process leaves that is killed at work, so many epochs after it began."""
     with JobStates(folder).changing() as entries:

@@ -16,6 +16,7 @@ from medmerge_jax.data import ResidentBatches
 from medmerge_jax.errors import DivergedError, OutOfMemoryError, UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead
+from medmerge_jax.models.layers import dense_head
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime import preemption
 from medmerge_jax.storage.checkpoints import StageCheckpoints
@@ -39,7 +40,7 @@ def data(rng):
 def train(data, tmp_path):
     head = LinearHead(CLASSES).init(jax.random.key(0), jnp.zeros((1, FEATURES)))
 
-    def call(name="run", stage=STAGE, train=None, val=None, model=None):
+    def call(name="run", stage=STAGE, train=None, val=None, model=None, rngs=()):
         whole = ResidentBatches(*data, 8)
         batches = {"train": train or whole, "val": val or whole}
         directory = RunDirectory(tmp_path / name)
@@ -47,7 +48,7 @@ def train(data, tmp_path):
             return train_stage(
                 stage,
                 parameterization.fine_tune(head),
-                Network(model or LinearHead(CLASSES)),
+                Network(model or LinearHead(CLASSES), rngs=rngs),
                 batches.__getitem__,
                 directory,
                 seed=0,
@@ -116,7 +117,7 @@ def steps(monkeypatch):
 def test_stopped_at_a_step_it_goes_on_with_the_next(
     train, data, tmp_path, signals, steps, at, select
 ):
-    stage = dataclasses.replace(STAGE, select=select)
+    stage = dataclasses.replace(STAGE, select=select, schedule="linear")
     whole = train("whole", stage)
     steps.clear()
     cut = Signalled(*data, 8, number=signal.SIGTERM, at=at)
@@ -132,14 +133,34 @@ def test_stopped_at_a_step_it_goes_on_with_the_next(
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
 
 
+class Dropping(nn.Module):
+    """A head behind dropout."""
+
+    @nn.compact
+    def __call__(self, features, train=False, use_running_average=None):
+        features = nn.Dropout(0.5, deterministic=not train)(features)
+        return dense_head(FEATURES, CLASSES)(features)
+
+
+def test_stopped_inside_an_epoch_it_draws_what_it_would_have_drawn(train, data, signals):
+    drawing = {"model": Dropping(), "rngs": ("dropout",)}
+    whole = train("whole", **drawing)
+    with pytest.raises(preemption.Preempted):
+        train("cut", train=Signalled(*data, 8, number=signal.SIGTERM, at=4), **drawing)
+    restarted(signals)
+    assert_same(train("cut", **drawing), whole)
+
+
 @pytest.mark.parametrize("at", [0, 3, 6, 11])
 def test_stopped_while_it_validates_it_trains_no_step_again(
     train, data, tmp_path, signals, steps, at
 ):
     whole = train("whole")
     steps.clear()
+    cut = Signalled(*data, 8, number=signal.SIGUSR1, at=at)
     with pytest.raises(preemption.Preempted, match="SIGUSR1"):
-        train("cut", val=Signalled(*data, 8, number=signal.SIGUSR1, at=at))
+        train("cut", val=cut)
+    assert cut.asked == at + 1  # it does not wait for the end of the validation
     restarted(signals)
     resumed = train("cut")
     assert steps == list(range(STAGE.epochs * STEPS))

@@ -23,7 +23,7 @@ from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.progress import Progress
 from medmerge_jax.training.schedules import learning_rates
 from medmerge_jax.training.stage import Stage
-from medmerge_jax.training.step import TrainState
+from medmerge_jax.training.step import TrainState, copy_tree
 
 CLASSES, FEATURES = 3, 8
 STAGE = Stage(name="lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)
@@ -300,6 +300,25 @@ def test_the_count_of_patience_survives_an_interruption(train, data, monkeypatch
     assert_same(resumed.variables, whole.variables)
 
 
+@pytest.mark.parametrize(("select", "selected"), [("best", 2), ("last", 4)])
+def test_the_optimizer_is_that_after_the_selected_epoch(train, monkeypatch, select, selected):
+    """Where a stage is to leave it; also of a stage that was finished before."""
+    states, train_step = [], loop.train_step
+
+    def spy(*arguments):
+        state, loss = train_step(*arguments)
+        states.append(copy_tree(state.opt_state))
+        return state, loss
+
+    monkeypatch.setattr(loop, "train_step", spy)
+    scripted(monkeypatch, 2 * [0.5, 0.3, 0.4, 0.4])  # of two runs
+    stage = dataclasses.replace(STAGE, select=select, metric="loss", keep_optimizer=True)
+    for _ in range(2):
+        result = train(stage)
+        jax.tree.map(np.testing.assert_array_equal, result.opt_state, states[3 * selected - 1])
+    assert train(dataclasses.replace(stage, keep_optimizer=False), "none").opt_state is None
+
+
 @pytest.mark.parametrize("at", [None, (1, 2), (2, 0), (2, 2)])
 def test_kept_epochs_are_results(train, data, tmp_path, at):
     """Also of a stage that was killed and went on, and of one that was finished before."""
@@ -313,6 +332,23 @@ def test_kept_epochs_are_results(train, data, tmp_path, at):
         for epoch, variables in kept.items():
             shorter = dataclasses.replace(STAGE, epochs=epoch, select="last")
             assert_same(variables, train(shorter, f"only {epoch}").variables)
+
+
+def test_an_epoch_with_a_checkpoint_has_left_its_model(train, monkeypatch):
+    """Killed between the two, whichever comes first, it is there after the stage went on."""
+    keep, moments = StageCheckpoints.keep, []
+
+    def killed(self, epoch, variables):
+        moments.append(epoch)
+        if moments == [2]:
+            raise Killed
+        keep(self, epoch, variables)
+
+    monkeypatch.setattr(StageCheckpoints, "keep", killed)
+    stage = dataclasses.replace(STAGE, keep=(2,))
+    with pytest.raises(Killed):
+        train(stage)
+    assert list(train(stage).kept) == [2]
 
 
 def test_a_kept_model_that_is_damaged_is_named(train, tmp_path):

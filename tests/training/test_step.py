@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medmerge_jax.evaluation.metrics import METRICS
+from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.images.augment import epoch_key
-from medmerge_jax.merging.trees import flatten
+from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.resnet import CifarResNet
@@ -16,7 +18,7 @@ from medmerge_jax.training import parameterization
 from medmerge_jax.training.accumulation import accumulated_step
 from medmerge_jax.training.loss import weighted_loss
 from medmerge_jax.training.schedules import SCHEDULES, learning_rates
-from medmerge_jax.training.step import Task, collapse, init_state, train_step
+from medmerge_jax.training.step import Task, collapse, copy_tree, init_state, train_step
 
 CLASSES = 3
 SPEC = get_spec("resnet20")
@@ -100,6 +102,33 @@ def test_weights_of_whole_labels_are_fission_fusions(torch, rng):
     np.testing.assert_allclose(gradient, outputs.grad.numpy(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["classes", "labels", "row"])
+def test_the_loss_is_that_of_the_metrics(rng, kind):
+    """Without PyTorch too: with class weights, and of several labels of those that are known."""
+    logits, weights = rng.normal(size=(8, 5)), np.array([0.1, 3, 1, 0.5, 2])
+    labels = rng.integers(0, 5, 8)
+    if kind != "classes":
+        labels = rng.choice([0, 1, np.nan], (8, 5))
+        labels[:, 3] = np.nan  # of this label nothing is known
+    loss = METRICS["loss"]
+    if kind == "row":  # each label's own mean
+        each = [
+            loss(Predictions(logits[:, [one]], labels[:, [one]], True)) or 0.0 for one in range(5)
+        ]
+        wanted, given = weights @ each, weights[None]
+    else:
+        said = Predictions(logits, labels, kind == "labels", class_weights=weights)
+        wanted, given = loss(said), weights
+    with jax.enable_x64(True):
+        found, gradient = jax.value_and_grad(weighted_loss)(
+            logits, labels, given, multilabel=kind != "classes"
+        )
+    assert float(found) == pytest.approx(wanted, rel=1e-9)
+    assert np.isfinite(gradient).all()
+    if kind != "classes":
+        np.testing.assert_array_equal(np.asarray(gradient) == 0, np.isnan(labels))
+
+
 @pytest.mark.parametrize("train_batch_norm", [True, False])
 def test_a_merge_step_changes_what_is_trained_and_nothing_else(batch, train_batch_norm):
     parents = [parent(0), parent(1, num_classes=7)]
@@ -154,9 +183,12 @@ def test_a_start_beyond_the_parents_has_variances_that_are_some():
         np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("decay_to", ["zero", "init", "none"])
-def test_coefficients_have_a_rate_and_a_decay_of_their_own(batch, decay_to):
+@pytest.mark.parametrize(
+    ("decay_to", "parts"), [("zero", 0), ("init", 0), ("none", 0), ("init", 1)]
+)
+def test_coefficients_have_a_rate_and_a_decay_of_their_own(batch, decay_to, parts):
     """Of which nothing else notices; the second step decays from where the first one ended."""
+    take, batch = (accumulated_step, (batch,)) if parts else (train_step, batch)
     options = {"init": (0.8, 0.2), "decay_to": decay_to}
     parents = [parent(0), parent(1)]
     start = parameterization.merge_linear_probe(parents, parents[0]["params"]["head"], **options)
@@ -166,7 +198,7 @@ def test_coefficients_have_a_rate_and_a_decay_of_their_own(batch, decay_to):
         for rate in (1e-3, 1e-2):
             rates = {"params": jnp.float32(1e-3), "coefficients": jnp.float32(rate)}
             arguments = rates, of_part, jnp.ones(CLASSES), None
-            state, _ = train_step(task, init_state(start), start.frozen, batch, *arguments)
+            state, _ = take(task, init_state(start), start.frozen, batch, *arguments)
             ends[decay, rate] = state.trainable
     for path, first in flatten(start.trainable).items():
         end = {key: flatten(tree)[path] for key, tree in ends.items()}
@@ -199,7 +231,10 @@ def test_a_probe_trains_the_head_and_on_request_the_batch_norms():
     assert flatten(head.trainable).keys() == {"params/head/kernel", "params/head/bias"}
     norms = parameterization.linear_probe(variables, norms="train")
     assert len(flatten(norms.trainable)) == 2 + 2 * 7
-    for start in (head, norms):
+    drift = parameterization.linear_probe(variables, norms="drift")  # the statistics alone
+    assert flatten(drift.trainable).keys() == flatten(head.trainable).keys()
+    assert [one.train_batch_norm for one in (head, drift, norms)] == [False, True, True]
+    for start in (head, drift, norms):
         params = flatten(start.assemble(start.trainable, start.frozen))
         for path, leaf in flatten(variables["params"]).items():
             np.testing.assert_array_equal(params[path], leaf)
@@ -212,6 +247,20 @@ def test_a_state_is_donated_and_its_start_is_not(batch):
     step(task, state, start, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.trainable))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(start.trainable))
+
+
+def test_a_stage_may_go_on_with_the_optimizer_of_another(batch):
+    """Its first step is then the other's next one."""
+    start = parameterization.fine_tune(parent(0))
+    task = task_of(start)
+    state, _ = step(task, init_state(start), start, batch)
+    ended = {"params": unflatten(state.trainable["params"]), "batch_stats": state.batch_stats}
+    later = [parameterization.fine_tune(ended, one) for one in (copy_tree(state.opt_state), None)]
+    found, anew = (step(task, init_state(one), one, batch)[0].trainable for one in later)
+    wanted = step(task, state, start, batch)[0].trainable
+    for path, leaf in flatten(wanted).items():
+        np.testing.assert_array_equal(flatten(found)[path], leaf)
+        assert not np.array_equal(flatten(anew)[path], leaf)
 
 
 def test_one_compilation_for_all_rates_and_equal_tasks(batch):
@@ -308,6 +357,18 @@ def test_a_batch_in_parts_is_the_whole_batch(rng, multilabel, row):
         np.testing.assert_allclose(ends[1][0][path], leaf, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(ends[1][1], ends[0][1], rtol=1e-5)
     assert ends[1][2:] == (pytest.approx(sum(ends[0][1]), rel=1e-5), 3)
+
+
+def test_batch_norms_see_the_parts_of_a_batch_one_after_another(batch):
+    start = parameterization.fine_tune(parent(0))
+    parts = tuple({name: a[rows] for name, a in batch.items()} for rows in (slice(2), slice(2, 4)))
+    constants, task = (jnp.float32(0.0), jnp.float32(0.0), jnp.ones(CLASSES)), task_of(start)
+    found, _ = accumulated_step(task, init_state(start), start.frozen, parts, *constants)
+    wanted = init_state(start)
+    for part in parts:  # steps of rate 0, which change nothing else
+        wanted, _ = train_step(task, wanted, start.frozen, part, *constants)
+    for path, leaf in flatten(wanted.batch_stats).items():
+        np.testing.assert_allclose(flatten(found.batch_stats)[path], leaf, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("steps, warmup", [(1, 0), (1, 1), (7, 0), (9, 3), (5000, 4500), (4, 9)])

@@ -140,13 +140,14 @@ def test_unknown_architecture_and_suffix(tmp_path, variables):
         save_weights(tmp_path / "x.pth", "resnet20", variables)
 
 
-def test_fingerprint_is_of_names_shapes_and_values(variables, make_variables):
+def test_fingerprint_is_of_names_shapes_types_and_values(variables, make_variables):
     wanted = model_fingerprint(variables)
     backwards = {key: variables[key] for key in reversed(variables)}
     assert model_fingerprint(backwards) == wanted
     assert model_fingerprint(make_variables("resnet20", seed=1)) != wanted
     assert model_fingerprint({"a": np.zeros(2)}) != model_fingerprint({"b": np.zeros(2)})
     assert model_fingerprint({"a": np.zeros(2)}) != model_fingerprint({"a": np.zeros((2, 1))})
+    assert model_fingerprint({"a": np.zeros(2)}) != model_fingerprint({"a": np.zeros(2, int)})
 
 
 @pytest.mark.parametrize(
