@@ -26,10 +26,10 @@ pneumonia.
 
 Everything resumes when the same command is given again, and goes on with more `--seeds`, a number
 of them. Once the parents are trained, a second process of the same command shares the work. What a
-finished seed came to, the classes that each row predicts, is kept in --seeds-folder, and that seed
-is not run again, on no machine: seconds are comparable only if one machine ran them all. With
+finished study came to, the classes that each row predicts, is kept in --seeds-folder, and it is
+not run again, on no machine: seconds are comparable only if one machine ran them all. With
 `--dry` nothing is run but three short trials, from which the time is estimated; with `--partial`
-nothing is trained, and the table is of what is finished; `--smoke` tries everything in a few
+nothing is trained: what is finished is kept, and the table is of that; `--smoke` tries everything in a few
 minutes, and its table is left in the workdir.
 """
 
@@ -94,15 +94,17 @@ def main() -> None:
     if options.dry:
         _say_plan(options, studies)
         return
-    if not options.partial:
+    if options.partial:
+        for seed in range(options.seeds):
+            _keep(options, studies, seed)
+    else:
         for workdir, config in parent_runs(options).items():
             run(config, workdir)
         for (seed, name), config in studies.items():
-            if not _kept(options, seed).exists():
+            if not _rows_of(name) & set(_kept(options, seed)["rows"]):
                 say(f"seed {seed}, {name}")
                 run(config, _folder(options, seed, name))
-                if (seed, name) == [one for one in studies if one[0] == seed][-1]:
-                    _keep(options, studies, seed)
+                _keep(options, studies, seed)
     _write(options, studies)
 
 
@@ -304,30 +306,44 @@ class Entry:
         return METRICS[METRIC](self.predictions(further))
 
 
-def _kept(options: argparse.Namespace, seed: int) -> Path:
-    """The file of what a finished seed came to."""
+def _rows_of(study: str) -> set[str]:
+    return {title for title, (name, _) in ROWS.items() if name == study}
+
+
+def _file(options: argparse.Namespace, seed: int) -> Path:
     file: Path = options.seeds_folder / f"{options.pair}_seed{seed}.json"
     return file
 
 
+def _kept(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """What the finished studies of a seed came to, on this machine or another."""
+    file = _file(options, seed)
+    nothing: dict[str, Any] = {"rows": {}, "failed": []}
+    return json.loads(file.read_text()) if file.exists() else nothing
+
+
 def _keep(options: argparse.Namespace, studies: Studies, seed: int) -> None:
-    """Writes it; labels are the same in all rows, and stand there once."""
+    """Writes what is finished; labels are the same in all rows, and stand there once."""
+    before = _kept(options, seed)
     entries = {title: _of_seed(options, studies, seed, title) for title in ROWS}
-    found = {title: dataclasses.asdict(entry) for title, entry in entries.items() if entry}
-    labels = next(iter(found.values()))["labels"]
-    for entry in found.values():
-        del entry["labels"]
-    atomic.write_text(
-        _kept(options, seed),
-        json.dumps({**_described(options, studies, seed), "labels": labels, "rows": found}),
-    )
+    rows = {title: dataclasses.asdict(entry) for title, entry in entries.items() if entry}
+    labels = [row.pop("labels") for row in rows.values()]
+    described = _described(options, studies, seed)
+    kept = {
+        "notes": before.get("notes", described.get("notes")),
+        "failed": sorted({*before["failed"], *described.get("failed", ())}),
+        "labels": before.get("labels", next(iter(labels), None)),
+        "rows": {**before["rows"], **rows},
+    }
+    if rows:
+        atomic.write_text(_file(options, seed), json.dumps(kept))
 
 
 def _write(options: argparse.Namespace, studies: Studies) -> None:
     missing = [
         f"{name} of seed {seed}"
         for seed, name in studies
-        if not _kept(options, seed).exists()
+        if not _rows_of(name) & set(_kept(options, seed)["rows"])
         and not (_folder(options, seed, name) / "results.json").exists()
     ]
     found = {title: _entries(options, studies, title) for title in ROWS}
@@ -353,11 +369,9 @@ def _entries(options: argparse.Namespace, studies: Studies, title: str) -> dict[
     """Of a row, by seed, as far as they are finished."""
     entries = {}
     for seed in range(options.seeds):
-        file = _kept(options, seed)
-        if file.exists():
-            kept = json.loads(file.read_text())
-            if title in kept["rows"]:
-                entries[seed] = Entry(labels=kept["labels"], **kept["rows"][title])
+        kept = _kept(options, seed)
+        if title in kept["rows"]:
+            entries[seed] = Entry(labels=kept["labels"], **kept["rows"][title])
         elif (entry := _of_seed(options, studies, seed, title)) is not None:
             entries[seed] = entry
     return entries
@@ -472,9 +486,9 @@ def _answer(
 def _notes(options: argparse.Namespace, studies: Studies) -> list[str]:
     """The settings, and what the columns mean."""
     described = [
-        json.loads(file.read_text()) if (file := _kept(options, seed)).exists() else found
+        kept if (kept := _kept(options, seed))["rows"] else found
         for seed in range(options.seeds)
-        if (found := _described(options, studies, seed)) or _kept(options, seed).exists()
+        if (found := _described(options, studies, seed)) or _kept(options, seed)["rows"]
     ]
     first, *others = [one["notes"] for one in described]
     if differing := [notes for notes in others if notes != first]:
