@@ -29,8 +29,8 @@ of them. Once the parents are trained, a second process of the same command shar
 finished study came to, the classes that each row predicts, is kept in --seeds-folder, and it is
 not run again, on no machine: seconds are comparable only if one machine ran them all. With
 `--dry` nothing is run but three short trials, from which the time is estimated; with `--partial`
-nothing is trained: what is finished is kept, and the table is of that; `--smoke` tries everything in a few
-minutes, and its table is left in the workdir.
+nothing is trained: what is finished is kept, and the table is of that; `--smoke` tries everything
+in a few minutes, and its table is left in the workdir.
 """
 
 import argparse
