@@ -63,8 +63,18 @@ def leave_audit(directory: RunDirectory, inputs: Prepared) -> None:
         inputs.hashes.save(directory.path / HASHES_FILE, inputs.fingerprint)
 
 
-def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[str, Any]:
-    """One recipe, from its stages to results.json, which is written last but the report."""
+def run_recipe(
+    config: Config, directory: RunDirectory, inputs: Inputs, *, curves: bool = True
+) -> dict[str, Any]:
+    """One recipe, from its stages to results.json, which is written last but the report.
+
+    Args:
+      config: Of the run.
+      directory: Of the run.
+      inputs: What it starts from.
+      curves: Whether those of thresholds and of calibration are drawn, which takes half a second:
+        not of the many members of a study, whose predictions are on the disk.
+    """
     directory.start_clock()
     record(config, directory, inputs)
     leave_audit(directory, inputs)
@@ -77,7 +87,7 @@ def run_recipe(config: Config, directory: RunDirectory, inputs: Inputs) -> dict[
         "start": _start(config, inputs),
         "seed": config.seed,
         "architecture": config.architecture,
-        **_evaluate(experiment, trained),
+        **_evaluate(experiment, trained, curves),
         **_evaluate_further(experiment, trained),
         **trained.facts,
         "stages": list(trained.stages),
@@ -117,7 +127,7 @@ def _start(config: Config, inputs: Inputs) -> str:
     return config.start if recipe.one_parent else "+".join(inputs.parents)
 
 
-def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
+def _evaluate(experiment: Experiment, trained: Trained, curves: bool) -> dict[str, Any]:
     """Metrics on validation and test split, and statistics; writes predictions.npz and figures."""
     dataset, directory = experiment.inputs.dataset, experiment.directory
     said = {split: experiment.predictions(trained.variables, split) for split in ("val", "test")}
@@ -129,9 +139,10 @@ def _evaluate(experiment: Experiment, trained: Trained) -> dict[str, Any]:
     if not dataset.multilabel:
         path = directory.figures / "confusion_matrix.png"
         analysis.confusion_matrix_figure(confusion_matrix(test), dataset.classes, path)
-    analysis.threshold_curves(test, directory.figures / "threshold_curves.png")
-    heat = told["calibration"]["temperature"]
-    analysis.reliability_diagram(test, heat, directory.figures / "reliability.png")
+    if curves:
+        analysis.threshold_curves(test, directory.figures / "threshold_curves.png")
+        heat = told["calibration"]["temperature"]
+        analysis.reliability_diagram(test, heat, directory.figures / "reliability.png")
     return {**metrics, "statistics": told}
 
 

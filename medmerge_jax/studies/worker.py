@@ -234,7 +234,8 @@ class Worker:
                 results = None
             if results is None:
                 self._say(job.name)
-                results = run_recipe(job.config, directory, self._pool.inputs(job))
+                inputs, alone = self._pool.inputs(job), not job.name
+                results = run_recipe(job.config, directory, inputs, curves=alone)
         except (DivergedError, OutOfMemoryError) as error:
             if len(self._jobs) == 1 or processes.count() > 1:
                 raise

@@ -11,9 +11,9 @@ def compiled_by(events, monkeypatch):
     """How many programs each job compiled, by its name."""
     counts, run_recipe = {}, worker.run_recipe
 
-    def counting(config, directory, inputs):
+    def counting(config, directory, inputs, **options):
         before = events["compiled"]
-        results = run_recipe(config, directory, inputs)
+        results = run_recipe(config, directory, inputs, **options)
         counts["/".join(directory.path.parts[-2:])] = events["compiled"] - before
         return results
 
@@ -24,12 +24,11 @@ def compiled_by(events, monkeypatch):
 def test_a_grid_compiles_its_step_once_and_each_augmentation_once(
     make_config, compiled_by, tmp_path
 ):
-    changes = {"grid.seeds": (0, 1), "grid.augmentations": ("none", "medium")}
-    config = make_config("grid_search", **changes, **{"grid.axes": ("weight_decay=0.01|0.1",)})
+    config = make_config("grid_search", **{"grid.augmentations": ("none", "medium")})
     before = train_step._cache_size()
     run(config, tmp_path / "run")
     members = {name: count for name, count in compiled_by.items() if name.startswith("grid/")}
-    assert len(members) == 2 * 2 * 2 * 2
+    assert len(members) == 2 * 2 * 2
     assert train_step._cache_size() == before + 2  # of the warm-up, and of all members
     first = next(iter(members))
     augmented = next(name for name in members if "medium" in name)

@@ -50,7 +50,7 @@ def runs(monkeypatch):
     """Names of the jobs that are run, in order; `fail` may raise for one of them."""
     names, failures = [], {}
 
-    def run_recipe(config, directory, name):
+    def run_recipe(config, directory, name, *, curves):
         names.append(name)
         if failures.get(name):
             raise failures[name].pop(0)
@@ -198,7 +198,7 @@ def test_two_workers_share_the_jobs_and_repeat_none(tmp_path, monkeypatch):
     """Locks are of open files, so that two threads are held apart by them as two processes are."""
     ran = []
 
-    def run_recipe(config, directory, name):
+    def run_recipe(config, directory, name, *, curves):
         ran.append((threading.get_ident(), name))
         time.sleep(0.02)
         directory.write_json("results.json", {"wall_seconds": 0.02})

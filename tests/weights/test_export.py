@@ -93,7 +93,7 @@ def test_monai(model, images, tmp_path, monkeypatch):
     np.testing.assert_array_equal(kernel, model.variables["params"]["head"]["kernel"])
 
 
-@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("normalised", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_program_for_any_number_of_images(model, images, tmp_path, monkeypatch, normalised):
     files = export_model(model, tmp_path / "x", "stablehlo", normalised=normalised)
     assert files == ("README.md", "model.json", "model.stablehlo")
