@@ -106,6 +106,11 @@ def work_in(folder: Path) -> None:
     _workplaces.append(folder)
 
 
+def user_path(text: str) -> Path:
+    """A path of the command line, for argparse."""
+    return Path(text).expanduser()
+
+
 def keep_programs() -> None:
     """Has JAX keep compiled programs in the cache folder, for the next run of the command."""
     import jax

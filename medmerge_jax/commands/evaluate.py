@@ -7,7 +7,6 @@ Their own preprocessing is used, and their classes are matched with the data set
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from medmerge_jax.analysis import evaluation_text
@@ -62,15 +61,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="run, model directory or weight file")
-    add("--out", type=_path, metavar="FILE", help="JSON, written beside the table")
+    add("--out", type=entry.user_path, metavar="FILE", help="JSON, written beside the table")
     add("--split", choices=EVALUATED, default="test", help="of the data; default: test")
     add("--classes", default="{}", metavar="JSON", help="see below")
     add("--unmapped", choices=UNMAPPED, default="error", help="classes without a partner")
     return parser.parse_intermixed_args(arguments)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def _classes(text: str) -> dict[str, Any]:

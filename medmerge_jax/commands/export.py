@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from medmerge_jax.commands import entry
 
@@ -48,7 +47,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="run, model directory or weight file")
-    add("--to", required=True, type=_path, metavar="FOLDER", help="made if it is not there")
+    add(
+        "--to",
+        required=True,
+        type=entry.user_path,
+        metavar="FOLDER",
+        help="made if it is not there",
+    )
     add("--format", choices=list(KINDS), default="safetensors", help="default: %(default)s")
     add("--with-preprocessing", action="store_true",
         help="a program takes uint8 images, resized only, and normalises them")  # fmt: skip
@@ -56,7 +61,3 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.with_preprocessing and options.format not in ("stablehlo", "onnx"):
         parser.error("--with-preprocessing is for --format stablehlo or onnx")
     return options
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()

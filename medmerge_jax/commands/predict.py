@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from medmerge_jax.commands import entry
 from medmerge_jax.runtime.progress import say
@@ -54,17 +53,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("model", metavar="MODEL", help="run, model directory or weight file")
     add("images", nargs="+", metavar="IMAGES", help="files, folders, or one table (.csv, .tsv)")
-    add("--out", required=True, type=_path, metavar="FILE", help="CSV")
+    add("--out", required=True, type=entry.user_path, metavar="FILE", help="CSV")
     add("--with", action="append", default=[], dest="others", metavar="MODEL",
         help="a further model, of which there may be any number: the mean is taken")  # fmt: skip
-    add("--root", type=_path, help="folder of the images that a table names; default: its own")
+    add(
+        "--root",
+        type=entry.user_path,
+        help="folder of the images that a table names; default: its own",
+    )
     add("--image-column", default="", metavar="NAME", help="of a table; default: a usual one")
     add("--batch-size", type=_positive, default=32, metavar="N", help="default %(default)s")
     return parser.parse_intermixed_args(arguments)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def _positive(text: str) -> int:

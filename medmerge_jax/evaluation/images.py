@@ -15,6 +15,7 @@ from scipy.special import expit, softmax
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predict import explain_memory, predict_step
+from medmerge_jax.evaluation.predictions import class_names
 from medmerge_jax.images.decode import read_image, resize_pixels
 from medmerge_jax.models import create_model
 from medmerge_jax.models.network import Network
@@ -97,8 +98,8 @@ def check_ensemble(models: Sequence[Model], names: Sequence[str] = ()) -> None:
     for name, model in zip(names, models, strict=True):
         if not model.num_classes:
             raise UserError(f"{name}: the model has no head to predict with")
-        if model.multilabel != models[0].multilabel or set(class_names(model)) != set(
-            class_names(models[0])
+        if model.multilabel != models[0].multilabel or set(classes_of(model)) != set(
+            classes_of(models[0])
         ):
             raise UserError(
                 f"{names[0]} tells {_described(models[0])} and {name} {_described(model)}; models "
@@ -106,14 +107,14 @@ def check_ensemble(models: Sequence[Model], names: Sequence[str] = ()) -> None:
             )
 
 
-def class_names(model: Model) -> tuple[str, ...]:
-    """The model's classes, numbers where their names are not known."""
-    return model.classes or tuple(map(str, range(model.num_classes)))
+def classes_of(model: Model) -> tuple[str, ...]:
+    """The model's, see `predictions.class_names`."""
+    return class_names(model.classes, model.num_classes)
 
 
 def _described(model: Model) -> str:
     kind = "any of" if model.multilabel else "one of"
-    return f"{kind} {', '.join(class_names(model))}"
+    return f"{kind} {', '.join(classes_of(model))}"
 
 
 def stream(
@@ -136,7 +137,7 @@ def stream(
     # Of one shape, so that one program serves all batches; few images are few at once.
     size = min(batch_size, 1 << max(len(images) - start - 1, 0).bit_length())
     looks = list(dict.fromkeys(model.preprocessing for model in models))
-    experts = [_Expert(model, class_names(models[0])) for model in models]
+    experts = [_Expert(model, classes_of(models[0])) for model in models]
 
     def decode(rows: range) -> _Decoded:
         pixels = [np.zeros((size, look.size, look.size, 3), np.uint8) for look in looks]
@@ -198,7 +199,7 @@ class _Expert:
         self._network = Network(module, model.preprocessing)
         self._variables = jax.device_put(dict(model.variables))
         self._multilabel = model.multilabel
-        self._order = [class_names(model).index(name) for name in classes]
+        self._order = [classes_of(model).index(name) for name in classes]
 
     def outputs(self, pixels: jax.Array) -> jax.Array:
         logits: jax.Array = predict_step(self._network, self._variables, pixels)

@@ -18,7 +18,7 @@ import numpy as np
 
 from medmerge_jax.data.listing import Listing
 from medmerge_jax.errors import UserError
-from medmerge_jax.evaluation.images import BATCH, check_ensemble, class_names, stream
+from medmerge_jax.evaluation.images import BATCH, check_ensemble, classes_of, stream
 from medmerge_jax.runtime.progress import Bar
 from medmerge_jax.storage.atomic import write_atomically
 from medmerge_jax.storage.locks import InUseError, held
@@ -124,7 +124,7 @@ def _lines(
     file: IO[bytes], ids: Sequence[str], model: Model, counts: collections.Counter[str]
 ) -> Iterator[bytes]:
     """Of the CSV file; counts what is predicted, and as "" what cannot be."""
-    classes = class_names(model)
+    classes = classes_of(model)
     yield _line(["image", "predicted", *(f"probability_{name}" for name in classes), "problem"])
     file.seek(0)
     file.readline()

@@ -146,6 +146,11 @@ def predictions_of(logits: np.ndarray, dataset: DataSet, split: str) -> Predicti
     )
 
 
+def class_names(classes: Sequence[str], count: int) -> tuple[str, ...]:
+    """Names of the classes; where they are not known, numbers."""
+    return tuple(classes) or tuple(map(str, range(count)))
+
+
 def number_groups(names: Sequence[str] | None) -> np.ndarray | None:
     """Int32 (n,): groups numbered in the order in which they come first, for names are patients'.
 

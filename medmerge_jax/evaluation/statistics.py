@@ -14,7 +14,7 @@ from scipy.special import expit, logit, softmax
 
 from medmerge_jax.evaluation.bootstrap import metric_interval
 from medmerge_jax.evaluation.metrics import METRICS, exact, log_odds, scored_classes
-from medmerge_jax.evaluation.predictions import Predictions
+from medmerge_jax.evaluation.predictions import Predictions, class_names
 
 SPECIFICITY = 0.95
 """At which the sensitivity is told."""
@@ -40,7 +40,7 @@ class Task(NamedTuple):
 def tasks(predictions: Predictions, *, every_class: bool = True) -> Iterator[Task]:
     """A task for each class; without `every_class`, of two classes for class 1 alone."""
     predictions = exact(predictions)
-    names = class_names(predictions)
+    names = class_names(predictions.classes, predictions.num_classes)
     if predictions.multilabel:
         for name, scores, labels in zip(
             names, predictions.logits.T, predictions.labels.T, strict=True
@@ -52,11 +52,6 @@ def tasks(predictions: Predictions, *, every_class: bool = True) -> Iterator[Tas
     for label in all_classes if every_class else scored_classes(predictions):
         scores = log_odds(predictions.logits, label)
         yield Task(names[label], scores, predictions.labels == label)
-
-
-def class_names(predictions: Predictions) -> tuple[str, ...]:
-    """Names of the classes, numbers where they are not known."""
-    return predictions.classes or tuple(map(str, range(predictions.num_classes)))
 
 
 def statistics(validation: Predictions, test: Predictions) -> dict[str, Any]:

@@ -3,25 +3,11 @@
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from helpers.drawn_predictions import drawn, drawn_labels
 from scipy.special import expit, logsumexp, softmax
 
 from medmerge_jax.evaluation.metrics import METRICS, calibration_bins
 from medmerge_jax.evaluation.predictions import Predictions
-
-
-def drawn(classes, n=60, seed=0, ties=False):
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, classes, n)
-    logits = random.normal(size=(n, classes)) + np.eye(classes)[labels]
-    return Predictions(np.round(logits) if ties else logits, labels)
-
-
-def drawn_labels(n=60, seed=0):
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 2, (n, 3)).astype(float)
-    logits = random.normal(size=(n, 3)) + 2 * labels - 1
-    labels[random.random((n, 3)) < 0.2] = np.nan
-    return Predictions(logits, labels, multilabel=True)
 
 
 def of_labels(predictions, score):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from helpers.drawn_predictions import drawn, drawn_labels
 from scipy.special import softmax
 
 from medmerge_jax.evaluation.metrics import METRICS
@@ -18,21 +19,6 @@ from medmerge_jax.evaluation.statistics import (
     tasks,
     temperature,
 )
-
-
-def drawn(count, n=80, seed=0, **facts):
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, count, n)
-    logits = random.normal(size=(n, count)) + np.eye(count)[labels]
-    return Predictions(logits, labels, **facts)
-
-
-def drawn_labels(n=80, seed=0):
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 2, (n, 3)).astype(float)
-    logits = random.normal(size=(n, 3)) + 2 * labels - 1
-    labels[random.random((n, 3)) < 0.2] = np.nan
-    return Predictions(logits, labels, multilabel=True)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
