@@ -5,13 +5,17 @@
 Runs a grid of 48 members (8 learning rates, 3 augmentations, 2 seeds) of ResNet-20 on drawn images
 of 32 px in this process, and times the training steps and the validation of every epoch; all else
 (reading, compiling, checkpoints, models, figures, reports, soups) is overhead. Then a part of the
-grid in one process with one core, and in two processes with one core each.
+grid in one process with one core, and in two processes with one core each. What was measured is
+kept in the workdir and not measured again; `--only` measures a half now and the other later.
 """
 
 import argparse
+import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +35,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--part", type=int, default=8, help="members that two processes share")
+    parser.add_argument("--only", choices=("whole", "processes"), help="and no table")
     output_option(parser, "studies")
     options = parser.parse_args()
     cpu.prepare()
-    whole = _timed(_config(options.epochs, options.images, 8, 3), options.workdir / "whole")
+    measures: dict[str, Callable[[], Any]] = {
+        "processes": lambda: [_processes(options, workers) for workers in (1, 2)],
+        "whole": lambda: _timed(
+            _config(options.epochs, options.images, 8, 3), options.workdir / "whole"
+        ),
+    }
+    found = {
+        name: _once(options, name, measure)
+        for name, measure in measures.items()
+        if options.only in (None, name)
+    }
+    if options.only:
+        print(found)
+        return
+    whole, (one, two) = found["whole"], found["processes"]
     total = whole.pop("total")
     overhead = total - sum(whole.values())
     parts = {**whole, "all else": overhead}
@@ -42,8 +61,6 @@ def main() -> None:
         {"part": part, "s": f"{seconds:.0f}", "share": f"{100 * seconds / total:.1f} %"}
         for part, seconds in parts.items()
     ]
-    one = _processes(options, 1)
-    two = _processes(options, 2)
     answer = (
         f"{100 * overhead / total:.1f} % of the time of 48 members; two processes with a core "
         f"each are {one / two:.2f} times as fast as one with one core."
@@ -53,6 +70,16 @@ def main() -> None:
         f"{options.part} members with their soups: {one:.0f} s in one process, {two:.0f} s in two.",
     ]
     write_table(options.output, QUESTION, answer, rows, notes)
+
+
+def _once(options: argparse.Namespace, name: str, measure: Callable[[], Any]) -> Any:
+    """What was measured with these options before, or is measured now."""
+    file = options.workdir / f"{name}_{options.epochs}_{options.images}_{options.part}.json"
+    if not file.exists():
+        found = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found))
+    return json.loads(file.read_text())
 
 
 def _config(epochs: int, images: int, rates: int, policies: int) -> ml_collections.ConfigDict:
@@ -97,6 +124,8 @@ def _timed(config: ml_collections.ConfigDict, workdir: Path) -> dict[str, float]
 
 def _processes(options: argparse.Namespace, workers: int) -> float:
     """Seconds of a part of the grid, each process with one core; the programs are compiled."""
+    # The config is this file, which imports its neighbours.
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     for name in (f"warm{workers}", f"workers{workers}"):
         command = [
             *("taskset", "--cpu-list", "0" if workers == 1 else "0,1"),
@@ -106,7 +135,9 @@ def _processes(options: argparse.Namespace, workers: int) -> float:
         if workers > 1:
             command += ["--config.study.executor=processes", f"--config.study.workers={workers}"]
         began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(
+            command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path}
+        )
         seconds = time.perf_counter() - began
     return seconds
 

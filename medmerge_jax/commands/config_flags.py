@@ -49,7 +49,7 @@ def take_config(arguments: Sequence[str]) -> tuple[AnyConfig, list[str]]:
 def config_file() -> str:
     """The path of the config file, without what follows its colon."""
     name: str = config_flags.get_config_filename(flags.FLAGS["config"])
-    return name
+    return name.partition(":")[0]
 
 
 def parse_flags(argv: list[str]) -> list[str]:

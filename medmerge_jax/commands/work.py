@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from medmerge_jax.studies import run
 
     if options.file is not None:
+        if not options.file.is_file():
+            raise UserError(
+                f"--import {options.file}: there is no such file; a config file is wanted"
+            )
         runpy.run_path(str(options.file))
     recorded = RunDirectory(workdir).read_json("config.json")
     if recorded is None:

@@ -80,6 +80,8 @@ def _processes(
             elif status and restarts:
                 say(f"{place.title} was lost (status {status}); another takes its place")
                 started.append((_start(command, place, stack), place, restarts - 1))
+            elif status:
+                say(f"{place.title} was lost again (status {status}); the others do its share")
     worker.work()  # what no process could do
     return True
 

@@ -2,8 +2,9 @@
 
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
-from medmerge_jax.commands import config_flags
+from medmerge_jax.commands import config_flags, work
 from medmerge_jax.errors import UserError
 
 
@@ -54,3 +55,25 @@ def test_a_field_without_its_prefix_is_understood(name, hint):
     error = flags.UnrecognizedFlagError(name, "5")
     assert hint in config_flags.explain(error)
     assert "--config" not in config_flags.explain(flags.UnrecognizedFlagError("nonsense", "5"))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+@flagsaver.flagsaver
+def test_the_file_of_a_variant_is_the_file_alone(tmp_path):
+    # Further processes of a study import it for what it registers.
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from medmerge_jax.config import default_config\n\n\n"
+        "def get_config(variant):\n"
+        "    config = default_config()\n"
+        "    config.architecture = variant\n"
+        "    return config\n"
+    )
+    config_flags.parse_flags(["medmerge_jax", f"--config={file}:resnet50"])
+    assert config_flags.CONFIG.value.architecture == "resnet50"
+    assert config_flags.config_file() == str(file)
+
+
+def test_a_worker_without_its_config_file_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"--import .*mine\.py: there is no such file"):
+        work.main([str(tmp_path), f"--import={tmp_path / 'mine.py'}"])
