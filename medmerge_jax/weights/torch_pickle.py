@@ -302,7 +302,10 @@ def _stream_bytes(file: IO[bytes], storage: Storage) -> bytes:
 
 
 def _read_zip(file: IO[bytes]) -> dict[str, dict[str, Tensor]]:
-    check_list_of_entries(file)
+    try:
+        check_list_of_entries(file)
+    except ValueError as error:  # which would be taken for damage
+        raise RefusedError(str(error)) from error
     left = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()

@@ -1,6 +1,7 @@
 """Each check of the reader of `.pth` files, by what it says: none hides behind another."""
 
 import pickle
+import pickletools
 import struct
 import time
 import zipfile
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.storage import pickles
 from medmerge_jax.weights import torch_pickle
 from medmerge_jax.weights.torch_pickle import MAGIC_NUMBER, read_torch_file
 
@@ -348,3 +350,42 @@ def test_tensors_without_elements(tmp_path):
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         read_torch_file(tmp_path)
+
+
+def test_the_longest_key_is_allowed_and_one_bit_more_is_not():
+    pickles.check_keys([2**60 - 1, -(2**60) + 1])
+    for key in (2**60, -(2**60)):
+        with pytest.raises(pickles.ForbiddenError, match="a dict with the key"):
+            pickles.check_keys([key])
+
+
+def test_as_many_opcodes_as_are_allowed_are_read(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "x.pth", dict_of(t=tensor()))
+    opcodes = sum(1 for _ in pickletools.genops(whole(dict_of(t=tensor()))))
+    monkeypatch.setattr(pickles._Opcodes, "left", opcodes)
+    assert list(read_torch_file(path)[""]) == ["t"]
+    monkeypatch.setattr(pickles._Opcodes, "left", opcodes - 1)
+    refused(path, "opcodes; refused")
+
+
+def test_a_list_of_entries_of_the_greatest_length_is_read(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "x.pth", dict_of(t=tensor()))
+    with zipfile.ZipFile(path) as archive:
+        length = sum(46 + len(one.filename) for one in archive.infolist())
+    monkeypatch.setattr("medmerge_jax.storage.archives.MOST_BYTES", length)
+    assert list(read_torch_file(path)[""]) == ["t"]
+    monkeypatch.setattr("medmerge_jax.storage.archives.MOST_BYTES", length - 1)
+    refused(path, f"its list of entries has {length} bytes, {length - 1} at most")
+
+
+def test_what_is_shown_of_a_value():
+    assert pickles.shown((1, "a", None, 2.5, 3, 4)) == "(1, 'a', None, 2.5, 3, 4)"
+    assert pickles.shown((1,) * 7) == "tuple"
+    assert pickles.shown((2**64, None)) == "(int, None)"
+
+
+def test_what_might_run_code_is_refused_with_advice(tmp_path):
+    keys = b"}(" + plain((1, 2)) + plain(1) + b"u"  # a tuple
+    with pytest.raises(UserError) as error:
+        read_torch_file(zipped(tmp_path / "x.pth", keys))
+    assert torch_pickle.ADVICE in str(error.value)
