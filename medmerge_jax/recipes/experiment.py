@@ -275,6 +275,7 @@ class Experiment:
         """Of a stage with these settings and options of `Stage`."""
         config = self.config
         common = {
+            "group": next((x for x in ("lp", "ft") if getattr(config, x) is settings), "fgg"),
             "weight_decay": config.weight_decay,
             "select": config.select.epoch,
             "metric": config.select.metric,

@@ -16,7 +16,7 @@ from medmerge_jax.config import Study
 from medmerge_jax.errors import UserError
 from medmerge_jax.registry import Registry
 from medmerge_jax.runtime import preemption
-from medmerge_jax.runtime.progress import say
+from medmerge_jax.runtime.progress import say, untimed
 from medmerge_jax.studies.jobs import Job
 from medmerge_jax.studies.worker import Worker
 
@@ -150,4 +150,4 @@ def _start(command: list[str], place: _Place, stack: contextlib.ExitStack) -> su
 
 def _pass_on(lines: IO[str], title: str) -> None:
     for line in lines:
-        say(f"{title}: {line.rstrip()}")
+        say(f"{title}: {untimed(line.rstrip())}")

@@ -17,11 +17,12 @@ from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models.network import Network
 from medmerge_jax.runtime import preemption
 from medmerge_jax.runtime.mesh import broadcast_from_first, replicate, replicate_key, unreplicate
-from medmerge_jax.runtime.progress import Bar, say
+from medmerge_jax.runtime.progress import Bar, say, say_once
 from medmerge_jax.storage.checkpoints import StageCheckpoints
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.accumulation import accumulated_step
 from medmerge_jax.training.augmentation import augmented_batch
+from medmerge_jax.training.hints import few_steps, still_loss
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.progress import Progress
 from medmerge_jax.training.stage import Stage, StageResult
@@ -71,12 +72,14 @@ def train_stage(
         constants = replicate(
             [jax.tree.map(np.float32, decays), np.asarray(class_weights, np.float32)], network.mesh
         )
-        with Bar(stage.name, stage.epochs * images, "images") as bar:
+        say_once(few_steps(stage, steps, train.batch_size))
+        with Bar(stage.name, stage.epochs * images, "images", "compiling") as bar:
             bar.skip(progress.epoch * images + progress.step * train.batch_size)
             try:
                 while not progress.finished:
                     with explain_memory(f"stage {stage.name}", train.batch_size):
                         record = _train_epoch(task, progress, frozen, train, constants, seed, bar)
+                    bar.wait("validating")
                     state = progress.state
                     variables = _collapsed(task, state.trainable, frozen, state.batch_stats)
                     metrics = _validate(progress, network, variables, validation, multilabel)
@@ -91,6 +94,7 @@ def train_stage(
                 raise preemption.Preempted(
                     f"{stopped} in {stage.name}, after {progress.position()}"
                 ) from stopped
+        say_once(still_loss(stage, directory.records()))
         return _result(task, progress, frozen, checkpoints)
 
 

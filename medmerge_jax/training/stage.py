@@ -21,6 +21,7 @@ class Stage(config.Stage):
     """
 
     name: str  # of its checkpoints and its lines in metrics.jsonl
+    group: str = ""  # of the config's fields that say how long and how fast; for messages
     weight_decay: float = 1e-2  # of AdamW
     # The "best" epoch by validation metric, the first of equals; or the "last", as where the metric
     # is undefined in all.

@@ -210,7 +210,7 @@ def test_fields_reach_the_stages(config, tmp_path, monkeypatch):
         run(config, tmp_path / "run")
     (stage,) = stages
     assert stage == Stage(
-        name="ft", epochs=2, learning_rate=1e-3, schedule="cosine", warmup_epochs=0.5,
+        name="ft", group="ft", epochs=2, learning_rate=1e-3, schedule="cosine", warmup_epochs=0.5,
         weight_decay=0.125, select="best", metric="accuracy", checkpoint_seconds=0.0,
         augmentation=POLICIES["minimal"], patience=3, patience_delta=0.25, keep=(2,), ordinal=True,
     )  # fmt: skip
