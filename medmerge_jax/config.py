@@ -286,6 +286,9 @@ class Config:
     precision: str = field("auto", "auto: bfloat16 on a GPU", choices=_PRECISIONS)
     select: Select = field(Select(), "of the epoch")
     checkpoint_seconds: float = field(30.0, "least time between two checkpoints", at_least=0)
+    log_to: tuple[str, ...] = field(
+        ("tensorboard",), "what is told of each epoch, beside metrics.jsonl", choices="logger"
+    )
     compare: Compare = field(Compare(), "of the study compare")
     grid: Grid = field(Grid(), "of the studies grid_search and fission_fusion")
     fgg: Fgg = field(Fgg(), "of the recipe fgg and the study fission_fusion")

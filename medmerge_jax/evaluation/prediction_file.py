@@ -5,11 +5,8 @@ of which models and images it is.
 """
 
 import collections
-import csv
 import hashlib
-import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -21,16 +18,13 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.images import BATCH, check_ensemble, classes_of, stream
 from medmerge_jax.runtime.progress import Bar
 from medmerge_jax.storage.atomic import write_atomically
+from medmerge_jax.storage.csv_cells import csv_line
+from medmerge_jax.storage.csv_cells import inert as inert
 from medmerge_jax.storage.locks import InUseError, held
 from medmerge_jax.weights import Model, model_fingerprint
 
 _THRESHOLD = 0.5
 """Above it a label is predicted, of images with any number of them; as the metrics have it."""
-
-_STARTS_FORMULA = re.compile(r"[=+\-@\t\r]")
-"""With which a spreadsheet begins to compute."""
-
-_NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?")
 
 
 class Written(NamedTuple):
@@ -143,15 +137,4 @@ def _lines(
 
 
 def _line(cells: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(map(inert, cells))
-    return text.getvalue().encode("utf-8", "replace")
-
-
-def inert(cell: str) -> str:
-    """A cell that no spreadsheet computes: a quotation mark stands before a formula.
-
-    >>> inert("=1+1"), inert("-0.5"), inert("scan.png")
-    ("'=1+1", '-0.5', 'scan.png')
-    """
-    return f"'{cell}" if _STARTS_FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+    return csv_line(cells).encode("utf-8", "replace")

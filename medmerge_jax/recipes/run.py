@@ -20,6 +20,9 @@ from medmerge_jax.storage import atomic
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.parameterization import Tree
 
+_NOT_LOGGED = ("study", "sources", "help")
+"""Fields that say where and how a run is run, or of which others are made."""
+
 
 def finished(directory: RunDirectory) -> dict[str, Any] | None:
     """The results of a finished run, or None; completes what a kill cut short, as its report."""
@@ -78,6 +81,16 @@ def run_recipe(
     directory.start_clock()
     record(config, directory, inputs)
     leave_audit(directory, inputs)
+    told = weights.shareable({k: v for k, v in to_json(config).items() if k not in _NOT_LOGGED})
+    processes.from_first(lambda: directory.begin_logging(config.log_to, told))
+    try:
+        return _run(config, directory, inputs, curves)
+    finally:
+        directory.close()  # also after an error, unless it was closed with results
+
+
+def _run(config: Config, directory: RunDirectory, inputs: Inputs, curves: bool) -> dict[str, Any]:
+    """The recipe of a directory whose run is begun."""
     experiment = Experiment(config, directory, inputs)
     recipe = RECIPES[config.recipe]
     trained = recipe.function(experiment)
@@ -110,9 +123,10 @@ def run_recipe(
         analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
         if trained.coefficients is not None:
             _leave_coefficients(experiment, trained.coefficients)
+        directory.write_csv()
         directory.write_json("results.json", results)
         directory.clean_up(results)
-        directory.close()
+        directory.close(results)
         analysis.write_report(directory.path)
 
     processes.from_first(leave)

@@ -5,6 +5,8 @@ checkpoints/<stage>/    see `checkpoints`
 data_audit.json         what is in two splits or in a parent's training data
 image_hashes.npz        by which those who start from this model find such images
 metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
+metrics.csv             the same as a table, of when a process last began a stage or ended
+loggers.json            by which the services of config.log_to know the run; wandb/ of one of them
 kept/<stage>-<epoch>/   models of the epochs that a stage was to keep, each a parent like a run
 merged.npz              what the recipe merge_ft has merged, until the run is finished
 seconds.json            how long its processes have been at work, until the run is finished
@@ -25,6 +27,8 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic, locks
+from medmerge_jax.storage.csv_cells import csv_table
+from medmerge_jax.storage.loggers import IDS_FILE, About, Loggers
 
 Record = dict[str, Any]
 
@@ -38,7 +42,8 @@ _SECONDS, _MERGED, _KEPT = "seconds.json", "merged.npz", "checkpoints/*/*.model.
 
 _WRITTEN = (
     "config.json", "data_audit.json", "image_hashes.npz", "metrics.jsonl", "coefficients.npz",
-    _MERGED, _SECONDS, "predictions.npz", "results.json", "report.html", "model",
+    "metrics.csv", IDS_FILE, _MERGED, _SECONDS, "predictions.npz", "results.json", "report.html",
+    "model",
     "coefficients.png", "confusion_matrix.png", "learning_curves.png",
 )  # fmt: skip
 
@@ -59,13 +64,15 @@ class RunDirectory:
     Args:
       path: The directory.
       free: Fields and groups of the config that may be others whenever a run is resumed.
+      study: Directory of the study that the run is a part of.
     """
 
-    def __init__(self, path: Path, free: Sequence[str] = ()):
+    def __init__(self, path: Path, free: Sequence[str] = (), study: Path | None = None):
         self.path = path
         self._free = tuple(free)
+        self._study = study if study != path else None
         self.figures = path / "figures"
-        self._events: Any = None
+        self._loggers: Loggers | None = None
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool = False) -> Iterator[None]:
@@ -148,7 +155,7 @@ class RunDirectory:
 
     def start_anew(self) -> None:
         """Removes everything that a run has left."""
-        for name in (*_WRITTEN, "kept", "checkpoints", "events", "figures"):
+        for name in (*_WRITTEN, "kept", "checkpoints", "events", "figures", "wandb"):
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -288,6 +295,7 @@ class RunDirectory:
         if len(kept) < len(self._lines()):
             text = "".join(json.dumps(record) + "\n" for record in kept)
             atomic.write_text(self.path / "metrics.jsonl", text)
+        self.write_csv()
 
     def _lines(self) -> list[str]:
         path = self.path / "metrics.jsonl"
@@ -295,7 +303,7 @@ class RunDirectory:
         return text.splitlines(keepends=True)
 
     def log(self, record: Record) -> None:
-        """Appends a line to metrics.jsonl, and its numbers to the TensorBoard events.
+        """Appends a line to metrics.jsonl, and tells the loggers its numbers.
 
         It has "stage" and "epoch" (from 1); the rest are numbers or None.
         """
@@ -305,20 +313,36 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         _save_clocks()
-        if self._events is None:
-            from tensorboardX import SummaryWriter
+        if self._loggers is None:
+            self._loggers = Loggers(("tensorboard",), About(self.path))
+        self._loggers.log(record)
 
-            self._events = SummaryWriter(str(self.path / "events"), write_to_disk=True)
-        for name, value in record.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self._events.add_scalar(f"{record['stage']}/{name}", value, record["epoch"])
-        self._events.flush()
+    def begin_logging(self, log_to: Sequence[str], config: Mapping[str, Any]) -> None:
+        """Opens loggers, see `loggers`; they see the config, so without anything of this machine.
 
-    def close(self) -> None:
-        """Ends the event file."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        Raises:
+          UserError: One cannot be opened.
+        """
+        if processes.is_first():
+            study = self._study.absolute() if self._study else None
+            path = self.path.absolute()
+            name = path.relative_to(study).as_posix() if study else path.name
+            about = About(self.path, name, study.name if study else "", config)
+            self._loggers = Loggers(log_to, about)
+
+    def write_csv(self) -> None:
+        """Writes metrics.csv, whose lines are those of metrics.jsonl; columns may be added."""
+        if processes.is_first() and (records := self.records()):
+            atomic.write_text(self.path / "metrics.csv", csv_table(records))
+
+    def close(self, results: Record | None = None) -> None:
+        """Ends the loggers, which are told the results of a finished run."""
+        loggers, self._loggers = self._loggers, None
+        if loggers is not None:
+            if results is None:  # an error is under way that is worth more than one met here
+                with contextlib.suppress(OSError, UserError):
+                    self.write_csv()
+            loggers.close(results)
 
 
 def _save_clocks() -> None:

@@ -33,6 +33,7 @@ from medmerge_jax.models import list_models
 from medmerge_jax.models.mergers import FROM_PARENTS, MERGERS, check_options, merger_options
 from medmerge_jax.recipes.inputs import DATA_KINDS
 from medmerge_jax.recipes.recipes import RECIPES
+from medmerge_jax.storage.loggers import LOGGERS
 from medmerge_jax.studies.executors import EXECUTORS
 from medmerge_jax.studies.jobs import STUDIES
 from medmerge_jax.training.parameterization import DECAYS
@@ -48,6 +49,7 @@ CHOICES: dict[str, Callable[[], Collection[str]]] = {
     "images to evaluate on": lambda: EVALUATED,
     "kind of data": lambda: DATA_KINDS,
     "loader": lambda: LOADERS,
+    "logger": lambda: LOGGERS,
     "merger": lambda: MERGERS,
     "metric": lambda: METRICS,
     "executor": lambda: EXECUTORS,

@@ -65,8 +65,11 @@ class StudyEntry:
     mistakes: Callable[[Config], Iterable[str]]
 
 
-FREE = ("compare", "grid", "fold_soup", "study", "sources", "help")
+ALONE = ("compare", "grid", "fold_soup", "study", "sources", "help")
 """Fields of a job's config that make no difference to it: how many others there are, and where."""
+
+FREE = (*ALONE, "log_to")
+"""Fields that may be others when a job is resumed."""
 
 STUDIES: Registry[StudyEntry] = Registry("study")
 
@@ -91,7 +94,7 @@ def plan(config: Config) -> dict[str, Job]:
         jobs += STUDIES[config.recipe].function(config)
     else:
         jobs.append(Job("", config))
-    return {job.name: _alone(job) for job in jobs}
+    return {job.name: _alone(job, config.log_to) for job in jobs}
 
 
 def source_order(config: Config) -> list[str]:
@@ -111,10 +114,10 @@ def source_order(config: Config) -> list[str]:
     return [name for name in order if name in sources]
 
 
-def _alone(job: Job) -> Job:
-    """With the defaults of `FREE`."""
+def _alone(job: Job, log_to: tuple[str, ...]) -> Job:
+    """With the defaults of `ALONE`, and with the loggers of the whole."""
     if not job.name:
         return job
-    defaults = {name: getattr(Config(), name) for name in FREE}
-    config = dataclasses.replace(job.config, **defaults)
+    defaults = {name: getattr(Config(), name) for name in ALONE}
+    config = dataclasses.replace(job.config, **defaults, log_to=log_to)
     return dataclasses.replace(job, config=config)

@@ -7,8 +7,9 @@ jobs.json. So a worker may be killed or join at any time.
 
 import contextlib
 import dataclasses
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from medmerge_jax.errors import DivergedError, OutOfMemoryError, UserError
@@ -17,7 +18,7 @@ from medmerge_jax.recipes.experiment import Inputs, Prepared
 from medmerge_jax.recipes.recipes import needed_parents
 from medmerge_jax.recipes.run import finished, run_recipe
 from medmerge_jax.runtime import preemption, processes
-from medmerge_jax.runtime.progress import say
+from medmerge_jax.runtime.progress import duration, say, work_on_part
 from medmerge_jax.storage.run_directory import InUseError, RunDirectory
 from medmerge_jax.studies.jobs import FREE, Job
 from medmerge_jax.studies.state import DONE, FAILED, RUNNING, WAITING, Entry, JobStates
@@ -104,6 +105,7 @@ class Worker:
                 self._run(self._ready(name))
             finally:
                 self._held.close()
+                work_on_part("")
             self._pool.forget([self._jobs[name] for name in processes.from_first(self.unfinished)])
 
     def unfinished(self) -> list[str]:
@@ -132,7 +134,7 @@ class Worker:
 
     def directory(self, name: str) -> RunDirectory:
         """Of a job."""
-        return RunDirectory(self._folder / name, free=FREE)
+        return RunDirectory(self._folder / name, free=FREE, study=self._folder)
 
     def _ended(self, name: str, entries: Mapping[str, Entry]) -> bool:
         entry = entries.get(name, Entry())
@@ -213,17 +215,31 @@ class Worker:
         return True
 
     def _say(self, name: str) -> None:
+        """Which of the jobs is begun, and how long all that are left will take."""
         if len(self._jobs) == 1 or not processes.is_first():
             return
         entries = self._states.read()
         ended = [one for one in self._jobs if self._ended(one, entries)]
         working = sum(entry.status == RUNNING for entry in entries.values())
-        times = [entries[one].seconds for one in ended if entries[one].seconds]
-        left = ""
-        if times:
-            minutes = sum(times) / len(times) * (len(self._jobs) - len(ended)) / working / 60
-            left = f", about {minutes:.0f} min left" if minutes >= 1 else ", less than 1 min left"
+        seconds = self._seconds_left(entries, ended, max(working, 1))
+        left = "" if seconds is None else f", about {duration(seconds)} left"
         say(f"{name or 'the run'}: job {len(ended) + 1} of {len(self._jobs)}{left}")
+        work_on_part(f"{len(ended) + 1}/{len(self._jobs)}", seconds)
+
+    def _seconds_left(
+        self, entries: Mapping[str, Entry], ended: Collection[str], working: int
+    ) -> float | None:
+        """For all jobs that have not ended: as long as those of their recipe took, or any."""
+        took: dict[str, list[float]] = {}
+        for name in ended:
+            if seconds := entries[name].seconds:
+                took.setdefault(self._jobs[name].config.recipe, []).append(seconds)
+        if not took:
+            return None
+        known = {recipe: statistics.fmean(times) for recipe, times in took.items()}
+        usual = statistics.fmean(known.values())
+        left = [job.config.recipe for name, job in self._jobs.items() if name not in ended]
+        return sum(known.get(recipe, usual) for recipe in left) / working
 
     def _run(self, job: Job) -> None:
         directory = self.directory(job.name)
