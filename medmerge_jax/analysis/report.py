@@ -60,7 +60,7 @@ def write_report(run_directory: Path) -> None:
     try:
         text = environment.from_string(template.read_text(encoding="utf-8")).render(
             title=_title(results, run_directory),
-            headline=_headline(results),
+            headline=headline(results),
             first=_embedded(run_directory / "figures" / f"{_FIRST}.png"),
             facts=_facts(results),
             comparison=comparison_cells(results["table"]) if "table" in results else None,
@@ -132,7 +132,7 @@ def _title(results: Mapping[str, Any], run_directory: Path) -> str:
     return f"{name}: {'comparison' if recipe == 'compare' else recipe.replace('_', ' ')}"
 
 
-def _headline(results: Mapping[str, Any]) -> str:
+def headline(results: Mapping[str, Any]) -> str:
     """What came out, in a sentence; empty where that is not known."""
     data, told = results.get("data", {}), results.get("statistics")
     if "table" in results:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medmerge_jax import analysis
+from medmerge_jax.analysis.results import Results
 from medmerge_jax.config import AnyConfig, Config, to_json
 from medmerge_jax.errors import UserError
 from medmerge_jax.recipes import prepare
@@ -16,6 +17,7 @@ from medmerge_jax.recipes.run import finished, leave_audit, record, run_recipe
 from medmerge_jax.runtime import processes
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
+from medmerge_jax.storage.loggers import check_loggers
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies.checks import check_config
 from medmerge_jax.studies.executors import EXECUTORS
@@ -29,7 +31,7 @@ def run(
     *,
     dry_run: bool = False,
     config_file: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """Runs, resumes, or returns the results of, the experiment in `workdir`.
 
     A study goes on with what is new in it: further seeds, recipes, members. While one process is at
@@ -44,7 +46,8 @@ def run(
       config_file: Imported by further processes, of `study.executor`, for what it registers.
 
     Returns:
-      The content of results.json; of a dry run nothing, nor where SLURM goes on with the study.
+      The content of results.json, which shows itself as a table, also in a notebook; of a dry run
+      it is empty, and where SLURM goes on with the study.
 
     Raises:
       UserError: Before anything is compiled or written, if a field, path or file is unusable; or
@@ -53,6 +56,7 @@ def run(
     if not os.fspath(workdir).strip():
         raise UserError("the workdir is empty; a folder is wanted")
     config, folder = check_config(config), Path(workdir).expanduser()
+    check_loggers(config.log_to)
     config = with_architecture(config, source_order(config))
     jobs, executor = plan(config), EXECUTORS[config.study.executor]
     directory = RunDirectory(folder, free=_free(config))
@@ -61,27 +65,28 @@ def run(
         results = finished(directory)
         if results is not None and set(results.get("jobs", jobs)) == set(jobs):
             say(f"{workdir} is finished; nothing to do")
-            return results
+            return Results(results, folder)
         executor.check(jobs)
         target, sources = _prepare(config, jobs, folder)
         if dry_run:
             _say_checked(target, list(sources))
-            return {}
+            return Results({}, folder)
         # What could be refused is past: from here on the directory belongs to this config.
         record(config, directory, target)
         if len(jobs) == 1 and "" in jobs:
-            return run_recipe(config, directory, prepare.load_inputs(target))
+            alone = run_recipe(config, directory, prepare.load_inputs(target))
+            return Results(alone, folder)
         leave_audit(directory, target)
     worker = Worker(jobs, folder, Pool(folder, target, sources))
     if not executor.run(config.study, worker, folder, config_file):
-        return {}
-    return _results(config, jobs, directory, worker)
+        return Results({}, folder)
+    return Results(_results(config, jobs, directory, worker), folder)
 
 
 def _free(config: Config) -> tuple[str, ...]:
     """What of the config may be changed in a workdir."""
     extends = STUDIES[config.recipe].extends if config.recipe in STUDIES else ()
-    return ("study", *extends)
+    return ("study", "log_to", *extends)
 
 
 def _prepare(
