@@ -1,14 +1,20 @@
 """What is installed with which extra."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
+
+import pytest
 
 from medmerge_jax.commands import entry
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 CORE = """
 import sys
@@ -70,5 +76,43 @@ def test_a_missing_module_of_the_extra_train_is_known_as_such():
 def test_every_other_extra_brings_the_extra_train():
     extras = PROJECT["optional-dependencies"]
     assert all(
-        "medmerge-jax[train]" in extras[name] for name in ("test", "gpu", "dicom", "cluster")
+        "medmerge-jax[train]" in extras[name]
+        for name in ("test", "gpu", "dicom", "cluster", "wandb", "mlflow")
+    )
+
+
+def test_the_wheel_holds_the_package_and_the_configs(tmp_path):
+    """Built from a copy, because building leaves folders beside the sources."""
+    pytest.importorskip("setuptools")
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("medmerge_jax", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = source.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("medmerge_jax", "configs"):
+        inside = "" if name == "medmerge_jax" else "medmerge_jax/"
+        files = [one for one in (source / name).rglob("*") if one.suffix in (".py", ".j2", ".toml")]
+        assert files
+        assert {f"{inside}{one.relative_to(source).as_posix()}" for one in files} <= held
+    assert "medmerge_jax/py.typed" in held
+    assert not [one for one in held if one.startswith("configs")]
+
+    # Installed, they are found without the repository.
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = "from medmerge_jax.commands import packaged; print(packaged.config_path('aptos'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(tmp_path / "installed" / "medmerge_jax/configs/aptos.py"), (
+        done.stderr
     )

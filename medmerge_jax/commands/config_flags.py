@@ -10,13 +10,14 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from medmerge_jax.commands.packaged import config_path
 from medmerge_jax.config import AnyConfig, Config, fields
 from medmerge_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File with get_config().",
+    "File with get_config(), or the name of a config that comes with the program.",
     lock_config=False,  # for options of mergers, which may be any; config files lock the rest
     accept_new_attributes=True,
 )
@@ -42,7 +43,7 @@ def take_config(arguments: Sequence[str]) -> tuple[AnyConfig, list[str]]:
             ours.append(rest.pop(0))
     parse_flags(["medmerge_jax", *ours])
     if CONFIG.value is None:
-        raise UserError("--config FILE is missing; a config file whose `data` says what to read")
+        raise UserError("--config FILE is missing; a config whose `data` says what to read")
     return CONFIG.value, others
 
 
@@ -59,7 +60,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       UserError: A flag or the config file cannot be used.
     """
     try:
-        rest: list[str] = flags.FLAGS(with_tuples(argv))
+        rest: list[str] = flags.FLAGS(with_tuples(_with_paths(argv)))
         # ml_collections tells only on an access that a file could not be read.
         if CONFIG.value is not None and not hasattr(CONFIG.value, "recipe"):
             raise UserError(
@@ -71,6 +72,24 @@ def parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file is a program: it may raise anything
         raise UserError(explain(error)) from error
     return rest
+
+
+def named_config(argv: Sequence[str]) -> tuple[int, str]:
+    """The argument that ends with the value of --config, and the value; (-1, "") if none does."""
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config") and (equals or place + 1 < len(argv)):
+            return (place, value) if equals else (place + 1, argv[place + 1])
+    return -1, ""
+
+
+def _with_paths(argv: list[str]) -> list[str]:
+    """The arguments, with the path of the file where --config has a name."""
+    place, value = named_config(argv)
+    if place < 0:
+        return argv
+    given = argv[place].removesuffix(value) + config_path(value)
+    return [*argv[:place], given, *argv[place + 1 :]]
 
 
 def with_tuples(argv: list[str]) -> list[str]:

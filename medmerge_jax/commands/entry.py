@@ -6,18 +6,21 @@ A command is a file of this room with `main(arguments)`, and a row of `COMMANDS`
 import errno
 import importlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import medmerge_jax
 from medmerge_jax.errors import UserError, nearest
 from medmerge_jax.runtime import cpu, preemption, processes
+from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage import atomic
 
 COMMANDS = {
-    "run": "run, or resume, an experiment: --config FILE --workdir FOLDER",
+    "run": "run, or resume, an experiment: run CONFIG [--workdir FOLDER]",
     "merge": "merge weight files, without training: --method NAME --out FILE A B ...",
     "predict": "classes of new images: predict MODEL IMAGES ... --out FILE",
     "export": "a model for other programs: export MODEL --to FOLDER",
@@ -26,6 +29,7 @@ COMMANDS = {
     "work": "help with a study that was begun elsewhere: work WORKDIR",
     "status": "print what has become of each job of a study: status WORKDIR",
     "fields": "print what a config may say: fields [PREFIX]",
+    "completion": "what a shell completes commands and options by: completion bash|zsh",
 }
 _TRAIN = (
     "absl", "array_record", "filelock", "flatbuffers", "grain", "huggingface_hub", "jinja2",
@@ -35,6 +39,7 @@ _TRAIN = (
 """Modules that the extra `train` brings."""
 _INSTALL = "pip install 'medmerge-jax[train]', or in a clone pip install -e '.[train]',"
 HELP = ("-h", "--help", "-help")
+_VERSION = ("--version", "-version")
 _GONE = (
     errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
     errno.ENODEV, errno.ENXIO, errno.ENOTCONN, errno.ETIMEDOUT,
@@ -48,7 +53,9 @@ _workplaces: list[Path] = []
 def main() -> None:
     """`python -m medmerge_jax COMMAND ...`, and the console script."""
     name, *arguments = sys.argv[1:] or HELP[:1]
-    if name in COMMANDS:
+    if name in _VERSION:
+        _enter(_print_versions)
+    elif name in COMMANDS:
         start(name, arguments)
     else:
         _enter(lambda: _list_commands(name))
@@ -63,6 +70,9 @@ def start(name: str, arguments: Sequence[str]) -> None:
     """
 
     def call() -> None:
+        if arguments and arguments[0] in _VERSION:
+            _print_versions()
+            return
         cpu.prepare()
         preemption.install()
         importlib.import_module(f"medmerge_jax.commands.{name}").main(arguments)
@@ -121,14 +131,22 @@ def keep_programs() -> None:
     update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def _print_versions() -> None:
+    """Of this program, and of what decides its numbers."""
+    here = {**package_versions(), "medmerge-jax": medmerge_jax.__version__}
+    for package, version in {**here, "Python": platform.python_version()}.items():
+        print(f"{package} {version}")
+
+
 def _list_commands(name: str) -> None:
     """Prints all commands; refuses a name that is none."""
     if name not in HELP:
         raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS)}")
     print("python -m medmerge_jax COMMAND ..., or medmerge COMMAND ...\n")
     for command, summary in COMMANDS.items():
-        print(f"  {command:10}{summary}")
+        print(f"  {command:12}{summary}")
     print("\nEach says more with --help:  python -m medmerge_jax merge --help")
+    print("Versions:  python -m medmerge_jax --version")
 
 
 def _leave(status: int, quietly: bool = False) -> NoReturn:
@@ -168,6 +186,8 @@ def _gone(error: OSError) -> str:
 
 
 def _fail(message: str, quietly: bool = False) -> NoReturn:
+    from medmerge_jax.runtime.progress import fitted, visible
+
     which = f"process {processes.index()}: " if processes.count() > 1 else ""
-    print(f"{which}error: {message}", file=sys.stderr)
+    print(fitted(f"{which}error: {visible(message)}", indent=2), file=sys.stderr)
     _leave(2, quietly)

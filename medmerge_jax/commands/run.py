@@ -1,28 +1,39 @@
-"""python -m medmerge_jax.main --config configs/aptos.py --workdir runs/aptos.
+"""python -m medmerge_jax run CONFIG, or python -m medmerge_jax.main --config FILE --workdir FOLDER.
 
 Fields of the config are changed on the command line: --config.batch_size=32. The same command
 resumes what was interrupted and prints the results of what is finished.
 """
 
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from medmerge_jax.commands import entry
-from medmerge_jax.commands.config_flags import CONFIG, config_file, parse_flags
+from medmerge_jax.commands import entry, packaged
+from medmerge_jax.commands.config_flags import CONFIG, config_file, named_config, parse_flags
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
 
 _PROGRAM = "python -m medmerge_jax.main"
 _USAGE = f"{_PROGRAM} --config configs/quickstart.py --workdir runs/quickstart"
 _HELP = f"""{_PROGRAM} --config FILE --workdir FOLDER [--config.FIELD=VALUE ...]
+python -m medmerge_jax run CONFIG [--workdir FOLDER] [--config.FIELD=VALUE ...]
 
-Runs the experiment of a config file. The same command resumes what was interrupted, and prints
-the results of what is finished.
+Runs the experiment of a config, a file or one that comes with the program, which by default is run
+in runs/NAME. The same command resumes what was interrupted, and prints the results of what is
+finished.
+
+Configs that come with the program:
+CONFIGS
 
 Examples:
   {_USAGE}
+  python -m medmerge_jax run quickstart
+  python -m medmerge_jax run aptos:resnet50 --workdir runs/mine --config.lp.epochs=5
   {_PROGRAM} --config configs/folder.py --workdir runs/mine \\
       --config.data.root=images --config.parents.b=medical.pth --config.lp.epochs=20
 
@@ -47,15 +58,34 @@ def main(arguments: Sequence[str]) -> None:
     if set(entry.HELP) & set(arguments):
         ours = (CONFIG, _WORKDIR, _DRY_RUN, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
         lines = [f"  --{holder.name:16}{flags.FLAGS[holder.name].help}" for holder in ours]
-        print(_HELP.replace("OPTIONS", "\n".join(lines)).rstrip())
+        configs = textwrap.fill(", ".join(packaged.names()), 96, break_on_hyphens=False)
+        text = _HELP.replace("OPTIONS", "\n".join(lines))
+        print(text.replace("CONFIGS", textwrap.indent(configs, "  ")).rstrip())
     else:
-        app.run(_run, ["medmerge_jax", *arguments], flags_parser=parse_flags)
+        app.run(_run, ["medmerge_jax", *_explicit(arguments)], flags_parser=parse_flags)
+
+
+def _explicit(arguments: Sequence[str]) -> list[str]:
+    """With --config where a config stands alone at first, and --workdir if a name implies it."""
+    result = list(arguments)
+    if result and not result[0].startswith("-"):
+        if named_config(result)[0] >= 0:
+            raise UserError(f"{result[0]!r} and --config: one config is wanted")
+        result[:1] = [f"--config={result[0]}"]
+    place, value = named_config(result)
+    given = any(re.match(r"--?workdir(=|$)", one) for one in result)
+    if place >= 0 and not given and (workdir := packaged.usual_workdir(value)):
+        result.append(f"--workdir={workdir}")
+    return result
 
 
 def _run(argv: list[str]) -> None:
     """Runs the experiment and prints its results."""
     if len(argv) > 1:
-        raise UserError(f"{argv[1]!r} is no flag; --config FILE and --workdir FOLDER are wanted")
+        raise UserError(
+            f"{argv[1]!r} is no flag; a config at first, or --config FILE, and --workdir FOLDER "
+            "are wanted"
+        )
     config, workdir = CONFIG.value, _WORKDIR.value
     if config is None or workdir is None:
         missing = "--config FILE" if config is None else "--workdir FOLDER"
@@ -69,7 +99,6 @@ def _run(argv: list[str]) -> None:
     entry.work_in(Path(workdir))
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     entry.keep_programs()
-    from medmerge_jax.analysis import results_text
     from medmerge_jax.studies import run
 
     file = config_file()
@@ -77,5 +106,7 @@ def _run(argv: list[str]) -> None:
     if not results:
         return
     if processes.is_first():
-        print(results_text(results))
+        on_terminal = sys.stdout.isatty()
+        print(results.text(shutil.get_terminal_size().columns if on_terminal else None))
+        print(f"\nreport: {results.workdir / 'report.html'}")
     processes.wait_for_all()  # for as long as the first writes its report

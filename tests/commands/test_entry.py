@@ -1,6 +1,7 @@
 """The door of the commands: help, names, and what every command has in common."""
 
 import importlib
+import importlib.metadata
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from medmerge_jax.commands import entry
 from medmerge_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def python(*arguments):
@@ -49,6 +51,16 @@ def test_all_commands_are_listed(arguments, monkeypatch, capsys):
     assert all(f"  {name} " in printed for name in entry.COMMANDS)
 
 
+@pytest.mark.parametrize("call", [entry.main, lambda: entry.start("run", ["--version"])])
+def test_versions(call, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["medmerge", "--version"])
+    call()
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert printed["medmerge-jax"] == PROJECT["version"]
+    assert printed["jax"] == importlib.metadata.version("jax")
+    assert printed["Python"] == sys.version.split()[0]
+
+
 def test_a_command_that_is_not_there(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["medmerge", "merg"])
     with pytest.raises(SystemExit) as left:
@@ -83,8 +95,7 @@ def test_programs_by_their_names():
     for arguments in (["medmerge_jax"], ["medmerge_jax.main", "--help"]):
         result = python("-m", *arguments)
         assert result.returncode == 0 and not result.stderr, result.stderr
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"medmerge": "medmerge_jax.__main__:main"}
+    assert PROJECT["scripts"] == {"medmerge": "medmerge_jax.__main__:main"}
 
 
 def test_the_statuses(command, capsys, tmp_path):
