@@ -221,3 +221,19 @@ def test_a_damaged_jobs_file_is_named(tmp_path):
     (tmp_path / state.JOBS_FILE).write_text('{"jobs": {"a": {"status": "done", "colour": "red"}}}')
     with pytest.raises(UserError, match=r"jobs\.json is not as this program writes it .*colour"):
         JobStates(tmp_path).read()
+
+
+def test_what_is_left_takes_as_long_as_jobs_of_the_same_recipe_took(tmp_path, runs, capsys):
+    jobs = {one.name: one for one in (job("a"), job("b", recipe="lp"), job("c"), job("d"))}
+    one = Worker(jobs, tmp_path, Inputs())
+    entries = {"a": state.Entry(state.DONE, seconds=100.0)}
+    assert one._seconds_left(entries, ["a"], 1) == 300  # of lp nothing is known yet
+    entries["b"] = state.Entry(state.DONE, seconds=10.0)
+    assert one._seconds_left(entries, ["a", "b"], 1) == 200
+    assert one._seconds_left(entries, ["a", "b"], 2) == 100
+    assert one._seconds_left(entries, ["b"], 1) == 30
+    assert one._seconds_left({}, [], 1) is None
+    one.work()
+    said = capsys.readouterr().err
+    assert "a: job 1 of 4\n" in said
+    assert "d: job 4 of 4, about 1 s left\n" in said
