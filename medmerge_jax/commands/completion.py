@@ -12,6 +12,9 @@ from medmerge_jax.commands import entry, packaged
 
 _SHELLS = ("bash", "zsh")
 
+_OPTION = re.compile(r"^ +(?:-\w, )?(--[a-z][\w-]*)|(--config) FILE", re.MULTILINE)
+"""A line of a help that explains an option, which begins with it; a config may be told elsewhere."""
+
 _ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 """Has zsh understand what bash does."""
 
@@ -67,6 +70,6 @@ def options_of(name: str) -> list[str]:
     finally:
         os.environ.pop("COLUMNS")
         os.environ.update({} if columns is None else {"COLUMNS": columns})
-    found = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", said.getvalue())) | {"--help"}
+    found = {"".join(names) for names in _OPTION.findall(said.getvalue())} | {"--help"}
     paths = [f"--config.{one.path}=" for one in all_fields()] if "--config" in found else []
     return [*sorted(found), *paths]
