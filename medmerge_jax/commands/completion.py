@@ -13,7 +13,7 @@ from medmerge_jax.commands import entry, packaged
 _SHELLS = ("bash", "zsh")
 
 _OPTION = re.compile(r"^ +(?:-\w, )?(--[a-z][\w-]*)|(--config) FILE", re.MULTILINE)
-"""A line of a help that explains an option, which begins with it; a config may be told elsewhere."""
+"""A line of a help that explains an option begins with it; --config may stand elsewhere."""
 
 _ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 """Has zsh understand what bash does."""

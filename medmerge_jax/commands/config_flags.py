@@ -17,7 +17,7 @@ from medmerge_jax.errors import UserError
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "File with get_config(), or the name of a config that comes with the program.",
+    "File with get_config(), or a name of those above.",
     lock_config=False,  # for options of mergers, which may be any; config files lock the rest
     accept_new_attributes=True,
 )

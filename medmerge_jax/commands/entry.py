@@ -7,8 +7,10 @@ import errno
 import importlib
 import os
 import platform
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -143,8 +145,9 @@ def _list_commands(name: str) -> None:
     if name not in HELP:
         raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS)}")
     print("python -m medmerge_jax COMMAND ..., or medmerge COMMAND ...\n")
+    width, indent = shutil.get_terminal_size().columns, " " * 14
     for command, summary in COMMANDS.items():
-        print(f"  {command:12}{summary}")
+        print(textwrap.fill(f"  {command:12}{summary}", width, subsequent_indent=indent))
     print("\nEach says more with --help:  python -m medmerge_jax merge --help")
     print("Versions:  python -m medmerge_jax --version")
 

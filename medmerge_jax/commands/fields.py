@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import re
+import shutil
 import textwrap
 import typing
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from medmerge_jax.errors import UserError, nearest
 from medmerge_jax.models.mergers import MERGERS, merger_options
 from medmerge_jax.studies.checks import choices_of, option_names
 
-_WIDTH = 100
+_WIDEST = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,10 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = dict.fromkeys(one.path.partition(".")[0] for one in all_fields())
         raise UserError(f"there is no field {prefix!r}: {nearest(prefix, names)}")
     indent = " " * (2 + max(len(one.path) for one in chosen))
+    width = min(_WIDEST, max(shutil.get_terminal_size((_WIDEST, 0)).columns, len(indent) + 30))
     for one in chosen:
         first = f"{one.path:{len(indent)}}{_kind_name(one.kind)} = {one.value!r}"
         for text, start in ((first, ""), (_meaning(one), indent)):
-            print(textwrap.fill(text, _WIDTH, initial_indent=start, subsequent_indent=indent))
+            print(textwrap.fill(text, width, initial_indent=start, subsequent_indent=indent))
 
 
 def all_fields() -> Iterator[Field]:

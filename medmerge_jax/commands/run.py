@@ -20,12 +20,12 @@ from medmerge_jax.runtime import processes
 
 _PROGRAM = "python -m medmerge_jax.main"
 _USAGE = f"{_PROGRAM} --config configs/quickstart.py --workdir runs/quickstart"
-_HELP = f"""{_PROGRAM} --config FILE --workdir FOLDER [--config.FIELD=VALUE ...]
-python -m medmerge_jax run CONFIG [--workdir FOLDER] [--config.FIELD=VALUE ...]
+_HELP = f"""{_PROGRAM} --config FILE --workdir FOLDER [options]
+python -m medmerge_jax run CONFIG [--workdir FOLDER] [options]
 
-Runs the experiment of a config, a file or one that comes with the program, which by default is run
-in runs/NAME. The same command resumes what was interrupted, and prints the results of what is
-finished.
+Runs the experiment of a config: a file, or one that comes with the program and
+by default is run in runs/NAME. The same command resumes what was interrupted,
+and prints the results of what is finished.
 
 Configs that come with the program:
 CONFIGS
@@ -33,13 +33,13 @@ CONFIGS
 Examples:
   {_USAGE}
   python -m medmerge_jax run quickstart
-  python -m medmerge_jax run aptos:resnet50 --workdir runs/mine --config.lp.epochs=5
+  python -m medmerge_jax run aptos:resnet50 --config.lp.epochs=5
   {_PROGRAM} --config configs/folder.py --workdir runs/mine \\
-      --config.data.root=images --config.parents.b=medical.pth --config.lp.epochs=20
+      --config.data.root=images --config.parents.b=medical.pth
 
 Options:
 OPTIONS
-  --config.FIELD    any field of the config; python -m medmerge_jax fields lists them
+  --config.FIELD    any field of the config, see python -m medmerge_jax fields
 """
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; made if it is not there.")
@@ -47,7 +47,7 @@ _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check all that can be checked without training, and end."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, of several processes; SLURM needs none of these."
+    "coordinator", None, "HOST:PORT of process 0, of several; on SLURM none are needed."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     if set(entry.HELP) & set(arguments):
         ours = (CONFIG, _WORKDIR, _DRY_RUN, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
         lines = [f"  --{holder.name:16}{flags.FLAGS[holder.name].help}" for holder in ours]
-        configs = textwrap.fill(", ".join(packaged.names()), 96, break_on_hyphens=False)
+        configs = textwrap.fill(", ".join(packaged.names()), 76, break_on_hyphens=False)
         text = _HELP.replace("OPTIONS", "\n".join(lines))
         print(text.replace("CONFIGS", textwrap.indent(configs, "  ")).rstrip())
     else:
