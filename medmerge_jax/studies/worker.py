@@ -220,11 +220,13 @@ class Worker:
             return
         entries = self._states.read()
         ended = [one for one in self._jobs if self._ended(one, entries)]
-        working = sum(entry.status == RUNNING for entry in entries.values())
-        seconds = self._seconds_left(entries, ended, max(working, 1))
+        working = max(sum(entry.status == RUNNING for entry in entries.values()), 1)
+        seconds = self._seconds_left(entries, ended, working)
         left = "" if seconds is None else f", about {duration(seconds)} left"
-        say(f"{name or 'the run'}: job {len(ended) + 1} of {len(self._jobs)}{left}")
-        work_on_part(f"{len(ended) + 1}/{len(self._jobs)}", seconds)
+        count = len(self._jobs)
+        number = min(len(ended) + working, count)  # some may be lost
+        say(f"{name or 'the run'}: job {number} of {count}{left}")
+        work_on_part(f"{number}/{count}", seconds)
 
     def _seconds_left(
         self, entries: Mapping[str, Entry], ended: Collection[str], working: int
