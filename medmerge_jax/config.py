@@ -137,7 +137,9 @@ class MergeFt:
 
     method: str = field("weight_matching", "the merger, see `mm.merge`", choices="merger")
     options: dict[str, Option] = field({}, "of the merger; None is its default")
-    ancestor: str = field("", "of task_arithmetic: the parent that the others were trained from")
+    ancestor: str = field(
+        "", "of task_arithmetic, ties, dare: the parent that the others were trained from"
+    )
     num_images: int = field(512, "training images that the merger looks at", at_least=1)
     recalibrate: bool = field(True, "re-estimate the batch norms' statistics on these images")
 

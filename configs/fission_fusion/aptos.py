@@ -9,7 +9,8 @@ split is a fresh stratified 80/10/10. The weights `resnet50-11ad3fa6.pth` are wa
 
 The settings are those of the paper's code, see `published_config`; models are ranked by macro F1.
 The paper (arXiv 2403.13341) reports a higher macro F1 than that of the greedy soup of a grid of 48
-models, which is `configs/fission_fusion/aptos.py:grid`. Its tables are not at hand.
+models, which is `configs/fission_fusion/aptos.py:grid`. Its tables are not at hand. With
+`:deit_base` the network is DeiT-B, from its own ImageNet-1k weights.
 """
 
 import ml_collections
@@ -18,5 +19,5 @@ from medmerge_jax.studies.fission_fusion import published_config
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """`variant`: empty or "grid"."""
+    """`variant`: empty, or a comma-separated choice of "grid" and "deit_base"."""
     return published_config("aptos2019", variant, metric="macro_f1")

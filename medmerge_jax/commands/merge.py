@@ -233,11 +233,8 @@ def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, An
         raise UserError(f"--images {folder}: holds no image ({', '.join(SUFFIXES)})")
     preprocessing = weights.model_from_card(architecture, {}, agreed).preprocessing
     size, resize = options.image_size or preprocessing.size, preprocessing.resize
-    least = get_spec(architecture).min_size
-    if size < least:
-        raise UserError(
-            f"--image-size {size}: {architecture} takes images of {least} pixels or more"
-        )
+    if refusal := get_spec(architecture).refusal(size):
+        raise UserError(f"--image-size {size}: {refusal}")
     order = np.random.default_rng(options.image_seed).permutation(len(paths))
     chosen = [paths[row] for row in sorted(order[: options.num_images].tolist())]
     say(f"{len(chosen)} of {len(paths)} images of {folder}, {size} px")

@@ -42,6 +42,9 @@ from medmerge_jax.merging.spaces import Walk as Walk
 from medmerge_jax.merging.spaces import dense_spaces as dense_spaces
 from medmerge_jax.merging.spaces import find_spaces as find_spaces
 from medmerge_jax.merging.spaces import residual_spaces as residual_spaces
+from medmerge_jax.merging.task_vectors import dare as dare
+from medmerge_jax.merging.task_vectors import dropped as dropped
+from medmerge_jax.merging.task_vectors import ties as ties
 from medmerge_jax.merging.trees import flatten as flatten
 from medmerge_jax.merging.trees import nest_like as nest_like
 from medmerge_jax.merging.trees import network_order as network_order

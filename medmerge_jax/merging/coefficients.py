@@ -18,12 +18,15 @@ from medmerge_jax.merging.trees import (
     nest_like,
 )
 
-GRANULARITIES = ("kernel", "layer", "slice", "parameter")
+GRANULARITIES = ("kernel", "layer", "slice", "parameter", "row")
 CONSTRAINTS = ("none", "clip", "sigmoid")
 
 Tree = Mapping[Any, Any]
 IsKernel = Callable[[str, Any], bool]
 IsHead = Callable[[str], bool]
+Tie = Callable[[str, tuple[int, ...]], tuple[str, np.ndarray | None]]
+"""`tie(path, shape)`: the path of the leaf whose coefficients a leaf has, its own or another's, and
+which of them each unit of its last axis has: (c_out,) of int, or None for one each, in order."""
 
 _COLLECTIONS = {"params", "batch_stats"}
 _WIDEST_WINDOW = 16
@@ -51,6 +54,12 @@ def is_head(path: str) -> bool:
     return path.partition("/")[0] == "head"
 
 
+def untied(path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray | None]:
+    """The `Tie` of networks in which every kernel has coefficients of its own, one per filter."""
+    del shape
+    return path, None
+
+
 def init_coefficients(
     params: Tree,
     num_parents: int = 2,
@@ -60,6 +69,7 @@ def init_coefficients(
     constraint: str = "none",
     is_kernel: IsKernel = is_conv_kernel,
     is_head: IsHead = is_head,
+    tie: Tie = untied,
 ) -> dict[Any, Any]:
     """The coefficients at which every parent has its weight in `init`, or all have the same.
 
@@ -68,16 +78,20 @@ def init_coefficients(
       num_parents: n ≥ 2.
       init: The n weights, see `start_values`; none: 1/n each.
       granularity: What has a coefficient of its own, for a kernel (*window, c_in, c_out):
-        "kernel", each output filter, (c_out,), the paper's; "layer", the whole convolution, ();
-        "slice", each window, (c_in, c_out); "parameter", each number, the kernel's own shape.
+        "kernel", each output filter, (c_out,), the paper's, or each group of units that `tie`
+        makes; "row", each output unit whatever its group; "layer", the whole convolution, ();
+        "slice", each window, (c_in, c_out); "parameter", each number, the kernel's own shape. With
+        the last two nothing is tied.
       constraint: As for `merge_kernels`. It says which numbers stand for the weights.
       is_kernel: `is_kernel(path, leaf)`, which leaves are merged by coefficients.
       is_head: `is_head(path)`, which leaves are left out: a head under another name must be named,
         `lambda path: path.startswith("classifier/")`.
+      tie: Which kernels share coefficients, see `Tie`.
 
     Returns:
-      A tree like `params` with kernels only: float32 arrays of the granularity's shape, for
-      n > 2 behind a leading axis of n - 1, the parents but the last.
+      A tree like `params` with the kernels only that have coefficients of their own: float32 arrays
+      of the granularity's shape, for n > 2 behind a leading axis of n - 1, the parents but the
+      last.
 
     Raises:
       ValueError: An argument is not one of the above; no leaf is a kernel; `params` holds whole
@@ -100,7 +114,12 @@ def init_coefficients(
         _refuse_torch_layout(shapes)
     coefficients = {}
     for path, shape in shapes.items():
-        each = [np.full(_granular_shape(shape, granularity), start) for start in starts]
+        owner, groups = tie(path, shape)
+        if owner != path and granularity not in _FINEST:
+            if owner not in shapes:
+                raise ValueError(f"{path} has the coefficients of {owner}, which is no kernel")
+            continue
+        each = [np.full(_granular_shape(shape, granularity, groups), start) for start in starts]
         coefficients[path] = as_jax(each[0] if num_parents == 2 else np.stack(each))
     return nest_like(coefficients, params)
 
@@ -233,8 +252,16 @@ def _parents_axis(num_parents: int) -> tuple[int, ...]:
     return () if num_parents == 2 else (num_parents - 1,)
 
 
-def _granular_shape(shape: tuple[int, ...], granularity: str) -> tuple[int, ...]:
-    axes = {"layer": 0, "kernel": 1, "slice": 2, "parameter": len(shape)}[granularity]
+_FINEST = ("slice", "parameter")
+"""Granularities with which nothing is tied."""
+
+
+def _granular_shape(
+    shape: tuple[int, ...], granularity: str, groups: np.ndarray | None
+) -> tuple[int, ...]:
+    if granularity == "kernel" and groups is not None:
+        return (int(groups.max()) + 1,)
+    axes = {"layer": 0, "kernel": 1, "row": 1, "slice": 2, "parameter": len(shape)}[granularity]
     return shape[max(0, len(shape) - axes) :]
 
 
@@ -245,7 +272,10 @@ def check_num_parents(num_parents: int) -> None:
 
 
 def check_coefficients(
-    coefficients: Mapping[str, Any], kernels: Mapping[str, Any], num_parents: int
+    coefficients: Mapping[str, Any],
+    kernels: Mapping[str, Any],
+    num_parents: int,
+    tie: Tie = untied,
 ) -> None:
     """Raises a ValueError unless every kernel has coefficients of a granularity, and no more."""
     leading = _parents_axis(num_parents)
@@ -256,9 +286,43 @@ def check_coefficients(
                 "is absent in the parents"
             )
         shape = np.shape(kernels[path])
-        shapes = [leading + _granular_shape(shape, granularity) for granularity in GRANULARITIES]
+        owner, groups = tie(path, shape)
+        if path not in coefficients and owner != path and owner in coefficients:
+            continue  # the owner's are checked
+        shapes = {leading + _granular_shape(shape, one, groups): None for one in GRANULARITIES}
         if path not in coefficients or np.shape(coefficients[path]) not in shapes:
             raise ValueError(
                 f"coefficients of {path}: {describe_shape(coefficients, path)}, but a kernel "
                 f"{shape} of {num_parents} parents takes one of {', '.join(map(str, shapes))}"
             )
+
+
+def kernel_weights(
+    coefficients: Mapping[str, Any],
+    path: str,
+    shape: tuple[int, ...],
+    num_parents: int,
+    constraint: str,
+    tie: Tie = untied,
+) -> jax.Array:
+    """The weights of all parents but the last in a kernel, its own coefficients or another's.
+
+    Args:
+      coefficients: By path, checked.
+      path: Of the kernel.
+      shape: Of the kernel.
+      num_parents: n ≥ 2.
+      constraint: See `effective_coefficients`.
+      tie: See `Tie`.
+
+    Returns:
+      An array that the kernel's shape can be broadcast with, for n > 2 behind an axis of n - 1.
+    """
+    owner, groups = tie(path, shape)
+    weights = constrain(
+        coefficients[path if path in coefficients else owner], num_parents, constraint
+    )
+    has_units = weights.ndim > len(_parents_axis(num_parents))
+    if groups is None or not has_units or weights.shape[-1] == len(groups):
+        return weights
+    return jnp.take(weights, groups, axis=-1)

@@ -20,17 +20,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medmerge_jax.merging.coefficients import (
     CONSTRAINTS,
     IsHead,
     IsKernel,
+    Tie,
     Tree,
     check_coefficients,
     check_num_parents,
-    constrain,
     is_conv_kernel,
     is_head,
+    kernel_weights,
+    untied,
     without_head_leaves,
 )
 from medmerge_jax.merging.trees import (
@@ -54,6 +57,7 @@ def merge_kernels(
     constraint: str = "none",
     is_kernel: IsKernel = is_conv_kernel,
     is_head: IsHead = is_head,
+    tie: Tie = untied,
 ) -> dict[Any, Any]:
     """Parameters of the merged backbone: kernels blended, every other leaf the parents' mean.
 
@@ -77,6 +81,7 @@ def merge_kernels(
       constraint: "none", "clip" or "sigmoid", see `effective_coefficients`.
       is_kernel: As given to `init_coefficients`.
       is_head: Likewise.
+      tie: Likewise.
 
     Returns:
       A nested dict without the head. Leaves are computed in float32 (in float64 for float64
@@ -98,13 +103,16 @@ def merge_kernels(
     check_parents(backbones)
     flat_coefficients = flatten(coefficients)
     kernels = {path: leaf for path, leaf in backbones[0].items() if is_kernel(path, leaf)}
-    check_coefficients(flat_coefficients, kernels, len(parents))
+    check_coefficients(flat_coefficients, kernels, len(parents), tie)
     merged = {}
     for path in backbones[0]:
         leaves = [backbone[path] for backbone in backbones]
         if path in kernels:
-            weights = constrain(flat_coefficients[path], len(parents), constraint)
-            merged[path] = _blend(leaves, weights)
+            shape = np.shape(leaves[0])
+            merged[path] = _blend(
+                leaves,
+                kernel_weights(flat_coefficients, path, shape, len(parents), constraint, tie),
+            )
         else:
             merged[path] = mean(leaves)
     return nest_like(merged, parents[0])
@@ -117,6 +125,7 @@ def merge_variables(
     constraint: str = "none",
     is_kernel: IsKernel = is_conv_kernel,
     is_head: IsHead = is_head,
+    tie: Tie = untied,
 ) -> dict[Any, Any]:
     """Variables of the merged backbone: as `merge_kernels`, and the mean of running statistics.
 
@@ -129,6 +138,7 @@ def merge_variables(
       constraint: As for `merge_kernels`.
       is_kernel: As for `merge_kernels`; applied to "params" alone.
       is_head: As for `merge_kernels`; applied to all collections.
+      tie: As for `merge_kernels`.
 
     Returns:
       `{"params": merged, "batch_stats": mean, ...}` without heads; every collection but "params"
@@ -151,6 +161,7 @@ def merge_variables(
             constraint=constraint,
             is_kernel=is_kernel,
             is_head=is_head,
+            tie=tie,
         )
     }
     names = dict.fromkeys(name for parent in parents for name in parent if name != "params")

@@ -105,8 +105,9 @@ def network_order(path: str) -> tuple[Any, ...]:
 
     Parts of a path are compared by their first number, then by name: conv1 < layer1 < layer2 <
     layer10, and denseblock1 < transition1 < denseblock2. Parts without a number come last, as
-    the shortcut of a residual block: conv1 < conv2 < downsample. Needed because JAX hands dicts
-    back sorted by the keys' characters.
+    the shortcut of a residual block: conv1 < conv2 < downsample. Transformers apply some of
+    these before others: patch_embed < blocks, and qkv < proj. Needed because JAX hands dicts back
+    sorted by the keys' characters.
 
     >>> sorted(["layer10", "downsample", "layer2", "conv1"], key=network_order)
     ['conv1', 'layer2', 'layer10', 'downsample']
@@ -289,4 +290,9 @@ def _name(key: Any, prefix: str) -> str:
 def _part_key(part: str) -> tuple[Any, ...]:
     pieces = re.split(r"(\d+)", part)
     numbers = [int(piece) for piece in pieces[1::2]]
-    return (numbers[0] if numbers else math.inf, tuple(pieces[::2]), tuple(numbers))
+    late = part not in _EARLY
+    return (numbers[0] if numbers else math.inf, late, tuple(pieces[::2]), tuple(numbers))
+
+
+_EARLY = ("cls_token", "pos_embed", "patch_embed", "qkv")
+"""Parts without a number, of transformers, that come before others without one."""

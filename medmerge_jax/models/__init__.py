@@ -12,3 +12,4 @@ from medmerge_jax.models.registry import register as register
 # Each family's file registers its architectures; this is their order in lists.
 from medmerge_jax.models import resnet as resnet  # isort: skip
 from medmerge_jax.models import densenet as densenet  # isort: skip
+from medmerge_jax.models import vit as vit  # isort: skip

@@ -69,14 +69,15 @@ class Task:
         """The parents, without heads if those shall be left out."""
         return self.parents if self.keep_heads else [without_head(one) for one in self.parents]
 
+    def of_ancestor(self, ancestor: Tree) -> Tree:
+        """An ancestor: what is new in a head is no difference to one with other classes."""
+        return ancestor if self.keep_heads else without_head(ancestor)
+
     def spaces(self) -> tuple[merging.Space, ...]:
         """The hidden units of what is to be merged."""
         find = get_spec(self.architecture).spaces
         if find is None:
-            raise ValueError(
-                f"the hidden units of {self.architecture} are not known, its ModelSpec has no "
-                "`spaces`; take a merger that does not permute units"
-            )
+            raise ValueError(unknown_units(self.architecture))
         return find(self.to_merge()[0])
 
     def batches(self) -> Iterator[np.ndarray]:
@@ -84,6 +85,16 @@ class Task:
         if self.images is None:
             raise ValueError("calibration images are wanted")
         yield from even_batches(self.images, self.batch_size)
+
+
+def unknown_units(architecture: str) -> str:
+    """Why nothing can be aligned; "" if it can."""
+    if get_spec(architecture).spaces is not None:
+        return ""
+    return (
+        f"the hidden units of {architecture} are not known, its ModelSpec has no `spaces`; take a "
+        "merger that does not permute units"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +106,7 @@ class Merger:
         in `FROM_PARENTS` is filled in by those who load the parents.
       needs_images: Whether it looks at activations or gradients.
       needs_heads: Whether every parent must have been trained.
+      permutes: Whether it puts hidden units in another order, so that `ModelSpec.spaces` is wanted.
       check: Called before there are parents, with stand-ins for them, {"x": a number}, and the
         options. It raises a ValueError if no parents can be merged so.
     """
@@ -102,6 +114,7 @@ class Merger:
     function: Callable[..., Variables]
     needs_images: bool = False
     needs_heads: bool = False
+    permutes: bool = False
     check: Callable[..., object] | None = None
 
 
@@ -141,7 +154,7 @@ def merge(
       method: One of `list_mergers()`.
       architecture: One of `list_models()`.
       parents: `{"params": ..., "batch_stats": ...}` of that architecture. One parent is returned as
-        it is, up to rounding.
+        it is, up to rounding, but by `ties` and `dare`, which drop some of what it differs by.
       images: float (num_images, h, w, 3), normalised as `model.apply` wants them, for methods that
         look at activations or gradients and for `recalibrate`; no labels are needed.
       heads: "merge" if all heads are of the same classes, or "drop" them.
@@ -295,9 +308,36 @@ def task_arithmetic(
 ) -> Variables:
     """Differences to a common ancestor, times `scale` (1/n), added (Ilharco et al., 2022)."""
     scale = 1 / len(task.parents) if scale is None else scale
-    # What is new in a head is no difference to an ancestor with other classes.
-    ancestor = ancestor if task.keep_heads else without_head(ancestor)
-    return merging.task_arithmetic(ancestor, task.to_merge(), scale)
+    return merging.task_arithmetic(task.of_ancestor(ancestor), task.to_merge(), scale)
+
+
+def _check_ties(parents: Sequence[Tree], **options: Any) -> None:
+    merging.ties(parents[0] if parents else {}, parents, **options)
+
+
+@merger(check=_check_ties)
+def ties(task: Task, *, ancestor: Tree, density: float = 0.2, scale: float = 1.0) -> Variables:
+    """The largest differences to an ancestor, where signs agree (Yadav et al., 2023)."""
+    start = task.of_ancestor(ancestor)
+    return merging.ties(start, task.to_merge(), density=density, scale=scale)
+
+
+def _check_dare(parents: Sequence[Tree], **options: Any) -> None:
+    merging.dare(parents[0] if parents else {}, parents, **options)
+
+
+@merger(check=_check_dare)
+def dare(
+    task: Task,
+    *,
+    ancestor: Tree,
+    drop: float = 0.9,
+    scale: float | Sequence[float] | None = None,
+    seed: int = 0,
+) -> Variables:
+    """As `task_arithmetic`, but differences are dropped at random (Yu et al., 2023)."""
+    start = task.of_ancestor(ancestor)
+    return merging.dare(start, task.to_merge(), drop=drop, scale=scale, seed=seed)
 
 
 @merger(
@@ -330,7 +370,7 @@ def fisher(
     return merging.fisher_average(task.to_merge(), fishers, coefficients, floor=floor)
 
 
-@merger(check=_check_weights)
+@merger(permutes=True, check=_check_weights)
 def weight_matching(
     task: Task, *, weights: Sequence[float] | None = None, seed: int = 0
 ) -> Variables:
@@ -342,13 +382,13 @@ def weight_matching(
     return _average_of_permuted(task, permutations, weights)
 
 
-@merger(needs_images=True, check=_check_weights)
+@merger(needs_images=True, permutes=True, check=_check_weights)
 def activation_matching(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
     """Likewise, until their activations fit those of the first parent (Ainsworth et al., 2022)."""
     return _average_of_permuted(task, _match_to_first(task), weights)
 
 
-@merger(needs_images=True, check=_check_zipit)
+@merger(needs_images=True, permutes=True, check=_check_zipit)
 def zipit(task: Task, *, alpha: float = ALPHA, beta: float = BETA) -> Variables:
     """Hidden units merged across and within models (Stoica et al., 2023)."""
     parents, spaces = task.to_merge(), task.spaces()
@@ -360,7 +400,7 @@ def _check_shares(parents: Sequence[Tree], weights: Any = None) -> None:
         check_shares(weights, len(parents))
 
 
-@merger(check=_check_shares)
+@merger(permutes=True, check=_check_shares)
 def matched_averaging(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
     """Layer by layer matched and averaged, as FedMA (Wang et al., 2020)."""
     return merging.matched_averaging(task.to_merge(), weights, spaces=task.spaces())

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.merging.kernels import is_conv_kernel, is_head
+from medmerge_jax.merging.coefficients import Tie, is_conv_kernel, is_head, untied
 from medmerge_jax.merging.spaces import Space
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models.preprocessing import Preprocessing
@@ -74,7 +74,9 @@ class ModelSpec:
       hub_id: Repository of the ImageNet-1k weights on the Hugging Face hub, if there is one.
       torch_file: Name of torchvision's ImageNet-1k file; ends in eight digits of its sha256.
       min_size: Side of the smallest images, in pixels, that the model takes.
+      patch: Sides of images are multiples of it, in pixels.
       role: What a parameter is, see `leaf_role`.
+      tie: Which kernels share MedMerge's coefficients, see `merging.coefficients.Tie`.
       spaces: From variables to the hidden units that can be permuted, see `merging.spaces`; None
         if these are not known, so that nothing can be aligned.
       leaf_names: PyTorch's last part of a leaf's name, by collection and the last part of its path.
@@ -97,7 +99,9 @@ class ModelSpec:
     hub_id: str | None = None
     torch_file: str | None = None
     min_size: int = 1
+    patch: int = 1
     role: Callable[[str, Any], str] = leaf_role
+    tie: Tie = untied
     spaces: Callable[[Any], tuple[Space, ...]] | None = None
     leaf_names: Mapping[tuple[str, str], str] = dataclasses.field(
         default_factory=lambda: LEAF_NAMES
@@ -109,6 +113,14 @@ class ModelSpec:
     rngs: tuple[str, ...] = ()
     elsewhere: Mapping[str, Elsewhere] = dataclasses.field(default_factory=dict)
 
+    def refusal(self, size: int) -> str:
+        """Why images of this side, in pixels, cannot be taken; "" if they can."""
+        if size < self.min_size:
+            return f"{self.name} takes images of {self.min_size} pixels or more"
+        if size % self.patch:
+            return f"{self.name} takes images whose side is a multiple of {self.patch} pixels"
+        return ""
+
     def torch_name(self, collection: str, path: str) -> str:
         """The name in PyTorch's state dict of a leaf.
 
@@ -119,7 +131,7 @@ class ModelSpec:
         if (collection, leaf) not in self.leaf_names:
             raise UserError(f"{collection} has {path!r}, which {self.name} has not")
         module = self.torch_head if module == "head" else module.replace("/", ".")
-        return f"{module}.{self.leaf_names[collection, leaf]}"
+        return ".".join(filter(None, (module, self.leaf_names[collection, leaf])))
 
     def torch_axes(self, path: str, ndim: int) -> tuple[int, ...]:
         """A leaf's axes in PyTorch's order; a kernel (*window, c_in, c_out) is mirrored there."""

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax import merging
-from medmerge_jax.merging.trees import unflatten
+from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.norm import batch_statistics
+from medmerge_jax.runtime.progress import say
 
 Tree = Mapping[str, Any]
 Variables = dict[Any, Any]
@@ -26,7 +27,13 @@ def recalibrated(
       variables: With a head or without.
       batches: float32 (n, h, w, 3), normalised.
       dtype: In which the model computes.
+
+    Returns:
+      The variables as they are where there are no batch norms, as in transformers: that is said.
     """
+    if not flatten(variables.get("batch_stats", {})):
+        say(f"{architecture} has no batch norms, so that there are no statistics to recalibrate")
+        return dict(variables)
     model = create_model(architecture, num_classes=0, dtype=dtype)
     return merging.recalibrate(functools.partial(batch_statistics, model), variables, batches)
 

@@ -240,6 +240,7 @@ class Experiment:
             head,
             **dataclasses.asdict(merge),
             role=self._spec.role,
+            tie=self._spec.tie,
         )
         result = self._train("merge_lp", start, self.config.lp)
         coefficients = effective_coefficients(

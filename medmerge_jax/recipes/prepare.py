@@ -69,11 +69,8 @@ def prepare(
       averaged: Those of the parents that are only averaged, so that they are not loaded here.
     """
     spec = get_spec(config.architecture)
-    if config.image_size < spec.min_size:
-        raise UserError(
-            f"config.image_size = {config.image_size}: {spec.name} takes images of "
-            f"{spec.min_size} pixels or more"
-        )
+    if refusal := spec.refusal(config.image_size):
+        raise UserError(f"config.image_size = {config.image_size}: {refusal}")
     dataset = inputs.load_data(config, folder)
     dataset.check()
     _check_order(config, dataset)

@@ -30,7 +30,14 @@ from medmerge_jax.images.decode import RESIZES
 from medmerge_jax.merging import CONSTRAINTS, GRANULARITIES
 from medmerge_jax.merging.coefficients import start_values
 from medmerge_jax.models import list_models
-from medmerge_jax.models.mergers import FROM_PARENTS, MERGERS, check_options, merger_options
+from medmerge_jax.models.mergers import (
+    FROM_PARENTS,
+    MERGERS,
+    check_options,
+    merger_options,
+    unknown_units,
+)
+from medmerge_jax.models.registry import MODELS
 from medmerge_jax.recipes.inputs import DATA_KINDS
 from medmerge_jax.recipes.recipes import RECIPES
 from medmerge_jax.storage.loggers import LOGGERS
@@ -230,7 +237,19 @@ def _init_mistakes(config: Config) -> Iterator[str]:
         yield f"merge.init = {shown(merge.init)}, of the parents {names}: {error}"
 
 
+def _unit_mistakes(config: Config) -> Iterator[str]:
+    """Of what permutes hidden units, where the architecture does not say what these are."""
+    if config.architecture not in MODELS or not (why := unknown_units(config.architecture)):
+        return
+    if any(one.recipe == "medmerge_aligned" for one in _runs(config)):
+        yield f"recipe medmerge_aligned: {why.partition('; ')[0]}; take medmerge"
+    for method in used_mergers(config):
+        if method in MERGERS and MERGERS[method].permutes:
+            yield f"merge_ft.method = {method!r}: {why}"
+
+
 def _merger_mistakes(config: Config) -> Iterator[str]:
+    yield from _unit_mistakes(config)
     methods = [method for method in used_mergers(config) if method in MERGERS]
     if not methods:
         return

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medmerge_jax import merging
+from medmerge_jax.merging.coefficients import Tie, untied
 from medmerge_jax.merging.trees import check_choice, flatten, without_head
 from medmerge_jax.models.registry import leaf_role
 
@@ -90,6 +91,7 @@ def merge_linear_probe(
     learning_rate: float = 0.0,
     decay_to: str = "zero",
     role: Role = leaf_role,
+    tie: Tie = untied,
 ) -> Parameterization:
     """Stage 1 of MedMerge (arXiv 2403.11646): coefficients, batch norms and head are trained.
 
@@ -103,7 +105,8 @@ def merge_linear_probe(
     Args:
       parents: n ≥ 2 trees `{"params", "batch_stats"}` of one architecture; heads are ignored.
       head: Parameters of the new head, `{"kernel": (features, classes), "bias": (classes,)}`.
-      granularity: "kernel" (one coefficient per output filter), "layer", "slice", "parameter".
+      granularity: "kernel" (one coefficient per output filter), "row", "layer", "slice" or
+        "parameter", see `merging.init_coefficients`.
       constraint: "none" (the paper's), "clip" or "sigmoid".
       train_batch_norm: False freezes the averaged batch norms (the paper's ablation).
       init: The parents' weights at the start, of kernels and batch norms, see
@@ -112,6 +115,7 @@ def merge_linear_probe(
       decay_to: What the weight decay of the coefficients pulls them towards, of `DECAYS`. With a
         constraint these are the trained numbers, not the weights that they stand for.
       role: What each parameter is, see `ModelSpec.role`.
+      tie: Which kernels share coefficients, see `ModelSpec.tie`.
     """
     check_choice("decay_to", decay_to, DECAYS)
     backbones = [without_head(parent) for parent in parents]
@@ -126,9 +130,10 @@ def merge_linear_probe(
         granularity=granularity,
         constraint=constraint,
         is_kernel=is_kernel,
+        tie=tie,
     )
     merged = merging.merge_variables(
-        backbones, coefficients, constraint=constraint, is_kernel=is_kernel
+        backbones, coefficients, constraint=constraint, is_kernel=is_kernel, tie=tie
     )
     if len(init) > 0:  # for all but the kernels, which only the assembly makes
         merged = merging.floor_variances(merging.weighted_average(backbones, init), backbones)
@@ -147,7 +152,7 @@ def merge_linear_probe(
             "parents": tuple(kernels),
             **({"decay_to": start} if decay_to == "init" else {}),
         },
-        assemble=Blend(constraint),
+        assemble=Blend(constraint, tie),
         batch_stats=merged.get("batch_stats", {}),
         train_batch_norm=train_batch_norm,
         learning_rate={"coefficients": learning_rate} if learning_rate else {},
@@ -165,6 +170,7 @@ class Blend:
     """Kernels blended from the parents', then put together with the rest."""
 
     constraint: str
+    tie: Tie = untied
 
     def __call__(self, trainable: Tree, frozen: Tree) -> Flat:
         """The model's parameters for these coefficients."""
@@ -173,6 +179,7 @@ class Blend:
             trainable["coefficients"],
             constraint=self.constraint,
             is_kernel=lambda path, leaf: True,
+            tie=self.tie,
         )
         return {**kernels, **put_together(trainable, frozen)}
 

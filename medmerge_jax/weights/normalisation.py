@@ -17,9 +17,9 @@ def fold_normalisation(
     """A model for images normalised in one way, from one for images normalised in another.
 
     Where x = (image - mean) / std, the first convolution's kernel is multiplied by
-    std_wanted / std_given for each colour, and what the means differ by goes into the running mean
-    of the batch norm behind it. In evaluation the result is the same but at the border: the zeros
-    around an image are another colour now.
+    std_wanted / std_given for each colour, and what the means differ by goes into its bias or the
+    running mean of the batch norm behind it. In evaluation the result is the same but at the
+    border, where the image is padded: the zeros around it are another colour now.
 
     Args:
       architecture: One of `models.list_models()`.
@@ -38,15 +38,18 @@ def fold_normalisation(
             f"{list(given.std)}, wanted are {list(wanted.mean)} and {list(wanted.std)}; the "
             "architecture does not say what its stem is, so that this cannot be adapted"
         )
-    kernel_path = f"{spec.stem.replace('.', '/')}/kernel"
+    stem = spec.stem.replace(".", "/")
+    kernel_path, bias_path = f"{stem}/kernel", f"{stem}/bias"
     mean_path = f"{spec.stem_norm.replace('.', '/')}/mean"
-    params, statistics = flatten(variables["params"]), flatten(variables["batch_stats"])
+    params, statistics = flatten(variables["params"]), flatten(variables.get("batch_stats", {}))
     kernel = np.asarray(params[kernel_path], np.float64)  # (h, w, colours, c_out)
     shift = (np.asarray(wanted.mean) - given.mean) / given.std
     scale = np.asarray(wanted.std) / given.std
     moved = np.einsum("hwcd,c->d", kernel, shift)
     params[kernel_path] = (kernel * scale[:, None]).astype(np.float32)
-    if statistics:
+    if bias_path in params:
+        params[bias_path] = (np.asarray(params[bias_path]) + moved).astype(np.float32)
+    elif statistics:
         statistics[mean_path] = (np.asarray(statistics[mean_path]) - moved).astype(np.float32)
     return {**variables, "params": unflatten(params), "batch_stats": unflatten(statistics)}
 
@@ -73,10 +76,15 @@ def as_published(
     ):
         return variables, dict(card), ""
     folded = fold_normalisation(architecture, variables, given, published)
+    how = "its first convolution was adapted, which is exact"
+    if get_spec(architecture).stem_norm:
+        how = (
+            "its first convolution and batch norm were adapted, which is exact but for the border "
+            "of the images"
+        )
     note = (
         f"its images were normalised with mean {list(given.mean)} and std {list(given.std)}, here "
-        f"they are with {list(published.mean)} and {list(published.std)}: its first convolution "
-        "and batch norm were adapted, which is exact but for the border of the images"
+        f"they are with {list(published.mean)} and {list(published.std)}: {how}"
     )
     own = {"mean": list(published.mean), "std": list(published.std)}
     return folded, {**card, **own, "notes": [*card.get("notes", []), note]}, note

@@ -43,7 +43,7 @@ def test_a_group(capsys):
     assert printed(capsys, "merge") == [
         "merge.granularity       str = 'kernel'",
         "                        what has a coefficient of its own; one of kernel, layer, slice, "
-        "parameter",
+        "parameter, row",
         "merge.constraint        str = 'none'",
         "                        on coefficients; one of none, clip, sigmoid",
         "merge.train_batch_norm  bool = True",

@@ -5,7 +5,7 @@ import numpy as np
 from medmerge_jax.models import get_spec, list_models
 
 IMAGENET_MODELS = [name for name in list_models() if get_spec(name).torch_file]
-CIFAR_MODELS = [name for name in list_models() if not get_spec(name).torch_file]
+CIFAR_MODELS = [name for name in list_models() if get_spec(name).torch_head == "linear"]
 
 
 def cifar_resnet(torch, layers, num_classes):

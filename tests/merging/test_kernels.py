@@ -18,7 +18,7 @@ from medmerge_jax.merging import (
 )
 from medmerge_jax.models import get_spec, list_models
 
-SHAPES = {"kernel": (4,), "layer": (), "slice": (3, 4), "parameter": (3, 3, 3, 4)}
+SHAPES = {"kernel": (4,), "layer": (), "slice": (3, 4), "parameter": (3, 3, 3, 4), "row": (4,)}
 # No subnormal numbers, nor such products: XLA flushes them to zero, NumPy does not.
 magnitudes = st.floats(2.0**-20, 10, width=32)
 floats = st.just(0.0) | magnitudes | magnitudes.map(lambda value: -value)
@@ -93,8 +93,8 @@ def test_gradient_is_the_inner_product_with_the_parents_difference(granularity):
     merged_gradients = jax.grad(loss_of_params)(merge_kernels((b, c), weights))
     difference = np.asarray(b["conv1"]["kernel"] - c["conv1"]["kernel"])
     product = np.asarray(merged_gradients["conv1"]["kernel"]) * difference
-    summed = {"kernel": (0, 1, 2), "layer": (0, 1, 2, 3), "slice": (0, 1), "parameter": ()}
-    expected = product.sum(axis=summed[granularity])
+    summed = {"layer": (0, 1, 2, 3), "slice": (0, 1), "parameter": ()}
+    expected = product.sum(axis=summed.get(granularity, (0, 1, 2)))
     assert gradients["conv1"]["kernel"].shape == SHAPES[granularity]
     np.testing.assert_allclose(gradients["conv1"]["kernel"], expected, rtol=1e-5, atol=1e-5)
 

@@ -31,7 +31,10 @@ def images():
 def options_of(method, num_parents):
     if method == "weighted":
         return {"weights": [1 / num_parents] * num_parents}
-    return {"ancestor": variables_of(9)} if method == "task_arithmetic" else {}
+    whole = {"ties": {"density": 1.0}, "dare": {"drop": 0.0}}.get(method, {})  # nothing is dropped
+    if "ancestor" in mergers.merger_options(method):
+        return {"ancestor": variables_of(9), **whole}
+    return {}
 
 
 @jax.jit
@@ -49,8 +52,8 @@ def assert_trees_close(found, wanted, tolerance):
 
 def test_names():
     assert mm.list_mergers() == [
-        "uniform", "weighted", "slerp", "task_arithmetic", "fisher", "weight_matching",
-        "activation_matching", "zipit", "matched_averaging",
+        "uniform", "weighted", "slerp", "task_arithmetic", "ties", "dare", "fisher",
+        "weight_matching", "activation_matching", "zipit", "matched_averaging",
     ]  # fmt: skip
     need_images = {name for name, entry in mergers.MERGERS.items() if entry.needs_images}
     assert need_images == {"fisher", "activation_matching", "zipit"}
@@ -106,10 +109,9 @@ def test_a_permuted_copy_is_the_same_network(method, images):
 @pytest.mark.parametrize("method", mergers.MERGERS)
 def test_the_order_and_kind_of_arrays_do_not_matter(method, parents, images):
     """A model read from a file has its tensors in another order than one that JAX returned."""
-    if method == "task_arithmetic":  # a scale that does not make the ancestor vanish
-        options = {"ancestor": variables_of(9), "scale": 0.4}
-    else:
-        options = options_of(method, 2)
+    options = options_of(method, 2)
+    if "ancestor" in options:  # a scale that does not make the ancestor vanish
+        options["scale"] = 0.4
     found = []
     for kind in (jnp.asarray, np.asarray):
         flats = [flatten(parent) for parent in parents]
@@ -128,6 +130,10 @@ def test_methods_are_the_functions(parents, images):
     ancestor = variables_of(9)
     found = mm.merge("task_arithmetic", "resnet20", parents, ancestor=ancestor, scale=0.4)
     assert_trees_close(found, merging.task_arithmetic(ancestor, parents, 0.4), 0)
+    found = mm.merge("ties", "resnet20", parents, ancestor=ancestor, density=0.3, scale=0.4)
+    assert_trees_close(found, merging.ties(ancestor, parents, density=0.3, scale=0.4), 0)
+    found = mm.merge("dare", "resnet20", parents, ancestor=ancestor, drop=0.5, seed=3)
+    assert_trees_close(found, merging.dare(ancestor, parents, drop=0.5, seed=3), 0)
     order = merging.weight_matching(a, b, seed=0)
     wanted = merging.weighted_average([a, merging.permute_variables(b, order)], [0.1, 0.9])
     found = mm.merge("weight_matching", "resnet20", parents, weights=[0.1, 0.9])

@@ -1,0 +1,94 @@
+"""Recipes and studies on a vision transformer: no batch norms, and coefficients that are tied."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tiny_config
+
+import medmerge_jax as mm
+from medmerge_jax.errors import UserError
+from medmerge_jax.models import vit
+from medmerge_jax.models.registry import MODELS, register
+from medmerge_jax.storage.npz import read_npz
+from medmerge_jax.studies import run
+
+NAME, WIDTH, DEPTH, HEADS = "vit_of_two_blocks", 24, 2, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def architecture():
+    build = functools.partial(vit.VisionTransformer, WIDTH, DEPTH, HEADS, grid=2)
+    register(
+        dataclasses.replace(
+            MODELS["deit_tiny_patch16_224"],
+            name=NAME, build=build, num_features=WIDTH, tie=functools.partial(vit.tie, HEADS),
+        )
+    )  # fmt: skip
+    yield
+    del MODELS._entries[NAME]
+
+
+def config_of(recipe):
+    config = tiny_config.get_config().unlock()
+    config.architecture, config.image_size, config.recipe = NAME, 32, recipe
+    return config
+
+
+def test_medmerge_learns_a_coefficient_per_head(tmp_path):
+    config = config_of("medmerge")
+    config.merge.learning_rate = 0.01
+    for seed, name in enumerate("bc"):
+        model = mm.create_model(NAME, 2)
+        variables = model.init(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
+        mm.save_weights(tmp_path / f"{name}.safetensors", NAME, variables)
+        config.parents[name] = str(tmp_path / f"{name}.safetensors")
+    results = run(config, tmp_path / "run")
+    assert set(results) >= {"val", "test"}
+    coefficients = read_npz(tmp_path / "run" / "coefficients.npz")
+    assert len(coefficients) == 1 + 4 * DEPTH
+    assert coefficients["blocks/1/attn/qkv/kernel"].shape == (HEADS,)
+    assert all(np.abs(x - 0.5).max() > 1e-3 for x in coefficients.values()), coefficients
+    assert (tmp_path / "run" / "report.html").exists()
+    model = mm.load_model(tmp_path / "run")
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    assert mm.predict(model, images).shape == (2, len(model.classes))
+
+
+def test_there_is_nothing_to_recalibrate(tmp_path, capsys):
+    config = config_of("merge_ft")
+    config.merge_ft.method = "uniform"
+    run(config, tmp_path)
+    assert f"{NAME} has no batch norms" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": "medmerge_aligned"}, "recipe medmerge_aligned: the hidden units of vit_of_two"),
+        ({"merge_ft.method": "zipit"}, "merge_ft.method = 'zipit': the hidden units"),
+        (
+            {"image_size": 40, "recipe": "medmerge"},
+            "config.image_size = 40: .* a multiple of 16 pixels",
+        ),
+    ],
+)
+def test_what_a_transformer_cannot_do_is_refused_before_anything_is_read(changes, words, tmp_path):
+    config = config_of("merge_ft")
+    config.update_from_flattened_dict(changes)
+    if "image_size" not in changes:  # which is looked at when the parents are known to be there
+        config.parents.b = "nowhere.pth"  # the first complaint of a run that has begun
+    with pytest.raises(UserError, match=words):
+        run(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_fission_fusion_of_a_transformer(tmp_path):
+    config = config_of("fission_fusion")
+    config.grid.learning_rates, config.start = (1e-3, 1e-4), "c"
+    config.fgg.epochs, config.lp.epochs, config.ft.epochs = 5, 1, 1
+    results = run(config, tmp_path)
+    assert {"soups/uniform", "soups/greedy", "soups/GoU", "soups/GoG"} <= set(results["jobs"])
