@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from medmerge_jax.errors import UserError, nearest
 from medmerge_jax.runtime import cpu, preemption, processes
+from medmerge_jax.runtime.inert import on_terminal
 from medmerge_jax.storage import atomic
 
 COMMANDS = {
@@ -169,5 +170,5 @@ def _gone(error: OSError) -> str:
 
 def _fail(message: str, quietly: bool = False) -> NoReturn:
     which = f"process {processes.index()}: " if processes.count() > 1 else ""
-    print(f"{which}error: {message}", file=sys.stderr)
+    print(on_terminal(f"{which}error: {message}"), file=sys.stderr)
     _leave(2, quietly)

@@ -108,7 +108,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("parents", nargs="+", metavar="MODEL", help="weight file, model or run directory")
+    add("parents", nargs="+", metavar="MODEL", help="weight file, model or run directory, or hf://ORG/NAME")
     add("--method", required=True, choices=mergers.list_mergers(), metavar="NAME", help="see below")
     add("--out", required=True, type=Path, help="a .safetensors file, or a folder for a model")
     add("--overwrite", action="store_true", help="replace OUT")
@@ -214,6 +214,7 @@ def _parents(fingerprints: dict[str, str], models: _Models) -> dict[str, Any]:
             "source": name,
             "fingerprint": fingerprint,
             "data_fingerprint": card.get("data_fingerprint"),
+            **{field: card[field] for field in ("origin", "licence") if field in card},
             **({"notes": card["notes"]} if card.get("notes") else {}),
         }
         for (fingerprint, name), (_, card) in zip(fingerprints.items(), models, strict=True)

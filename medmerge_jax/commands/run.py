@@ -70,6 +70,7 @@ def _run(argv: list[str]) -> None:
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     entry.keep_programs()
     from medmerge_jax.analysis import results_text
+    from medmerge_jax.runtime.progress import tell
     from medmerge_jax.studies import run
 
     file = config_file()
@@ -77,5 +78,5 @@ def _run(argv: list[str]) -> None:
     if not results:
         return
     if processes.is_first():
-        print(results_text(results))
+        tell(results_text(results))
     processes.wait_for_all()  # for as long as the first writes its report

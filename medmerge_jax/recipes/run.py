@@ -182,6 +182,7 @@ def _model(experiment: Experiment, variables: Tree, head: str) -> weights.Model:
             "parents": {name: card for name, (_, card) in inputs.parents.items()},
             "data_fingerprint": inputs.fingerprint,
         },
+        image_hashes=inputs.hashes.training().perceptual,
     )
 
 

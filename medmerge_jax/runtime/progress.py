@@ -8,14 +8,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medmerge_jax.runtime import processes
+from medmerge_jax.runtime.inert import on_terminal, visible
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
     """A line to the reader, on stderr; of several processes, from the first."""
     if processes.is_first():
-        console.print(text, markup=False)
+        console.print(on_terminal(text))
+
+
+def tell(text: str) -> None:
+    """What was asked for, on stdout."""
+    print(on_terminal(text))
 
 
 class Bar:
@@ -26,17 +32,17 @@ class Bar:
 
     def __init__(self, title: str, total: int, unit: str):
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not (sys.stderr.isatty() and processes.is_first()),
         )
         self._unit = unit
-        self._task = self._progress.add_task(title, total=total, note="")
+        self._task = self._progress.add_task(visible(title), total=total, note="")
         self._done = 0
         self._before: int | None = None
         self._started = time.monotonic()
