@@ -61,7 +61,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="run, model directory, weight file or hf://ORG/NAME")
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="run, model directory, weight file or hf://ORG/NAME",
+    )
     add("--out", type=entry.user_path, metavar="FILE", help="JSON, written beside the table")
     add("--split", choices=EVALUATED, default="test", help="of the data; default: test")
     add("--classes", default="{}", metavar="JSON", help="see below")

@@ -32,7 +32,7 @@ hub spells it, because a model without one may be used by nobody.
 examples:
   python -m medmerge_jax export runs/aptos --to for_timm --format timm
   python -m medmerge_jax export runs/aptos --to program --format stablehlo --with-preprocessing
-  python -m medmerge_jax export runs/aptos --to aptos --hub my-clinic/aptos --license cc-by-nc-4.0"""
+  python -m medmerge_jax export runs/aptos --to aptos --hub clinic/aptos --license cc-by-nc-4.0"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--with-preprocessing", action="store_true",
         help="a program takes uint8 images, resized only, and normalises them")  # fmt: skip
     add("--without-hashes", action="store_true", help="of the training images")
-    add("--license", type=_licence, default="", metavar="ID", help="such as mit or cc-by-nc-4.0")
+    add("--license", type=_licence, metavar="ID", help="such as mit or cc-by-nc-4.0")
     add("--hub", default="", metavar="ORG/NAME", help="pushes it to the Hugging Face hub")
     add("--private", action="store_true", help="there, for its owners alone")
     options = parser.parse_intermixed_args(arguments)

@@ -108,7 +108,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("parents", nargs="+", metavar="MODEL", help="weight file, model or run directory, or hf://ORG/NAME")
+    add(
+        "parents",
+        nargs="+",
+        metavar="MODEL",
+        help="weight file, model or run directory, or hf://ORG/NAME",
+    )
     add("--method", required=True, choices=mergers.list_mergers(), metavar="NAME", help="see below")
     add("--out", required=True, type=Path, help="a .safetensors file, or a folder for a model")
     add("--overwrite", action="store_true", help="replace OUT")

@@ -6,6 +6,9 @@ import unicodedata
 _MARKDOWN = re.compile(r"[\\|<>`\[\]{}*~&#$]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
 """With which Markdown, HTML or TeX begins something; an underscore inside of a word is one."""
 
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""With which a text looks as if it said something else; those that join letters are no danger."""
+
 
 def on_terminal(text: str) -> str:
     r"""Lines for a terminal, in which control characters, as of its colours, are spelt out.
@@ -37,6 +40,6 @@ def markdown(text: str) -> str:
 
 
 def _spelt(character: str) -> str:
-    if unicodedata.category(character)[0] != "C":
-        return character
-    return character.encode("unicode_escape", "backslashreplace").decode()
+    if unicodedata.category(character) in ("Cc", "Cs") or character in _DIRECTIONS:
+        return character.encode("unicode_escape").decode()
+    return character

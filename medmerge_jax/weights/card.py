@@ -90,7 +90,7 @@ def _results(results: Any) -> str:
         for name, value in results["metrics"].items()
         if value is not None
     }
-    where = f"On the split {_cell(results.get('split'))} of {_cell(results.get('data'))}:"
+    where = f"On the {_cell(results.get('split'))} split of {_cell(results.get('data'))}:"
     return f"\n## Results\n\n{where}\n\n| | |\n|---|---|\n{_table(metrics)}\n"
 
 
@@ -99,7 +99,8 @@ def _parents(parents: Any) -> str:
     lines = []
     for name, parent in parents.items() if isinstance(parents, Mapping) else ():
         if isinstance(parent, Mapping):
-            line = f"- {_cell(name)}: {_cell(parent.get('origin', parent.get('source', 'unknown')))}"
+            origin, source = str(parent.get("origin")), parent.get("source", "unknown")
+            line = f"- {_cell(name)}: {_cell(origin if is_on_hub(origin) else source)}"
             details = [str(parent["fingerprint"])[:16]] if "fingerprint" in parent else []
             details += [f"licence {parent['licence']}"] if parent.get("licence") else []
             lines.append(f"{line} ({_cell(', '.join(details))})" if details else line)
@@ -129,15 +130,14 @@ LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 """As the hub spells them: mit, cc-by-nc-4.0."""
 
 _NO_LICENCE = """
-No licence is named. Whoever publishes this model names one in the head of this file (`license: ...`),
-mindful of those of its parents and of the data.
+No licence is named. Whoever publishes this model names one in the head of this file (`license:`), mindful of those of its parents and of the data.
 """
 
 _HASHES = """
-`image_hashes.npz` has perceptual hashes of {count} images that it was trained on, 256 bits each, sorted
-and without names, by which a later experiment finds that it tests on them. No picture can be read from
-one, only coarse light and dark; but whoever has a picture can tell whether it is among them. The model
-works without this file.
+`image_hashes.npz` has perceptual hashes of {count} images that it was trained on, 256 bits each,
+sorted and without names, by which a later experiment finds that it tests on them. No picture can
+be read from one, only coarse light and dark; but whoever has a picture can tell whether it is
+among them. The model works without this file.
 """
 
 _README = """\

@@ -163,8 +163,7 @@ def _prefix(reference: HubReference) -> str:
 
 
 def _usual(reference: HubReference) -> tuple[str, ...]:
-    """The weight files of a model directory and of a run directory; other libraries take the first.
-    """
+    """The weight files of a model directory, as other libraries have it, and of a run directory."""
     return f"{_prefix(reference)}{WEIGHTS_FILE}", f"{_prefix(reference)}model/{WEIGHTS_FILE}"
 
 
@@ -194,11 +193,11 @@ def _cached(reference: HubReference, error: Exception) -> tuple[Path, str]:
     Raises:
       UnreachableError: There is none.
     """
-    import huggingface_hub
+    from huggingface_hub import constants, try_to_load_from_cache
 
     is_file = reference.path.endswith(_WEIGHTS)
     for name in (reference.path,) if is_file else _usual(reference):
-        found = huggingface_hub.try_to_load_from_cache(
+        found = try_to_load_from_cache(
             reference.repository, name, revision=reference.revision or None
         )
         if isinstance(found, str):
@@ -208,7 +207,7 @@ def _cached(reference: HubReference, error: Exception) -> tuple[Path, str]:
     raise UnreachableError(
         f"{reference}: is not on this machine and cannot be fetched ({reason(error)}). Give the "
         "same command once where the hub can be reached, with the same folder of copies, "
-        f"{huggingface_hub.constants.HF_HUB_CACHE}{other}"
+        f"{constants.HF_HUB_CACHE}{other}"
     ) from error
 
 

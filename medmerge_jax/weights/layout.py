@@ -78,8 +78,10 @@ def write_hashes(path: Path, perceptual: np.ndarray, fingerprint: str) -> None:
       perceptual: uint64 (n, 4).
       fingerprint: Of the data, as the model's card has it.
     """
-    arrays = {"perceptual": np.unique(perceptual, axis=0), "fingerprint": np.asarray(fingerprint)}
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    rows, of_data = np.unique(perceptual, axis=0), np.asarray(fingerprint)
+    write_atomically(
+        path, lambda file: np.savez_compressed(file, perceptual=rows, fingerprint=of_data)
+    )
 
 
 def read_hashes(file: Path, fingerprint: str) -> np.ndarray | None:

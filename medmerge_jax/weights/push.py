@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from medmerge_jax.errors import UserError
-from medmerge_jax.weights.hub import PAGE, is_forbidden, reason
+from medmerge_jax.weights.hub import PAGE, SECONDS, is_forbidden, reason
 from medmerge_jax.weights.references import HUB, HubReference
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -59,17 +59,11 @@ def push(
     api: Any = HfApi()
     names = sorted(path.name for path in folder.iterdir())
     try:
-        # None leaves it to the owner's settings.
-        api.create_repo(repository, private=private or None, exist_ok=True)
-        public = private and not api.model_info(repository).private
-    except Exception as error:
-        _fail(folder, repository, error)
-    if public:
-        raise UserError(
-            f"{HUB}{repository} is there and is public; make it private on {PAGE}{repository}/"
-            f"settings, or leave out --private. {folder} is written, nothing is pushed"
-        )
-    try:
+        if _is_public(api, repository, private) and private:
+            raise UserError(
+                f"{HUB}{repository} is there and is public; make it private on {PAGE}{repository}/"
+                f"settings, or leave out --private. {folder} is written, nothing is pushed"
+            )
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=folder,
@@ -77,9 +71,23 @@ def push(
             allow_patterns=[glob.escape(name) for name in names],
             delete_patterns=[glob.escape(name) for name in replaced if name not in names],
         )
+    except UserError:
+        raise
     except Exception as error:
         _fail(folder, repository, error)
     return HubReference(repository, commit.oid)
+
+
+def _is_public(api: Any, repository: str, private: bool) -> bool:
+    """Of a repository, which is made if it is not there."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:  # which is the one request that is told how long to wait
+        return not api.model_info(repository, timeout=SECONDS).private
+    except RepositoryNotFoundError:
+        # None leaves it to the owner's settings.
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        return not private
 
 
 def _fail(folder: Path, repository: str, error: Exception) -> NoReturn:

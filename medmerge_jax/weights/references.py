@@ -60,12 +60,10 @@ def hub_reference(source: str) -> HubReference:
     found = _SPELLING.fullmatch(source.removeprefix(HUB))
     if not found or ".." in source.split("/"):
         raise UserError(
-            f"{source}: {HUB}ORG/NAME is wanted, with @REVISION and then /FILE or /FOLDER behind it "
-            "if need be"
+            f"{source}: {HUB}ORG/NAME is wanted, with @REVISION and then /FILE or /FOLDER behind "
+            "it if need be"
         )
-    return HubReference(
-        found["repository"], unquote(found["revision"] or ""), found["path"] or ""
-    )
+    return HubReference(found["repository"], unquote(found["revision"] or ""), found["path"] or "")
 
 
 def split_choice(source: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_thisisnotatoken"
@@ -57,13 +57,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         self._answer(body=False)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self._answer()
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         self._answer()
 
     def _answer(self, body=True):
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository in self.hub.files:
             return self._json({"error": "You already created this model repo"}, 409)
         self.hub.files[repository] = {}
-        if wanted.get("private"):
+        if wanted.get("private") or wanted.get("visibility") == "private":
             self.hub.private.add(repository)
         return self._json({"url": f"{self.hub.address}/{repository}", "name": repository})
 
@@ -141,7 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status, content, headers=(), body=True):
         self.send_response(status)
-        for name, value in {**dict(headers), "Content-Length": str(len(content))}.items():
+        # Of a connection that stays, the other side would not see that the hub is gone.
+        always = {"Content-Length": str(len(content)), "Connection": "close"}
+        for name, value in {**dict(headers), **always}.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
@@ -151,13 +153,11 @@ class _Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving(folder, patch):
     """A hub that huggingface_hub asks in this process; what it fetches it keeps in the folder."""
-    constants, hub = huggingface_hub.constants, FakeHub()
+    hub = FakeHub()
     before = constants.ENDPOINT
     patch.setattr(constants, "ENDPOINT", hub.address)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-    patch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(before, hub.address)
-    )
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(before, hub.address))
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "HF_HUB_CACHE", str(folder))
     patch.setenv("HF_TOKEN", TOKEN)
