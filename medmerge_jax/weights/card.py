@@ -130,7 +130,8 @@ LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 """As the hub spells them: mit, cc-by-nc-4.0."""
 
 _NO_LICENCE = """
-No licence is named. Whoever publishes this model names one in the head of this file (`license:`), mindful of those of its parents and of the data.
+No licence is named. Whoever publishes this model names one in the head of this file (`license:`),
+mindful of those of its parents and of the data.
 """
 
 _HASHES = """
