@@ -61,7 +61,7 @@ def home(tmp_path_factory, warm_programs, compiled_programs):
 @pytest.fixture(scope="module")
 def predicted(home):
     """The new images as models see them, and the logits by this program's model."""
-    rows = list(csv.DictReader((home[0] / "probabilities.csv").open()))
+    rows = list(csv.DictReader((home[0] / "probabilities.csv").read_text().splitlines()))
     paths = [home[0] / "new" / "test" / row["image"] for row in rows]
     model = mm.load_model(home[0] / "runs" / "mine")
     look = model.preprocessing
