@@ -135,10 +135,10 @@ mindful of those of its parents and of the data.
 """
 
 _HASHES = """
-`image_hashes.npz` has perceptual hashes of {count} images that it was trained on, 256 bits each,
-sorted and without names, by which a later experiment finds that it tests on them. No picture can
-be read from one, only coarse light and dark; but whoever has a picture can tell whether it is
-among them. The model works without this file.
+`image_hashes.npz` has perceptual hashes of {count} images that it or a parent was trained on, 256
+bits each, sorted and without names, by which a later experiment finds that it tests on them. No
+picture can be read from one, only coarse light and dark; but whoever has a picture can tell
+whether it is among them. The model works without this file.
 """
 
 _README = """\
