@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 import medmerge_jax as mm
 from medmerge_jax.commands import export as command
+from medmerge_jax.commands import merge
 from medmerge_jax.errors import UserError
 from medmerge_jax.models.preprocessing import Preprocessing
 from medmerge_jax.recipes import inputs
@@ -103,6 +104,18 @@ def test_a_parent_of_a_config(hub, folder, capsys, tmp_path):
     assert f"parent b: {EXACT}, sha256 " in capsys.readouterr().err
     shared = mm.weights.shareable({"b": loaded["b"][1]}, "parents")["b"]
     assert (shared["source"], shared["origin"]) == ("hf://clinic/eyes", EXACT)
+
+
+def test_the_command_merge(hub, folder, variables, tmp_path):
+    hub.files["clinic/eyes"] = contents(folder)
+    variables = variables_of(1, 3)
+    mm.save_model(tmp_path / "b", mm.Model("resnet20", variables, Preprocessing(32), CLASSES))
+    names = ["hf://clinic/eyes", str(tmp_path / "b")]
+    merge.main(["--method", "uniform", "--out", str(tmp_path / "merged"), *names])
+    parents = json.loads((tmp_path / "merged" / "model.json").read_text())["parents"]
+    assert list(parents) == ["hf://clinic/eyes", "b"]
+    assert parents["hf://clinic/eyes"]["origin"] == EXACT
+    assert f"- hf://clinic/eyes: {EXACT} (" in (tmp_path / "merged" / "README.md").read_text()
 
 
 def test_timms_layout(hub, variables, assert_same, capsys):
