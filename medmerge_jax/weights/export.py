@@ -14,6 +14,7 @@ from medmerge_jax.models.layers import portable
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.registry import Elsewhere
 from medmerge_jax.storage.atomic import write_atomically, write_json
+from medmerge_jax.storage.folders import replace_directory
 from medmerge_jax.weights.card import FOLDER, OWN_USAGE
 from medmerge_jax.weights.files import write_safetensors
 from medmerge_jax.weights.layout import (
@@ -24,7 +25,7 @@ from medmerge_jax.weights.layout import (
     TIMM_FILE,
     WEIGHTS_FILE,
 )
-from medmerge_jax.weights.models import Model, replace_directory, write_beside
+from medmerge_jax.weights.models import Model, write_beside
 from medmerge_jax.weights.names import variables_to_torch
 from medmerge_jax.weights.references import HUB
 

@@ -3,9 +3,7 @@
 import dataclasses
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from medmerge_jax.models.preprocessing import Preprocessing, Rendering
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage.atomic import write_json, write_text
+from medmerge_jax.storage.folders import replace_directory
 from medmerge_jax.weights.card import readme, shareable
 from medmerge_jax.weights.files import read_state_dicts, write_safetensors
 from medmerge_jax.weights.fit import NO_STATISTICS, StateDicts
@@ -242,44 +241,6 @@ def write_beside(folder: Path, model: Model, usage: Mapping[str, str] | None = N
         write_hashes(folder / HASHES_FILE, model.image_hashes, card.get("data_fingerprint", ""))
     hashes = 0 if model.image_hashes is None else len(model.image_hashes)
     write_text(folder / README_FILE, readme(card, usage, hashes=hashes))
-
-
-def replace_directory(
-    directory: Path, write: Callable[[Path], object], names: Collection[str]
-) -> None:
-    """Writes a folder whole or not at all; an existing one is replaced.
-
-    Args:
-      directory: The folder.
-      write: Fills the new folder that it is given, which is not there yet.
-      names: Of the files that an existing one may hold.
-
-    Raises:
-      UserError: An existing one holds anything else, which would be lost.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory}: is a file; give the folder of a model")
-    there = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    if others := sorted(there - set(names)):
-        raise UserError(
-            f"{directory}: holds {', '.join(others[:4])}, which would be lost with the model that "
-            "is replaced; choose another folder, or empty this one"
-        )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
-        new = scratch / "new"
-        write(new)
-        if directory.exists():
-            directory.rename(scratch / "old")
-        try:
-            new.rename(directory)
-        except BaseException:
-            if (scratch / "old").exists():
-                (scratch / "old").rename(directory)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load_parent(
