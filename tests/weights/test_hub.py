@@ -115,6 +115,8 @@ def test_the_command_merge(hub, folder, variables, tmp_path):
     parents = json.loads((tmp_path / "merged" / "model.json").read_text())["parents"]
     assert list(parents) == ["hf://clinic/eyes", "b"]
     assert parents["hf://clinic/eyes"]["origin"] == EXACT
+    # Of one of the two it is not known what it was trained on.
+    assert not (tmp_path / "merged" / "image_hashes.npz").exists()
     assert f"- hf://clinic/eyes: {EXACT} (" in (tmp_path / "merged" / "README.md").read_text()
 
 
@@ -241,13 +243,13 @@ def test_what_is_pushed_is_the_folder(hub, folder, tmp_path, capsys):
 
 
 def test_a_second_push_replaces_the_first_and_nothing_else(hub, folder, tmp_path):
-    push(folder, tmp_path / "x", "--format", "stablehlo")
-    hub.files["clinic/eyes"]["LICENSE"] = b"mine"
-    assert "model.stablehlo" in hub.files["clinic/eyes"]
+    old = {"model.stablehlo": b"old", "model.json": b"old", "image_hashes.npz": b"old"}
+    hub.files["clinic/eyes"] = {**old, "LICENSE": b"mine", "notes/model.onnx": b"mine"}
     push(folder, tmp_path / "x", "--without-hashes")
     assert set(hub.files["clinic/eyes"]) == {
-        *("model.safetensors", "model.json", "README.md", "LICENSE")
+        *("model.safetensors", "model.json", "README.md", "LICENSE", "notes/model.onnx")
     }
+    assert hub.files["clinic/eyes"]["model.json"] != b"old"
 
 
 def test_private(hub, folder, tmp_path):
