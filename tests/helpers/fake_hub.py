@@ -11,7 +11,7 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_thisisnotatoken"
@@ -156,8 +156,9 @@ def serving(folder, patch):
     hub = FakeHub()
     before = constants.ENDPOINT
     patch.setattr(constants, "ENDPOINT", hub.address)
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template.replace(before, hub.address))
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(before, hub.address)
+    for module in (constants, file_download):  # where earlier versions have a copy of it
+        patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "HF_HUB_CACHE", str(folder))
     patch.setenv("HF_TOKEN", TOKEN)
