@@ -21,7 +21,7 @@ SEED = os.environ.get("MEDMERGE_JAX_FUZZ_SEED", "0")
 
 # Each group runs in a process of its own, which takes some seconds to start.
 GROUPS = {
-    "weights": ("safetensors", "pth", "pth_stream", "npz", "model"),
+    "weights": ("safetensors", "pth", "pth_stream", "npz", "model", "timm"),
     "images": ("jpeg", "png", "dicom"),
     "tables": (
         "table", "aptos2019", "eyepacs", "ham10000", "ham10000_dataverse", "isic2019", "chexpert",

@@ -12,7 +12,8 @@ from medmerge_jax.analysis.tables import (
     differences_title,
     metric_cells,
 )
-from medmerge_jax.runtime.progress import fitted, visible
+from medmerge_jax.runtime.inert import visible
+from medmerge_jax.runtime.progress import fitted
 
 _BETWEEN = "  "
 _LEAST = 40

@@ -18,6 +18,7 @@ from typing import NoReturn
 import medmerge_jax
 from medmerge_jax.errors import UserError, nearest
 from medmerge_jax.runtime import cpu, preemption, processes
+from medmerge_jax.runtime.inert import on_terminal
 from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage import atomic
 
@@ -189,8 +190,8 @@ def _gone(error: OSError) -> str:
 
 
 def _fail(message: str, quietly: bool = False) -> NoReturn:
-    from medmerge_jax.runtime.progress import fitted, visible
+    from medmerge_jax.runtime.progress import fitted
 
     which = f"process {processes.index()}: " if processes.count() > 1 else ""
-    print(fitted(f"{which}error: {visible(message)}", indent=2), file=sys.stderr)
+    print(fitted(f"{which}error: {on_terminal(message)}", indent=2), file=sys.stderr)
     _leave(2, quietly)

@@ -16,6 +16,7 @@ from medmerge_jax.data.splits import EVALUATED
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.evaluate import UNMAPPED
 from medmerge_jax.recipes.evaluation import evaluate_models
+from medmerge_jax.runtime.progress import tell
 from medmerge_jax.storage import atomic
 from medmerge_jax.studies.checks import check_config
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     if options.out is not None:
         atomic.write_json(options.out, results)
-    print(evaluation_text(results, list(dict.fromkeys(options.models))))
+    tell(evaluation_text(results, list(dict.fromkeys(options.models))))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -60,7 +61,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="run, model directory or weight file")
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="run, model directory, weight file or hf://ORG/NAME",
+    )
     add("--out", type=entry.user_path, metavar="FILE", help="JSON, written beside the table")
     add("--split", choices=EVALUATED, default="test", help="of the data; default: test")
     add("--classes", default="{}", metavar="JSON", help="see below")

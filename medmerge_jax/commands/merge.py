@@ -5,6 +5,8 @@ activations or gradients want a folder of images, without labels: --images FOLDE
 """
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import textwrap
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ import numpy as np
 from medmerge_jax import weights
 from medmerge_jax.commands import entry
 from medmerge_jax.data.files import find_images
+from medmerge_jax.data.hashing import find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import read_image
 from medmerge_jax.images.formats import SUFFIXES
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
         weights.save_weights(out, architecture, merged)
         atomic.write_json(out.with_suffix(".json"), model.card())
     else:
-        weights.save_model(out, model)
+        weights.save_model(out, _with_hashes(model, models))
     say(f"wrote {out}")
 
 
@@ -108,7 +111,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("parents", nargs="+", metavar="MODEL", help="weight file, model or run directory")
+    add(
+        "parents",
+        nargs="+",
+        metavar="MODEL",
+        help="weight file, model or run directory, or hf://ORG/NAME",
+    )
     add("--method", required=True, choices=mergers.list_mergers(), metavar="NAME", help="see below")
     add("--out", required=True, type=Path, help="a .safetensors file, or a folder for a model")
     add("--overwrite", action="store_true", help="replace OUT")
@@ -214,10 +222,29 @@ def _parents(fingerprints: dict[str, str], models: _Models) -> dict[str, Any]:
             "source": name,
             "fingerprint": fingerprint,
             "data_fingerprint": card.get("data_fingerprint"),
+            **{field: card[field] for field in ("origin", "licence") if field in card},
             **({"notes": card["notes"]} if card.get("notes") else {}),
         }
         for (fingerprint, name), (_, card) in zip(fingerprints.items(), models, strict=True)
     }
+
+
+def _with_hashes(merged: weights.Model, models: _Models) -> weights.Model:
+    """With hashes of the images that any of the models was trained on, if all are known."""
+    fingerprints = [card.get("data_fingerprint") for _, card in models]
+    found = [
+        find_hashes(Path(card["file"]), fingerprint)
+        for fingerprint, (_, card) in zip(fingerprints, models, strict=True)
+    ]
+    known = [one.training().perceptual for one in found if one is not None]
+    if len(known) < len(models):
+        return merged
+    of_all = hashlib.sha256(json.dumps(sorted(map(str, fingerprints))).encode()).hexdigest()
+    return dataclasses.replace(
+        merged,
+        provenance={**merged.provenance, "data_fingerprint": of_all},
+        image_hashes=np.concatenate(known),
+    )
 
 
 def _images(options: argparse.Namespace, architecture: str, agreed: dict[str, Any]) -> np.ndarray:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from medmerge_jax.commands import entry
-from medmerge_jax.runtime.progress import say
+from medmerge_jax.runtime.progress import say, tell
 
 _EPILOG = """\
 Images are decoded and resized as those that the model was trained on. FILE has a line for each:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     if written.resumed:
         say(f"{written.resumed} images were predicted before")
     counts = ", ".join(f"{name} {count}" for name, count in sorted(written.predicted.items()))
-    print(f"wrote {options.out}: {written.images} images; predicted {counts or 'nothing'}")
+    tell(f"wrote {options.out}: {written.images} images; predicted {counts or 'nothing'}")
     if written.problems:
         say(f"warning: {written.problems} images cannot be used; the column problem says why")
 
@@ -51,7 +51,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="run, model directory or weight file")
+    add("model", metavar="MODEL", help="run, model directory, weight file or hf://ORG/NAME")
     add("images", nargs="+", metavar="IMAGES", help="files, folders, or one table (.csv, .tsv)")
     add("--out", required=True, type=entry.user_path, metavar="FILE", help="CSV")
     add("--with", action="append", default=[], dest="others", metavar="MODEL",

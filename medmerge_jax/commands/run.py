@@ -99,6 +99,7 @@ def _run(argv: list[str]) -> None:
     entry.work_in(Path(workdir))
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     entry.keep_programs()
+    from medmerge_jax.runtime.progress import tell
     from medmerge_jax.studies import run
 
     file = config_file()
@@ -106,7 +107,7 @@ def _run(argv: list[str]) -> None:
     if not results:
         return
     if processes.is_first():
-        on_terminal = sys.stdout.isatty()
-        print(results.text(shutil.get_terminal_size().columns if on_terminal else None))
-        print(f"\nreport: {results.workdir / 'report.html'}")
+        shown = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        tell(results.text(shown))
+        tell(f"\nreport: {results.workdir / 'report.html'}")
     processes.wait_for_all()  # for as long as the first writes its report

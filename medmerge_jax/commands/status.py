@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.runtime.progress import tell
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.studies.state import JOBS_FILE, RUNNING, Entry, JobStates
 
@@ -25,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"{workdir}: there is no {JOBS_FILE} in it, so no study was begun there")
     width = max(map(len, entries))
     for name, entry in entries.items():
-        print(f"{name:{width}}  {entry.status:8}{_details(workdir / name, entry)}".rstrip())
+        tell(f"{name:{width}}  {entry.status:8}{_details(workdir / name, entry)}".rstrip())
     counts = Counter(entry.status for entry in entries.values())
-    print(f"\n{len(entries)} jobs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    tell(f"\n{len(entries)} jobs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
 
 
 def _details(folder: Path, entry: Entry) -> str:

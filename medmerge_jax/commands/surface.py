@@ -10,7 +10,7 @@ from typing import Any
 
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
-from medmerge_jax.runtime.progress import say
+from medmerge_jax.runtime.progress import say, tell
 
 _EPILOG = """\
 --config.FIELD=VALUE changes a field of the config, as for run; of it count the data and batch_size,
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     names = ("points", "margin", "recalibrate", "align", "num_images")
     settings = Settings(**{name: getattr(options, name) for name in names})
     results = surface(options.models, check_config(config), options.out, settings)
-    print(_text(results))
+    tell(_text(results))
     say(f"wrote {options.out / 'surface.json'} and surface.png")
 
 

@@ -27,8 +27,7 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.runtime.cpu import usable_cores
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.npz import read_npz
-
-HASHES_FILE = "image_hashes.npz"
+from medmerge_jax.weights.layout import HASHES_FILE
 
 NEAR = 32
 """Bits of 256 in which the hashes of two copies of a picture differ at most."""
@@ -40,6 +39,9 @@ _SAME_NAME = 80
 _UNIQUE_NAME = re.compile(r"ISIC_\d{7}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _SUFFIX = re.compile(r"(_downsampled)?\.(jpe?g|png|dcm|tiff?|bmp)$|_downsampled$", re.IGNORECASE)
+
+NAMELESS = "an image without a name"
+"""In examples: of those that a model directory has hashes of."""
 
 _INHERITED = "parent"
 """In place of a split: an image that a parent of the model was trained on."""
@@ -58,7 +60,7 @@ class ImageHashes:
     """What is left of images when they are to be recognised.
 
     Attributes:
-      ids: Of the images, as in the data set.
+      ids: Of the images, as in the data set; empty where a model directory tells no names.
       splits: "train", "val" or "test"; "parent" for images that a parent was trained on.
       perceptual: uint64 (n, 4), see `perceptual_hashes`.
       exact: uint64 (n, 2), half of the sha256 of the pixels.
@@ -266,7 +268,9 @@ class Overlap:
             "by_id": int(self.by_id.sum()),
             "by_hash": int(self.by_hash.sum()),
             "exact": int(self.exact.sum()),
-            "examples": [[ours.ids[row], others.ids[self.match[row]]] for row in rows.tolist()],
+            "examples": [
+                [ours.ids[row], others.ids[self.match[row]] or NAMELESS] for row in rows.tolist()
+            ],
         }
 
 
@@ -306,7 +310,7 @@ def _name(example: str) -> str:
 
 
 def find_hashes(weight_file: Path, fingerprint: str | None) -> ImageHashes | None:
-    """What a run left of the images that a model was trained on, in or above the model's folder.
+    """What a run left of the images that a model was trained on, above or in the model's folder.
 
     Args:
       weight_file: Of the model.
@@ -315,7 +319,8 @@ def find_hashes(weight_file: Path, fingerprint: str | None) -> ImageHashes | Non
     Raises:
       UserError: The file is there and cannot be read.
     """
-    for folder in weight_file.absolute().parents[:_LEVELS] if fingerprint else ():
+    own, *above = weight_file.absolute().parents[:_LEVELS]
+    for folder in (*above, own) if fingerprint else ():  # a run's have names, a model's have none
         path = folder / HASHES_FILE
         if path.is_file():
             hashes, of_data = load_hashes(path)
@@ -332,6 +337,8 @@ def load_hashes(path: Path) -> tuple[ImageHashes, str]:
     """
     try:
         arrays = read_npz(path)
+        if "ids" not in arrays:
+            return _without_names(arrays["perceptual"]), str(arrays["fingerprint"])
         hashes = ImageHashes(
             tuple(arrays["ids"].tolist()),
             tuple(arrays["splits"].tolist()),
@@ -347,3 +354,9 @@ def load_hashes(path: Path) -> tuple[ImageHashes, str]:
             f"{path}: cannot be read ({error}); it holds the hashes of a parent's images. Delete "
             "it to do without the comparison with them"
         ) from error
+
+
+def _without_names(perceptual: np.ndarray) -> ImageHashes:
+    """Of training images, as a model directory has them, see `Model.image_hashes`."""
+    count, exact = len(perceptual), np.zeros((len(perceptual), 2), np.uint64)
+    return ImageHashes(("",) * count, ("train",) * count, perceptual, exact, "")

@@ -16,6 +16,7 @@ import numpy as np
 from medmerge_jax.data.listing import Listing
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.images import BATCH, check_ensemble, classes_of, stream
+from medmerge_jax.runtime.inert import on_terminal
 from medmerge_jax.runtime.progress import Bar
 from medmerge_jax.storage.atomic import write_atomically
 from medmerge_jax.storage.csv_cells import csv_line
@@ -51,7 +52,7 @@ def write_predictions(
     Its columns are `image`; `predicted`, the class of the highest probability, or of several labels
     per image those above 0.5, with bars between them; `probability_CLASS` of each class; and
     `problem`, why an image cannot be used, its other cells being empty. A cell that a spreadsheet
-    would take for a formula has a quotation mark before it.
+    would take for a formula has a quotation mark before it, and control characters are spelt out.
 
     Args:
       models: By what they are called; see `images.check_ensemble`.
@@ -137,4 +138,4 @@ def _lines(
 
 
 def _line(cells: Sequence[str]) -> bytes:
-    return csv_line(cells).encode("utf-8", "replace")
+    return csv_line(map(on_terminal, cells)).encode("utf-8", "replace")

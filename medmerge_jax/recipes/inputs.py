@@ -411,10 +411,15 @@ def missing_parents(config: Config, names: list[str], sources: list[str]) -> lis
                 weights.find_imagenet_weights(config.architecture)
             except UserError as error:
                 lines.append(f"parents.{name}: {error}")
+        elif weights.is_on_hub(value):
+            try:
+                weights.load_card(value)
+            except UserError as error:
+                lines.append(f"parents.{name}: {error}")
         elif not value:
             lines.append(
                 f"parents.{name} is empty: give a model directory, a run directory or a weight "
-                f"file, --config.parents.{name}=PATH"
+                f"file, --config.parents.{name}=PATH, or hf://ORG/NAME"
             )
         elif value not in ("zeros", "random") and not weights.path_of(value).exists():
             lines.append(f"parents.{name} = {value}: there is no such file or folder")

@@ -119,7 +119,9 @@ def _run(config: Config, directory: RunDirectory, inputs: Inputs, curves: bool) 
     def leave() -> None:
         for name, variables in {**trained.kept, "": trained.variables}.items():
             folder = directory.path / "kept" / name if name else directory.path
-            weights.save_model(folder / "model", _model(experiment, variables, trained.head))
+            test = None if name else results["test"]  # of the others it is not measured
+            model = _model(experiment, variables, trained.head, test)
+            weights.save_model(folder / "model", model)
         analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
         if trained.coefficients is not None:
             _leave_coefficients(experiment, trained.coefficients)
@@ -179,9 +181,12 @@ def shared_parents(inputs: Inputs) -> dict[str, Any]:
     return dict(weights.shareable(cards, "parents"))
 
 
-def _model(experiment: Experiment, variables: Tree, head: str) -> weights.Model:
-    """A model with what a run says of it."""
+def _model(
+    experiment: Experiment, variables: Tree, head: str, test: dict[str, Any] | None = None
+) -> weights.Model:
+    """A model with what a run says of it, also metrics on the test split where they are known."""
     config, inputs = experiment.config, experiment.inputs
+    results = {"data": config.data.name, "split": "test", "metrics": test}
     return weights.Model(
         config.architecture,
         variables,
@@ -195,7 +200,9 @@ def _model(experiment: Experiment, variables: Tree, head: str) -> weights.Model:
             "head": head,
             "parents": {name: card for name, (_, card) in inputs.parents.items()},
             "data_fingerprint": inputs.fingerprint,
+            **({"results": results} if test else {}),
         },
+        image_hashes=inputs.hashes.training().perceptual,
     )
 
 

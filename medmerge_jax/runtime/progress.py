@@ -4,7 +4,6 @@ import re
 import sys
 import textwrap
 import time
-import unicodedata
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -13,8 +12,9 @@ from rich.table import Column
 from rich.text import Text
 
 from medmerge_jax.runtime import processes
+from medmerge_jax.runtime.inert import on_terminal, visible
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 _TIME = "%H:%M:%S "
 _TIMED = re.compile(r"\d\d:\d\d:\d\d ")
@@ -47,8 +47,13 @@ def say(text: str) -> None:
     """
     if processes.is_first():
         part = f"{_Whole.part} " if _Whole.part else ""
-        line = f"{time.strftime(_TIME)}{part}{visible(text)}"
-        console.print(fitted(line, indent=len("00:00:00 ")), markup=False)
+        line = f"{time.strftime(_TIME)}{part}{on_terminal(text)}"
+        console.print(fitted(line, indent=len("00:00:00 ")))
+
+
+def tell(text: str) -> None:
+    """What was asked for, on stdout."""
+    print(on_terminal(text))
 
 
 def say_once(text: str) -> None:
@@ -61,20 +66,6 @@ def say_once(text: str) -> None:
 def untimed(line: str) -> str:
     """A line that another process has said, without its time."""
     return _TIMED.sub("", line, count=1) if _TIMED.match(line) else line
-
-
-def visible(text: str) -> str:
-    r"""With control characters spelt out, such as those that colour a terminal; but lines end.
-
-    >>> visible("\x1b[31mred\nline")
-    '\\x1b[31mred\nline'
-    """
-    return "".join(
-        one.encode("unicode_escape", "replace").decode()
-        if unicodedata.category(one)[0] == "C" and one != "\n"
-        else one
-        for one in text
-    )
 
 
 def fitted(text: str, width: int | None = None, indent: int = 0) -> str:
@@ -143,7 +134,7 @@ class Bar:
 
     def __init__(self, title: str, total: int, unit: str, waiting: str = ""):
         self._progress = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             _BarOrWait(bar_width=None, table_column=Column(ratio=1, no_wrap=True)),
             _Counts(table_column=Column(no_wrap=True)),
             console=console,
@@ -198,4 +189,4 @@ class Bar:
 
 
 def _titled(title: str) -> str:
-    return f"{_Whole.part} {title}" if _Whole.part else title
+    return visible(f"{_Whole.part} {title}" if _Whole.part else title)

@@ -2,8 +2,7 @@
 
 from medmerge_jax.weights.card import shareable
 from medmerge_jax.weights.files import read_tensors, write_safetensors
-from medmerge_jax.weights.fit import path_of
-from medmerge_jax.weights.hub import find_imagenet_weights
+from medmerge_jax.weights.imagenet import find_imagenet_weights
 from medmerge_jax.weights.lazy import LazyArray, read_all
 from medmerge_jax.weights.models import (
     Model,
@@ -20,6 +19,7 @@ from medmerge_jax.weights.models import (
 )
 from medmerge_jax.weights.names import variables_from_torch, variables_to_torch
 from medmerge_jax.weights.normalisation import as_published, fold_normalisation
+from medmerge_jax.weights.references import is_on_hub, path_of
 
 __all__ = [
     "LazyArray",
@@ -28,6 +28,7 @@ __all__ = [
     "find_architecture",
     "find_imagenet_weights",
     "fold_normalisation",
+    "is_on_hub",
     "load_card",
     "load_model",
     "load_parent",

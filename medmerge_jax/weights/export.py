@@ -13,24 +13,32 @@ from medmerge_jax.models import create_model, get_spec
 from medmerge_jax.models.layers import portable
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.registry import Elsewhere
-from medmerge_jax.storage.atomic import write_atomically, write_json, write_text
-from medmerge_jax.weights.card import OWN_USAGE, readme
+from medmerge_jax.storage.atomic import write_atomically, write_json
+from medmerge_jax.storage.folders import replace_directory
+from medmerge_jax.weights.card import FOLDER, OWN_USAGE
 from medmerge_jax.weights.files import write_safetensors
-from medmerge_jax.weights.models import (
+from medmerge_jax.weights.layout import (
     CARD_FILE,
+    HASHES_FILE,
     README_FILE,
+    RESIZES,
+    TIMM_FILE,
     WEIGHTS_FILE,
-    Model,
-    replace_directory,
 )
+from medmerge_jax.weights.models import Model, write_beside
 from medmerge_jax.weights.names import variables_to_torch
+from medmerge_jax.weights.references import HUB
 
-TIMM_FILE, PROGRAM_FILE, ONNX_FILE = "config.json", "model.stablehlo", "model.onnx"
+PROGRAM_FILE, ONNX_FILE = "model.stablehlo", "model.onnx"
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """That a program of StableHLO is for."""
 
-_FILES = (WEIGHTS_FILE, CARD_FILE, README_FILE, TIMM_FILE, PROGRAM_FILE, ONNX_FILE)
+FILES = (
+    *(WEIGHTS_FILE, CARD_FILE, README_FILE, HASHES_FILE),
+    *(TIMM_FILE, PROGRAM_FILE, ONNX_FILE),
+)
+"""All that an export may have."""
 
 _TOLERANCE = 1e-4
 """Of logits, as a share of the largest."""
@@ -39,7 +47,12 @@ _IMPORTS = {"torchvision": "torchvision", "timm": "timm", "monai": "monai.networ
 
 
 def export_model(
-    model: Model, folder: Path, kind: str = "safetensors", *, normalised: bool = True
+    model: Model,
+    folder: Path,
+    kind: str = "safetensors",
+    *,
+    normalised: bool = True,
+    repository: str = "",
 ) -> tuple[str, ...]:
     """Writes a model for other programs into a folder, which is replaced whole.
 
@@ -57,6 +70,8 @@ def export_model(
         written.
       normalised: Of a program: whether it takes float32 images that are normalised, (n, size,
         size, 3); else uint8 ones, 0 to 255, that are resized only. It returns logits.
+      repository: "ORG/NAME" of the hub, if the folder will be pushed there: the model card then
+        says how the model is loaded from there.
 
     Returns:
       Names of the files.
@@ -69,17 +84,30 @@ def export_model(
         raise UserError(f"export as {kind!r}: one of {', '.join(KINDS)} is wanted")
     if not model.num_classes:
         raise UserError(f"{model.file or model.architecture}: the model has no head to export")
-    card = model.card()
 
     def write(new: Path) -> None:
         usage = KINDS[kind](model, new, normalised)
-        write_json(new / CARD_FILE, card)
-        write_text(new / README_FILE, readme(card, usage))
+        if repository:
+            usage = {title: _from_hub(code, repository) for title, code in usage.items()}
+        write_beside(new, model, usage)
         files.extend(sorted(path.name for path in new.iterdir()))
 
     files: list[str] = []
-    replace_directory(folder, write, _FILES)
+    replace_directory(folder, write, FILES)
     return tuple(files)
+
+
+def _from_hub(code: str, repository: str) -> str:
+    """The code that loads from the hub what the given one loads from a folder."""
+    code = code.replace(f"local-dir:{FOLDER}", f"hf-hub:{repository}")
+    code = code.replace(FOLDER, f"{HUB}{repository}")
+    for name in (WEIGHTS_FILE, PROGRAM_FILE, ONNX_FILE):
+        fetched = f'hf_hub_download("{repository}", "{name}")'
+        if f'"{name}"' in code:
+            code = "from huggingface_hub import hf_hub_download\n" + code.replace(
+                f'"{name}"', fetched
+            )
+    return code
 
 
 def _safetensors(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
@@ -111,7 +139,7 @@ def _timm(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
             "std": list(look.std),
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "crop_mode": "squash" if look.resize == "squash" else "center",
+            "crop_mode": next(mode for mode, ours in RESIZES.items() if ours == look.resize),
             "first_conv": spec.stem,
             "classifier": spec.torch_head,
             **({"label_names": list(model.classes)} if model.classes else {}),
@@ -120,7 +148,7 @@ def _timm(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
     write_json(folder / TIMM_FILE, config)
     return {
         "timm": "import timm\n\nmodel = timm.create_model("
-        '"local-dir:the folder of this file", pretrained=True).eval()'
+        f'"local-dir:{FOLDER}", pretrained=True).eval()'
     }
 
 

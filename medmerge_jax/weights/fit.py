@@ -11,19 +11,17 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.models import ModelSpec
 from medmerge_jax.weights.lazy import LazyArray
+from medmerge_jax.weights.references import CHOICE
 
 Shape = tuple[int, ...]
 StateDicts = Mapping[str, Mapping[str, np.ndarray | LazyArray]]
 
-CHOICE = "::"
-"""Between a file and the state dict in it, or the prefix of the names, that is to be taken."""
 COUNTER = "num_batches_tracked"
 MOST_LISTED = 8
 _STATISTICS = ("running_mean", "running_var")
@@ -57,21 +55,6 @@ class Fit:
     prefix: str
     names: Mapping[str, str]
     notes: tuple[str, ...]
-
-
-def split_choice(source: str) -> tuple[str, str]:
-    """A file, and what of it is wanted, or "".
-
-    >>> split_choice("run/checkpoint.pth::state_dict_ema")
-    ('run/checkpoint.pth', 'state_dict_ema')
-    """
-    file, _, choice = source.partition(CHOICE)
-    return file, choice
-
-
-def path_of(source: str) -> Path:
-    """The file or folder of a parent, without what of it is wanted."""
-    return Path(split_choice(source)[0]).expanduser()
 
 
 def without_statistics(slots: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -3,32 +3,36 @@
 import dataclasses
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import get_spec, list_models
-from medmerge_jax.models.preprocessing import (
-    BACKGROUNDS,
-    DEEPEST,
-    Preprocessing,
-    Rendering,
-    is_window,
-)
+from medmerge_jax.models.preprocessing import Preprocessing, Rendering
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.runtime.versions import package_versions
-from medmerge_jax.storage.atomic import read_json, write_json, write_text
+from medmerge_jax.storage.atomic import write_json, write_text
+from medmerge_jax.storage.folders import replace_directory
 from medmerge_jax.weights.card import readme, shareable
 from medmerge_jax.weights.files import read_state_dicts, write_safetensors
-from medmerge_jax.weights.fit import NO_STATISTICS, StateDicts, path_of, split_choice
-from medmerge_jax.weights.hub import find_imagenet_weights
+from medmerge_jax.weights.fit import NO_STATISTICS, StateDicts
+from medmerge_jax.weights.hub import fetch
+from medmerge_jax.weights.imagenet import find_imagenet_weights
+from medmerge_jax.weights.layout import (
+    CARD_FILE,
+    HASHES_FILE,
+    README_FILE,
+    WEIGHTS_FILE,
+    read_card,
+    read_hashes,
+    weight_file,
+    write_hashes,
+)
 from medmerge_jax.weights.lazy import read_all
 from medmerge_jax.weights.names import (
     Variables,
@@ -36,10 +40,7 @@ from medmerge_jax.weights.names import (
     variables_and_notes,
     variables_to_torch,
 )
-
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "model.json"
-README_FILE = "README.md"
+from medmerge_jax.weights.references import hub_reference, is_on_hub, split_choice
 
 FORMAT = 1
 """Of model directories; files of former versions say none."""
@@ -51,8 +52,8 @@ def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
     Args:
       architecture: One of `models.list_models()`.
       path: `.safetensors`, `.npz`, or a `.pth`/`.pt` of `torch.save`, which is read without
-        PyTorch and without running its code; or a model or run directory. The head may have any
-        number of classes or lack.
+        PyTorch and without running its code; a model or run directory; or one of the Hugging Face
+        hub, `hf://ORG/NAME`. The head may have any number of classes or lack.
 
     Returns:
       `{"params": ..., "batch_stats": ...}`, nested dicts of float32 NumPy arrays.
@@ -61,8 +62,7 @@ def load_weights(architecture: str, path: str | PathLike[str]) -> Variables:
       UserError: The file cannot be read, or its tensors are not those of the architecture.
     """
     get_spec(architecture)
-    name, choice = split_choice(os.fspath(path))
-    file = _weight_file(Path(name).expanduser())
+    file, choice, _ = _find(path)
     state_dicts = read_state_dicts(file)
     variables, notes = variables_and_notes(architecture, state_dicts, str(file), choice)
     for note in notes:
@@ -101,6 +101,9 @@ class Model:
       multilabel: Whether an image has any number of the classes, instead of exactly one.
       provenance: What else its `model.json` says or will say, such as recipe and parents.
       file: Where the weights were read; None of a model that was not.
+      image_hashes: uint64 (n, 4), sorted: perceptual hashes of the images that it was trained on,
+        by which a later run finds that it tests on them; None if they are unknown, or not to be
+        told. `provenance["data_fingerprint"]` says of which data they are.
     """
 
     architecture: str
@@ -110,6 +113,7 @@ class Model:
     multilabel: bool = False
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     file: Path | None = None
+    image_hashes: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
@@ -180,6 +184,9 @@ def load_model(source: str | PathLike[str]) -> Model:
     """
     variables, card = load_parent(source)
     model = model_from_card(card["architecture"], variables, card)
+    if model.file is not None:
+        hashes = read_hashes(model.file, card.get("data_fingerprint", ""))
+        model = dataclasses.replace(model, image_hashes=hashes)
     _check_classes(model, str(model.file))
     used = _preprocessing_fields(model.preprocessing)
     if missing := [f"{name} {value}" for name, value in used.items() if name not in card]:
@@ -187,15 +194,17 @@ def load_model(source: str | PathLike[str]) -> Model:
             f"{model.file}: nothing says its preprocessing; {model.architecture}'s is taken: "
             + ", ".join(missing)
         )
+    if note := card.get("preprocessing_note"):
+        say(f"{model.file}: {note}")
     return model
 
 
 def save_model(path: str | PathLike[str], model: Model) -> None:
     """Writes a model directory: `model.safetensors`, `model.json` and `README.md`.
 
-    The weights have torchvision's names; the README is a model card of the Hugging Face hub. They
-    are written to a folder beside it, which then takes its place, so that a model directory is
-    never half a model. An existing one is replaced.
+    The weights have torchvision's names; the README is a model card of the Hugging Face hub. With
+    `image_hashes` there is a file of these, too. All are written to a folder beside it, which then
+    takes its place, so that a model directory is never half a model. An existing one is replaced.
 
     Args:
       path: The directory.
@@ -214,54 +223,24 @@ def save_model(path: str | PathLike[str], model: Model) -> None:
     ...     sorted(file.name for file in Path(folder, "eyes").iterdir())
     ['README.md', 'model.json', 'model.safetensors']
     """
-    card = model.card()
 
     def write(new: Path) -> None:
         save_weights(new / WEIGHTS_FILE, model.architecture, model.variables)
-        write_json(new / CARD_FILE, card)
-        write_text(new / README_FILE, readme(card))
+        write_beside(new, model)
 
     directory = Path(path).expanduser()
     _check_classes(model, str(directory))
-    replace_directory(directory, write, (WEIGHTS_FILE, CARD_FILE, README_FILE))
+    replace_directory(directory, write, (WEIGHTS_FILE, CARD_FILE, README_FILE, HASHES_FILE))
 
 
-def replace_directory(
-    directory: Path, write: Callable[[Path], object], names: Collection[str]
-) -> None:
-    """Writes a folder whole or not at all; an existing one is replaced.
-
-    Args:
-      directory: The folder.
-      write: Fills the new folder that it is given, which is not there yet.
-      names: Of the files that an existing one may hold.
-
-    Raises:
-      UserError: An existing one holds anything else, which would be lost.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory}: is a file; give the folder of a model")
-    there = {path.name for path in directory.iterdir()} if directory.exists() else set()
-    if others := sorted(there - set(names)):
-        raise UserError(
-            f"{directory}: holds {', '.join(others[:4])}, which would be lost with the model that "
-            "is replaced; choose another folder, or empty this one"
-        )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
-        new = scratch / "new"
-        write(new)
-        if directory.exists():
-            directory.rename(scratch / "old")
-        try:
-            new.rename(directory)
-        except BaseException:
-            if (scratch / "old").exists():
-                (scratch / "old").rename(directory)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def write_beside(folder: Path, model: Model, usage: Mapping[str, str] | None = None) -> None:
+    """Writes what a model directory has beside the weights; for `usage` see `readme`."""
+    card = model.card()
+    write_json(folder / CARD_FILE, card)
+    if model.image_hashes is not None:
+        write_hashes(folder / HASHES_FILE, model.image_hashes, card.get("data_fingerprint", ""))
+    hashes = 0 if model.image_hashes is None else len(model.image_hashes)
+    write_text(folder / README_FILE, readme(card, usage, hashes=hashes))
 
 
 def load_parent(
@@ -270,9 +249,10 @@ def load_parent(
     """A parent's variables and what is known of it.
 
     Args:
-      source: "imagenet" (see `hub.find_imagenet_weights`), a model directory, a run directory
-        (which holds one in `model/`), or a bare weight file; the card of `model.pth` is
-        `model.json`.
+      source: "imagenet" (see `find_imagenet_weights`), a model directory, a run directory (which
+        holds one in `model/`), a bare weight file, or one of the Hugging Face hub,
+        `hf://ORG/NAME[@REVISION][/FILE or /FOLDER]` (see `hub.fetch`). The card of `model.pth` is
+        `model.json`; without one timm's `config.json` is read.
       architecture: That is wanted; None for what the card, or else the tensors' names and shapes
         say, which "imagenet" has not.
       lacking: Whether its batch norms may lack their running statistics: "batch_stats" is then
@@ -280,7 +260,7 @@ def load_parent(
 
     Returns:
       `{"params": ..., "batch_stats": ...}` and the card, which always has `architecture` and, with
-      its whole path, `file`.
+      its whole path, `file`; of the hub also `origin` with the commit, and `sha256`.
 
     Raises:
       UserError: There is no such thing, it is of another architecture, or it fits none.
@@ -297,9 +277,8 @@ def open_parent(
         get_spec(architecture)
         if source == "imagenet":
             return _imagenet_parent(architecture)
-    name, choice = split_choice(os.fspath(source))
-    file = _weight_file(Path(name).expanduser())
-    card = {"architecture": architecture, **_read_card(file), "file": str(file)}
+    file, choice, known = _find(source)
+    card = {"architecture": architecture, **known}
     if architecture not in (None, card["architecture"]):
         raise UserError(
             f"{file}: this is a {card['architecture']}, says the card beside it; "
@@ -316,14 +295,32 @@ def open_parent(
     return variables, {**card, **({"notes": list(notes)} if notes else {})}
 
 
+class _Found(NamedTuple):
+    file: Path
+    choice: str  # what of the file is wanted, see `fit`
+    card: dict[str, Any]  # with `file`, and what the hub says
+
+
+def _find(source: str | PathLike[str]) -> _Found:
+    """The weight file of a model, wherever it is, and what is known of it."""
+    name, choice = split_choice(os.fspath(source))
+    if not is_on_hub(name):
+        file = weight_file(Path(name).expanduser())
+        return _Found(file, choice, {**read_card(file), "file": str(file)})
+    fetched = fetch(hub_reference(name))
+    of_hub = {"origin": str(fetched.origin), "sha256": fetched.sha256, "file": str(fetched.file)}
+    if fetched.licence:
+        of_hub["licence"] = fetched.licence
+    return _Found(fetched.file, choice, {**read_card(fetched.file), **of_hub})
+
+
 def load_card(source: str | PathLike[str]) -> dict[str, Any]:
     """What is known of a model without reading it: its card, with `file`, its whole path.
 
     Raises:
       UserError: There is no such model, or its card is damaged.
     """
-    file = _weight_file(path_of(os.fspath(source)))
-    return {**_read_card(file), "file": str(file)}
+    return _find(source).card
 
 
 def find_architecture(source: str | PathLike[str], *, lacking: bool = False) -> str:
@@ -332,8 +329,8 @@ def find_architecture(source: str | PathLike[str], *, lacking: bool = False) -> 
     Raises:
       UserError: There is no such file, or it fits no architecture.
     """
-    file = _weight_file(path_of(os.fspath(source)))
-    return _read_card(file).get("architecture") or _fitting(read_state_dicts(file), file, lacking)
+    file, _, card = _find(source)
+    return card.get("architecture") or _fitting(read_state_dicts(file), file, lacking)
 
 
 def _fitting(state_dicts: StateDicts, file: Path, lacking: bool) -> str:
@@ -384,44 +381,6 @@ def _imagenet_parent(architecture: str) -> tuple[Variables, dict[str, Any]]:
     return load_weights(architecture, located.path), card
 
 
-def _weight_file(source: Path) -> Path:
-    if source.is_file():
-        return source
-    if not source.exists():
-        folder = next(parent for parent in source.absolute().parents if parent.exists())
-        raise UserError(f"{source}: there is no such file or folder; of its path {folder} is there")
-    for file in (source / WEIGHTS_FILE, source / "model" / WEIGHTS_FILE):
-        if file.is_file():
-            return file
-    raise UserError(
-        f"{source}: holds no model. Wanted {WEIGHTS_FILE} in it (a model directory) or "
-        f"model/{WEIGHTS_FILE} (the directory of a finished run)"
-    )
-
-
-def _read_card(file: Path) -> dict[str, Any]:
-    """The card that belongs to a weight file, empty if there is none."""
-    path = file.with_suffix(".json")
-    beside = file.parent / CARD_FILE
-    # A folder's model.json speaks of its model.safetensors, if that is there.
-    if not path.is_file() and beside.is_file() and not (file.parent / WEIGHTS_FILE).exists():
-        path = beside
-    if not path.is_file():
-        return {}
-    try:
-        card = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path}: this is no JSON ({error}). Repair or remove it") from error
-    if not isinstance(card, dict):
-        raise UserError(f"{path}: holds a {type(card).__name__}; an object with fields is wanted")
-    for field, (usable, kind) in _CARD_FIELDS.items():
-        if field in card and not usable(card[field]):
-            raise UserError(
-                f"{path}: {field} is {card[field]!r:.80}; {kind} is wanted. Repair or remove it"
-            )
-    return card
-
-
 def _preprocessing_fields(preprocessing: Preprocessing) -> dict[str, Any]:
     """As the card has them."""
     return {
@@ -431,34 +390,7 @@ def _preprocessing_fields(preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_colour(value: Any) -> bool:
-    return isinstance(value, list) and [type(x) in (int, float) for x in value] == [True] * 3
-
-
 _MODEL_FIELDS = (
     "format", "architecture", "num_classes", "classes", "multilabel", "image_size", "resize",
     "mean", "std", "intensity", "window", "background", "file",
 )  # fmt: skip
-
-# What this program reads of a card; the other fields are the users'.
-_CARD_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("architecture", "resize"), (_is_text, "a name")),
-    "num_classes": (_is_count, "a number of classes"),
-    "classes": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "names"),
-    "image_size": (lambda value: _is_count(value) and 0 < value < 2**14, "a number of pixels"),
-    "intensity": (lambda value: _is_count(value) and 0 < value <= DEEPEST, "1 to 65535"),
-    "window": (is_window, "two numbers, the lower one first,"),
-    "background": (lambda value: value in BACKGROUNDS, " or ".join(BACKGROUNDS)),
-    "mean": (_is_colour, "a number for each colour"),
-    "std": (lambda value: _is_colour(value) and min(value) > 0, "a number above 0 for each colour"),
-    "multilabel": (lambda value: isinstance(value, bool), "true or false"),
-    **dict.fromkeys(("data_fingerprint", "origin", "sha256"), (_is_text, "a text")),
-}

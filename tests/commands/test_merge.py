@@ -14,6 +14,7 @@ from PIL import Image
 import medmerge_jax as mm
 from medmerge_jax import weights
 from medmerge_jax.commands.merge import main
+from medmerge_jax.data.hashing import find_hashes
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import read_image
 from medmerge_jax.merging.trees import flatten
@@ -47,6 +48,30 @@ def assert_same(found, wanted):
     assert found.keys() == wanted.keys()
     for path, leaf in wanted.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+def test_what_models_were_trained_on_is_known_of_the_merged_one(tmp_path):
+    rows = np.arange(24, dtype=np.uint64).reshape(6, 4)
+    for seed, (name, known) in enumerate({"a": rows[:3], "b": rows[2:], "c": None}.items()):
+        model = weights.model_from_card(
+            "resnet20", variables_of(seed), {"data_fingerprint": name * 64}
+        )
+        weights.save_model(tmp_path / name, dataclasses.replace(model, image_hashes=known))
+    for out, names in (("ab", "ab"), ("abc", "abc")):
+        main(
+            [
+                "--method",
+                "uniform",
+                "--out",
+                f"{tmp_path}/{out}",
+                *(f"{tmp_path}/{n}" for n in names),
+            ]
+        )
+    merged = mm.load_model(tmp_path / "ab")
+    np.testing.assert_array_equal(merged.image_hashes, rows)
+    assert mm.load_model(tmp_path / "abc").image_hashes is None  # of c's nothing is known
+    fingerprint = merged.provenance["data_fingerprint"]
+    assert len(find_hashes(merged.file, fingerprint).training()) == 6
 
 
 def test_a_file_and_its_card(models, capsys):

@@ -2,6 +2,7 @@
 
 import functools
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from medmerge_jax.data.dataset import DataSet, Split
 from medmerge_jax.data.hashing import (
+    NAMELESS,
     NEAR,
     ImageHashes,
     find_hashes,
@@ -21,6 +23,7 @@ from medmerge_jax.data.hashing import (
 from medmerge_jax.data.synthetic import draw
 from medmerge_jax.errors import UserError
 from medmerge_jax.images.decode import resize_pixels
+from medmerge_jax.weights.layout import HASHES_FILE, write_hashes
 
 SIZE = 96
 
@@ -250,3 +253,35 @@ def test_rows_that_are_left_out(hashed):
     kept = hashes.without(rows)
     assert kept.of("val").ids == hashes.of("val").ids[3:]
     assert len(kept) == 37
+
+
+def test_hashes_in_a_model_directory_have_no_names_and_no_order(hashed, tmp_path):
+    _, _, hashes = hashed
+    theirs = hashes.training()
+    run, other = tmp_path / "run", tmp_path / "copy"
+    for folder, rows in ((run / "model", theirs.perceptual), (other, theirs.perceptual[::-1])):
+        folder.mkdir(parents=True)
+        write_hashes(folder / HASHES_FILE, rows, "f00d")
+    # Whatever order the images had, the file is the same to the byte.
+    told = [(folder / HASHES_FILE).read_bytes() for folder in (run / "model", other)]
+    assert told[0] == told[1]
+    assert not any(Path(one).name.encode() in told[0] for one in theirs.ids)
+    alone = find_hashes(other / "model.safetensors", "f00d")
+    assert set(alone.ids) == {""} and len(alone.training()) == len(theirs)
+    assert find_hashes(other / "model.safetensors", "beef") is None
+    overlap = find_overlap(theirs, alone.training())
+    assert overlap.by_hash.all() and not overlap.by_id.any() and not overlap.exact.any()
+    assert overlap.summary(theirs, alone)["examples"][0] == [theirs.ids[0], NAMELESS]
+    # The run's own file, with names, is preferred.
+    hashes.save(run / HASHES_FILE, "f00d")
+    assert find_hashes(run / "model" / "model.safetensors", "f00d").ids == hashes.ids
+    # And who inherits them can be saved and read again.
+    heir = hashes.inheriting([alone])
+    heir.save(tmp_path / HASHES_FILE, "cafe")
+    assert load_hashes(tmp_path / HASHES_FILE)[0].ids == heir.ids
+
+
+def test_hashes_of_many_images_are_small(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 2**64, (35_000, 4), np.uint64)
+    write_hashes(tmp_path / HASHES_FILE, rows, "f00d")
+    assert (tmp_path / HASHES_FILE).stat().st_size < 1.2e6

@@ -196,7 +196,17 @@ CARD = {
     "architecture": "resnet20", "num_classes": 4, "classes": ["a", "b", "c", "d"],
     "image_size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "multilabel": False,
     "parents": {"b": {"source": "random"}}, "recipe": "ft", "data_fingerprint": "0" * 64,
-    "origin": "here", "sha256": "0" * 64, "versions": {"jax": "0.10"},
+    "origin": "here", "sha256": "0" * 64, "versions": {"jax": "0.10"}, "licence": "mit",
+    "results": {"data": "eyes", "split": "test", "metrics": {"accuracy": 0.5}},
+}  # fmt: skip
+
+TIMM = {
+    "architecture": "resnet20", "num_classes": 4, "num_features": 64,
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2],
+        "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "num_classes": 4,
+        "label_names": ["a", "b", "c", "d"],
+    },
 }  # fmt: skip
 
 
@@ -230,6 +240,21 @@ def model(folder):
         use_card(card)
 
     return Case([(weights, json.dumps(CARD).encode())], mutate, read)
+
+
+def timm(folder):
+    """timm's config.json beside weights."""
+    from medmerge_jax.weights import load_model, save_model
+
+    weights = safetensors.numpy.save(_resnet20(), {"format": "pt"})
+
+    def read(data):
+        (folder / "model.safetensors").write_bytes(weights)
+        (folder / "config.json").write_bytes(data)
+        save_model(folder / "copy", load_model(folder))
+
+    seeds = [json.dumps(TIMM).encode()]
+    return Case(seeds, lambda rng, data: mutate_json(rng, json.loads(data)), read)
 
 
 def use_card(card):
@@ -479,6 +504,7 @@ def _mutate_archive(rng, data):
 
 def hashes(folder):
     from medmerge_jax.data.hashing import ImageHashes, find_overlap, load_hashes
+    from medmerge_jax.weights.layout import HASHES_FILE, read_hashes, write_hashes
 
     rng = np.random.default_rng(0)
     ours = ImageHashes(
@@ -487,15 +513,21 @@ def hashes(folder):
         rng.integers(0, 2**63, (9, 2)).astype(np.uint64),
         "16 px, squash",
     )  # fmt: skip
-    ours.save(folder / "a.npz", "f" * 64)
-    seeds = [(folder / "a.npz").read_bytes()]
+    path, seeds = folder / HASHES_FILE, []
+    for save in (
+        lambda: ours.save(path, "f" * 64),
+        lambda: write_hashes(path, ours.perceptual, "f" * 64),
+    ):
+        save()
+        seeds.append(path.read_bytes())
 
     def read(path):
+        read_hashes(path.with_name("model.safetensors"), "f" * 64)
         found, _ = load_hashes(path)
         find_overlap(ours, found.training())
         ours.inheriting([found])
 
-    return Case(seeds, mutate_zip, _reader(folder / "a.npz", read))
+    return Case(seeds, mutate_zip, _reader(path, read))
 
 
 # Configs and run directories
@@ -624,6 +656,7 @@ CASES = {
     "pth_stream": pth_stream,
     "npz": npz,
     "model": model,
+    "timm": timm,
     "jpeg": jpeg,
     "png": png,
     "dicom": dicom,

@@ -1,17 +1,23 @@
 """That a run says what its parents have seen of its test split, and leaves it out if asked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 import pytest
 from helpers import small_layouts, tiny_config
+from helpers.random_models import variables_of
 from PIL import Image
 
-from medmerge_jax.data.hashing import load_hashes
+import medmerge_jax as mm
+from medmerge_jax.data.hashing import NEAR, load_hashes
 from medmerge_jax.data.official import official_data_set
+from medmerge_jax.models.preprocessing import Preprocessing
+from medmerge_jax.recipes import prepare
 from medmerge_jax.studies import run
+from medmerge_jax.studies.checks import check_config
 
 RENAMED = 4
 
@@ -131,3 +137,52 @@ def test_sources_are_known_before_and_after_they_are_trained(layouts):
     again = run(config, workdir)
     assert again["test"] == first["test"]
     assert json.loads((workdir / "data_audit.json").read_text()) == audit
+
+
+def near(ours, theirs):
+    """Which of our hashes is within the distance of any of theirs, bit by bit."""
+    bits = np.unpackbits((ours[:, None] ^ theirs[None]).view(np.uint8), axis=2).sum(axis=2)
+    return (bits <= NEAR).any(axis=1)
+
+
+def test_a_model_directory_alone_is_audited_as_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MEDMERGE_JAX_CACHE", str(tmp_path / "cache"))
+    config = tiny_config.get_config()
+    config.recipe = "ft"
+
+    def prepared(parent, **fields):
+        config.parents.b = parent
+        config.data.update(fields)
+        return prepare.prepare(check_config(config), ["b"], tmp_path / "run", {})
+
+    before = prepared("random")
+    known = np.concatenate(
+        [before.hashes.of("test").perceptual[:5], before.hashes.of("train").perceptual]
+    )
+    expected = near(before.hashes.of("test").perceptual, known)
+    assert 5 <= expected.sum() < 12
+    variables = variables_of(0, 4, tiny_config.ARCHITECTURE)
+    told = mm.Model(
+        tiny_config.ARCHITECTURE,
+        variables,
+        Preprocessing(16),
+        provenance={"data_fingerprint": "f00d"},
+        image_hashes=known,
+    )
+    mm.save_model(tmp_path / "model", told)
+    shutil.copytree(tmp_path / "model", tmp_path / "sent")  # all that somebody else gets
+    audit = prepared(str(tmp_path / "sent")).audit
+    found = audit["parents"]["b"]
+    assert found["training_images"] == len(np.unique(known, axis=0))
+    assert found["test"]["by_hash"] == expected.sum()
+    assert found["test"]["by_id"] == found["test"]["exact"] == 0
+    assert f"parent b was trained on {expected.sum()} of 12 test images" in capsys.readouterr().err
+
+    cleaned = prepared(str(tmp_path / "sent"), exclude_overlap=True)
+    assert len(cleaned.dataset.splits["test"]) == 12 - expected.sum()
+    # A model that is made of it inherits them.
+    assert len(cleaned.hashes.training()) == 16 + len(np.unique(known, axis=0))
+
+    (tmp_path / "sent" / "image_hashes.npz").unlink()
+    assert prepared(str(tmp_path / "sent")).audit["parents"]["b"] is None
+    assert "the training images of parent b are not known" in capsys.readouterr().err

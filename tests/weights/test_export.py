@@ -1,12 +1,12 @@
 """Models for other programs: each is loaded as its README says, and has our logits."""
 
 import json
-import re
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.exported import assert_has_our_logits, code_for
 from helpers.random_models import variables_of
 
 import medmerge_jax as mm
@@ -43,26 +43,6 @@ def images(model):
 def takes_normalised(model):
     """What a program of the model takes here: one network is tried with each kind of images."""
     return model.architecture == "densenet121"
-
-
-def code_for(folder, title):
-    """What README.md says for a library."""
-    text = (folder / "README.md").read_text()
-    return re.search(rf"^{title}:\n\n```python\n(.*?)```", text, re.DOTALL | re.MULTILINE)[1]
-
-
-def assert_has_our_logits(code, folder, images, model, monkeypatch):
-    """Runs the README's lines in the folder."""
-    torch = pytest.importorskip("torch")
-    monkeypatch.chdir(folder)
-    names = {}
-    exec(code.replace("the folder of this file", str(folder)), names)
-    pixels, wanted = images
-    look = model.preprocessing
-    normalised = (pixels / np.float32(255) - np.float32(look.mean)) / np.float32(look.std)
-    with torch.no_grad():
-        found = names["model"](torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy()))
-    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
 
 
 @pytest.mark.usefixtures("torchvision")
