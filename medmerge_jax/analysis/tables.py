@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medmerge_jax.analysis.inert import markdown, visible
 from medmerge_jax.evaluation.metrics import METRICS, titles
 
 UNDEFINED = "-"
@@ -60,8 +61,8 @@ def differences_table(found: Mapping[str, Any]) -> str:
 def differences_title(found: Mapping[str, Any]) -> str:
     """What the table of differences shows."""
     return (
-        f"Difference to {found['reference']} on the same seeds and test images, paired bootstrap "
-        "over both"
+        f"Difference to {visible(found['reference'])} on the same seeds and test images, paired "
+        "bootstrap over both"
     )
 
 
@@ -93,11 +94,12 @@ def results_text(results: Mapping[str, Any]) -> str:
         if found := results.get("differences"):
             text += f"\n\n{differences_table(found)}"
         for name, rows in results.get("evaluate_on", {}).items():
-            text += f"\n\nOn {name}\n\n{comparison_table(rows)}"
+            text += f"\n\nOn {visible(name)}\n\n{comparison_table(rows)}"
         return text
     head, lines = metric_cells(results)
     names = [str(results[key]) for key in ("recipe", "start", "architecture") if key in results]
-    return f"{', '.join(names)}, seed {results.get('seed')}\n\n{_markdown([head, *lines], left=1)}"
+    title = visible(f"{', '.join(names)}, seed {results.get('seed')}")
+    return f"{title}\n\n{_markdown([head, *lines], left=1)}"
 
 
 def metric_cells(results: Mapping[str, Any]) -> Cells:
@@ -181,7 +183,7 @@ def evaluation_text(results: Mapping[str, Any], names: Sequence[str]) -> str:
         lines.append([title, *cells])
     lines.append(["images", *(str(one["metrics"]["num_examples"]) for one in models)])
     what = f"value [95 % bootstrap interval over {data['resampled']}]"
-    title = f"{data['name']}, {data['split']}: {what}"
+    title = visible(f"{data['name']}, {data['split']}: {what}")
     return f"{title}\n\n{_markdown(lines, left=1)}"
 
 
@@ -206,7 +208,7 @@ def _value(value: Any) -> str:
 
 def _markdown(lines: Sequence[Sequence[str]], left: int) -> str:
     """The first line is the title; all columns but the first `left` are aligned to the right."""
-    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    escaped = [[markdown(cell) for cell in line] for line in lines]
     widths = [max(3, *(len(line[i]) for line in escaped)) for i in range(len(escaped[0]))]
 
     def join(cells: Sequence[str]) -> str:

@@ -30,7 +30,8 @@ _THRESHOLD = 0.5
 _STARTS_FORMULA = re.compile(r"[=+\-@\t\r]")
 """With which a spreadsheet begins to compute."""
 
-_NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?")
+_NUMBER = re.compile(r"{0}( (to|±) {0})?".format(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?"))
+"""Or an interval."""
 
 
 class Written(NamedTuple):
