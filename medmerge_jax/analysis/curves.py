@@ -15,6 +15,7 @@ from medmerge_jax.analysis.drawing import (
     new_figure,
     save_figure,
 )
+from medmerge_jax.analysis.inert import visible
 from medmerge_jax.evaluation.metrics import METRICS, calibration_bins
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.evaluation.statistics import cooled, roc, tasks
@@ -50,11 +51,11 @@ def threshold_curves(predictions: Predictions, path: Path) -> bool:
         line = {"color": colour(number), "linestyle": dashes(number)}
         left.step(
             curve.false_positives, curve.true_positives, where="post", **line,
-            label=_named(f"{task.name}  {auc:.3f}"),
+            label=_named(f"{visible(task.name)}  {auc:.3f}"),
         )  # fmt: skip
         right.step(
             curve.true_positives, curve.precision, where="pre", **line,
-            label=_named(f"{task.name}  {precision:.3f}"),
+            label=_named(f"{visible(task.name)}  {precision:.3f}"),
         )  # fmt: skip
         right.axhline(task.positive.mean(), color=colour(number), linestyle=":", linewidth=0.8)
     left.plot([0, 1], [0, 1], ":", color="grey", linewidth=0.8)

@@ -1,6 +1,7 @@
 """How figures look and how they are written: 8 pt at the width of a column or a page of a paper."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,6 @@ _STYLE: dict[Any, Any] = {
     "legend.title_fontsize": FONT,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.2,
-    "text.parse_math": False,  # names of classes are no formulas
     "svg.hashsalt": "medmerge_jax",  # or names inside of the file are drawn by lot
     "svg.fonttype": "path",  # looks the same where the font is missing
     "pdf.fonttype": 42,  # journals refuse Type 3
@@ -84,7 +84,8 @@ def save_figure(figure: "Figure", path: Path, formats: Sequence[str] = ()) -> No
       path: The PNG file; the others stand beside it, with another suffix.
       formats: Of `FORMATS`; empty: all, which takes two or three times as long as the first.
     """
-    with _style():
+    with _style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a box says that the font lacks a letter, too
         figure.draw_without_rendering()  # lays out, which is half of the work, once
         figure.set_layout_engine("none")
         # Not the figure's own box: the layout cuts off titles beside long names of classes.

@@ -9,7 +9,7 @@ from medmerge_jax.analysis.inert import latex, visible
 from medmerge_jax.analysis.tables import UNDEFINED, Cells
 from medmerge_jax.evaluation.prediction_file import inert
 
-_NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?(\s.*|\s*%)?", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?(\s.*|%)?", re.DOTALL)
 """A cell that begins with a number: "0.569 ± 0.033", "3 (75 %)"."""
 
 

@@ -15,7 +15,8 @@ from medmerge_jax.analysis.drawing import (
     new_figure,
     save_figure,
 )
-from medmerge_jax.evaluation.metrics import METRICS
+from medmerge_jax.analysis.inert import visible
+from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.merging.trees import network_order
 from medmerge_jax.storage.atomic import write_atomically
 
@@ -75,7 +76,7 @@ def coefficient_heatmap(
     ends = {"vmin": centre - reach, "vmax": centre + reach}
     image = axes.imshow(means, cmap="RdBu", **ends, aspect="auto", interpolation="none")
     axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
-    axes.set_yticks(range(len(rows)), rows, parse_math=False)
+    axes.set_yticks(range(len(rows)), list(map(visible, rows)), parse_math=False)
     blocks = _blocks(paths)
     middles = [(columns[0] + columns[-1]) / 2 for _, columns in blocks]
     names = [name for name, _ in blocks]
@@ -83,7 +84,7 @@ def coefficient_heatmap(
     for _, columns in blocks[1:]:
         axes.axvline(columns[0] - 0.5, color="black", linewidth=0.6)
     axes.set_xlabel("convolutions, from the input to the output")
-    label = f"mean weight of {parent_names[0] if parent_names else 'parent b'}"
+    label = visible(f"mean weight of {parent_names[0] if parent_names else 'parent b'}")
     if num_parents > 2:
         label = "mean weight"
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
@@ -184,7 +185,7 @@ def comparison_figure(
         _draw_row(axes, place, row[metric], colour(int(is_reference)))
         if is_reference:
             axes.axvline(row[metric]["mean"], linestyle=":", color=colour(1), linewidth=1.0)
-    labels = [f"{row['recipe']}  {row['start']}" for row in drawn]
+    labels = [visible(f"{row['recipe']} from {row['start']}") for row in drawn]
     axes.set_yticks(range(len(drawn)), labels, parse_math=False)
     axes.set_ylim(len(drawn) - 0.5, -0.5)
     entry = METRICS.get(metric)
@@ -216,6 +217,7 @@ def confusion_matrix_figure(
       path: The PNG file.
       formats: See `drawing.save_figure`.
     """
+    classes = [visible(name) for name in classes]
     numbers = len(classes) <= _MOST_CLASSES_WITH_NUMBERS
     side = min(14.0, 1.2 + (0.42 if numbers else 0.16) * len(classes))
     width = side + 0.05 * max(map(len, classes)) + 0.7
@@ -270,7 +272,8 @@ def _draw_series(
     # Gaps between stages: a curve must not join two different things that are trained.
     for number, name in enumerate(series):
         values = _column(records, name)
-        label = name.removeprefix("val_") if title == "validation" else name
+        bare = name.removeprefix("val_")
+        label = titles().get(bare, bare) if title == "validation" else name
         for part in _stage_slices(records):
             axes.plot(epochs[part], values[part], color=colour(number), marker=".", markersize=4)
         axes.lines[-1].set_label(label.replace("_", " "))

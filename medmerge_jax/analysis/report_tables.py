@@ -19,12 +19,13 @@ from medmerge_jax.analysis.tables import (
     differences_title,
     interval_cells,
     metric_cells,
+    metric_value,
     threshold_cells,
 )
 from medmerge_jax.evaluation.metrics import confusion_matrix, titles
 from medmerge_jax.evaluation.predictions import Predictions, class_names
 
-_MOST_CLASSES = 30
+_MOST_CLASSES = 20
 """Columns of a confusion matrix."""
 
 
@@ -128,7 +129,7 @@ def confusion_table(test: Predictions, data: Mapping[str, Any]) -> Table | None:
     counts = confusion_matrix(test)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows = [
-        [name, *(f"{count} ({share:.0%})" for count, share in zip(*of, strict=True))]
+        [name, *(f"{n} ({share:.0%})" if n else "0" for n, share in zip(*of, strict=True))]
         for name, of in zip(classes, zip(counts, shares, strict=True), strict=True)
     ]
     note = "Rows are labels, columns predictions; a share is of the label's images."
@@ -144,7 +145,7 @@ def _members(results: Mapping[str, Any]) -> Cells | None:
     title = titles().get(metric, metric)
     rows = [
         [name, str(one["epochs"]), f"{one['seconds']:.0f}"]
-        + [shown(one[split].get(metric)) for split in ("val", "test")]
+        + [metric_value(one[split].get(metric)) for split in ("val", "test")]
         for name, one in done.items()
     ]
     return ["member", "epochs", "seconds", f"{title}, val", f"{title}, test"], rows

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medmerge_jax.analysis.drawing import FONT, PAGE, colour, new_figure, save_figure
+from medmerge_jax.analysis.inert import visible
 from medmerge_jax.analysis.surfaces import RECALIBRATED, Plane, Segment
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def segment_figure(found: Segment, names: Sequence[str], path: Path) -> None:
       names: Of the two models.
       path: The PNG file.
     """
+    names = list(map(visible, names))
     numbers = list(dict.fromkeys(map(_kind, found.values)))
     figure, *panels = new_figure(PAGE, 0.5 + 2.0 * len(numbers), len(numbers))
     splits = list(dict.fromkeys(map(_split, found.values)))
@@ -70,7 +72,7 @@ def plane_figure(found: Plane, names: Sequence[str], path: Path) -> None:
     figure, *panels = new_figure(width * columns, height * rows, len(found.values), columns)
     for axes, (name, values) in zip(panels, found.values.items(), strict=True):
         _draw_map(axes, found, name, values)
-        _mark_models(axes, found, names, found.at_models[name])
+        _mark_models(axes, found, list(map(visible, names)), found.at_models[name])
         axes.set_title(_title(name, _kind(name), whole=True), fontsize=FONT)
         axes.set_aspect("equal")
     save_figure(figure, path)

@@ -67,7 +67,7 @@ def test_a_comparison_has_a_point_for_each_seed(drawn, tmp_path):
     assert comparison_figure(rows, "macro_f1", path, "lp_ft from b")
     assert_is_png(path)
     (axes,) = drawn[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["lp_ft  b", "$x^  c"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["lp_ft from b", "$x^ from c"]
     points = {tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
     assert points == {(0.5, 0.7), (0.4,)}
     dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
@@ -186,7 +186,7 @@ def test_learning_curves_put_stages_one_after_another(tmp_path, drawn):
     assert boundaries == [[3.5, 3.5]]
     assert [text.get_text() for text in panels["loss"].texts] == ["merge_lp", "ft"]
     legend = [text.get_text() for text in panels["validation"].get_legend().get_texts()]
-    assert legend == ["accuracy", "macro auc"]
+    assert legend == ["accuracy", "macro AUC"]
 
 
 def test_learning_curves_of_one_epoch_and_of_none(tmp_path):
