@@ -9,18 +9,18 @@ from medmerge_jax.analysis.inert import latex, visible
 from medmerge_jax.analysis.tables import UNDEFINED, Cells
 from medmerge_jax.evaluation.prediction_file import inert
 
-_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?(\s.*|%)?", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?(%| (±|to|of|\().*)?")
 """A cell that begins with a number: "0.569 ± 0.033", "3 (75 %)"."""
 
 
 def numeric(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Of each column, whether its cells are numbers, where they are not undefined.
+    """Of each column but the first, whether its cells are numbers, where they are not undefined.
 
     >>> numeric(["row", "F1"], [["ft", "0.569 ± 0.033"], ["lp", "-"]])
     [False, True]
     """
-    found = []
-    for column in range(len(head)):
+    found = [False]  # what the row is about
+    for column in range(1, len(head)):
         defined = [row[column] for row in rows if row[column] not in (UNDEFINED, "")]
         found.append(bool(defined) and all(_NUMBER.fullmatch(cell) for cell in defined))
     return found

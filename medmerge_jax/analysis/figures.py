@@ -70,7 +70,7 @@ def coefficient_heatmap(
       ValueError: There are no coefficients, or their shape is not that of n parents.
     """
     rows, paths, means = heatmap(coefficients, num_parents, parent_names)
-    figure, axes = new_figure(PAGE, 1.0 + 0.26 * len(rows))
+    figure, axes = new_figure(PAGE, 1.3 + 0.26 * len(rows))
     centre = 1 / num_parents
     reach = max(float(np.nanmax(np.abs(means - centre))), 1e-3)
     ends = {"vmin": centre - reach, "vmax": centre + reach}

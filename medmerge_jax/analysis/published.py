@@ -146,6 +146,8 @@ def _value(config: Mapping[str, Any], path: str, default: Any) -> Any:
         if not isinstance(value, Mapping) or part not in value:
             return default
         value = value[part]
+    if path == "merge_ft.options":
+        return {name: one for name, one in value.items() if one is not None}  # None: its default
     return value
 
 

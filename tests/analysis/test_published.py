@@ -44,8 +44,10 @@ def test_what_differs_is_listed_with_all_values():
     config = default_config()
     config.lp.epochs, config.batch_size, config.augmentation = 3, 8, "heavy"
     config.parents.c = "/home/ann/runs/secret/other.pth"
+    config.merge_ft.options.beta, config.merge_ft.options.alpha = None, 0.5
     config.data.root, config.checkpoint_seconds = "/home/ann/images", 1.0
     assert list(differences(recorded(config))) == [
+        ["merge_ft.options", "-", "{}", '{"alpha": 0.5}'],
         ["lp.epochs", "50", "50", "3"],
         ["batch_size", "-", "64", "8"],
         ["augmentation", "none", "none", "heavy"],
