@@ -8,7 +8,9 @@ from pathlib import Path
 
 from medmerge_jax.commands import entry
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).parents[1]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 
 CORE = """
 import sys
@@ -72,3 +74,11 @@ def test_every_other_extra_brings_the_extra_train():
     assert all(
         "medmerge-jax[train]" in extras[name] for name in ("test", "gpu", "dicom", "cluster")
     )
+
+
+def test_files_that_are_no_code_are_installed_too():
+    patterns = SETTINGS["tool"]["setuptools"]["package-data"]["*"]
+    files = [x for x in (ROOT / "medmerge_jax").rglob("*") if x.is_file() and x.suffix != ".py"]
+    kept = [file for file in files if file.parent.name != "__pycache__"]
+    assert len(kept) > 3
+    assert [x for x in kept if not any(map(x.match, patterns))] == []

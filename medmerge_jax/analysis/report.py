@@ -18,7 +18,8 @@ from medmerge_jax.weights.card import shareable
 
 _SHOWS = {
     "comparison": "A row for each line of the table, a point for each seed; a bar is mean ± "
-    "standard deviation over seeds, the line of a single run its 95 % bootstrap interval",
+    "standard deviation over seeds, the line of a single run its 95 % bootstrap interval; the "
+    "reference, if there is one, has another colour",
     "confusion_matrix": "Confusion matrix of the test images: counts, and shares of each label",
     "coefficients": "Mean weight of each convolution's kernels, from the input to the output",
     "learning_curves": "Loss, validation metrics and learning rate over the epochs of all stages",

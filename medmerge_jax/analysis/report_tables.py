@@ -24,6 +24,7 @@ from medmerge_jax.analysis.tables import (
 )
 from medmerge_jax.evaluation.metrics import confusion_matrix, titles
 from medmerge_jax.evaluation.predictions import Predictions, class_names
+from medmerge_jax.weights.card import shareable
 
 _MOST_CLASSES = 20
 """Columns of a confusion matrix."""
@@ -85,7 +86,8 @@ def _of_jobs(results: Mapping[str, Any]) -> Iterator[Table]:
     if members := _members(results):
         yield Table("Members", "", members, "members")
     if failed := results.get("failed"):
-        yield Table("Jobs that failed", "", (["job", "reason"], _pairs(failed)), "failed")
+        reasons = _pairs(shareable(failed))  # which may name files of this machine
+        yield Table("Jobs that failed", "", (["job", "reason"], reasons), "failed")
 
 
 def _statistics(results: Mapping[str, Any]) -> Iterator[Table]:

@@ -99,6 +99,21 @@ def test_classes_are_called_what_they_mean(tmp_path):
     assert dict(page.buttons)["data.csv"].startswith("split,0 none,1 mild\n")
 
 
+def test_a_report_names_no_folder_of_the_machine(tmp_path):
+    results = finished_study(tmp_path, members=3)
+    results["failed"] = {"grid/a": "/home/ann/runs/grid/a/metrics.jsonl, line 3: is no record"}
+    results["parents"] = {"b": {"source": "/home/ann/b.pth", "notes": ["of /home/ann/c/b.pth"]}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    recorded = json.loads((tmp_path / "config.json").read_text())
+    recorded["config"]["data"]["root"] = recorded["config"]["parents"]["b"] = "/home/ann/images"
+    (tmp_path / "config.json").write_text(json.dumps(recorded))
+    write_report(tmp_path)
+    source = (tmp_path / "report.html").read_text()
+    assert "metrics.jsonl, line 3" in source
+    assert "ann" not in re.sub(r'base64,[^"]*"', "", source).replace("annot", "")
+    assert str(tmp_path.parent) not in source
+
+
 def test_the_headline_takes_nothing_that_was_chosen_by_the_test_images(tmp_path):
     results = finished_study(tmp_path, members=3)
     best = {"mean": 0.99, "std": None, "values": [0.99]}
