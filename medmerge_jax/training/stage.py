@@ -64,6 +64,9 @@ class StageResult:
 def training_cost(summaries: Iterable[Mapping[str, Any]], batch_size: int) -> dict[str, Any]:
     """What stages cost together, by their summaries.
 
+    >>> training_cost([{"epochs": 2, "images": 24, "seconds": 1.5}, {"epochs": 1}], batch_size=8)
+    {'epochs': 3, 'steps': 3, 'images': 24, 'seconds': 1.5}
+
     Args:
       summaries: Of the stages, see `StageResult`.
       batch_size: Of all devices.
