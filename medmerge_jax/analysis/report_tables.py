@@ -179,16 +179,18 @@ def stage_table(
 
 
 def count_table(data: Mapping[str, Any]) -> Iterator[Table]:
-    """Images by split (rows) and class (columns), if they are known."""
+    """Images by class (rows, for there may be a hundred) and split, if they are known."""
     counts = data.get("counts", {})
     if not counts:
         return
     named = [str(name) for name in data.get("classes", [])]
     classes = list(dict.fromkeys([*named, *itertools.chain.from_iterable(counts.values())]))
-    rows = [[split, *(str(by.get(name, 0)) for name in classes)] for split, by in counts.items()]
     shown_as = shown_classes(data)
-    head = ["split", *(shown_as.get(name, name) for name in classes)]
-    yield Table("Data", "Images of each class.", (head, rows), "data")
+    rows = [
+        [shown_as.get(name, name), *(str(by.get(name, 0)) for by in counts.values())]
+        for name in classes
+    ]
+    yield Table("Data", "Images of each class.", (["class", *counts], rows), "data")
 
 
 def overlap_table(audit: Mapping[str, Any]) -> Iterator[Table]:

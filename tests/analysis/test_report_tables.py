@@ -96,7 +96,7 @@ def test_classes_are_called_what_they_mean(tmp_path):
     write_report(tmp_path)
     page = Page(tmp_path / "report.html")
     assert page.text.count("0 none") >= 4  # by class, confusion matrix twice, data
-    assert dict(page.buttons)["data.csv"].startswith("split,0 none,1 mild\n")
+    assert dict(page.buttons)["data.csv"].startswith("class,train,val,test\n0 none,30,")
 
 
 def test_a_report_names_no_folder_of_the_machine(tmp_path):
