@@ -35,7 +35,7 @@ _OF_DATA = ("data.split_by", "data.resize", "data.exclude_overlap")
 _BY_DATA = ("soup.metric", "class_weights")
 """For which FissionFusion has another value on each data set."""
 
-_VARIED = ("augmentation", "seed")
+_VARIED = ("augmentation", "seed", "ft.learning_rate")
 """Among the members of a grid."""
 
 
@@ -133,7 +133,7 @@ def _settings(config: Mapping[str, Any], grouped: bool) -> dict[str, Any]:
     settings = dict(told.settings)
     if told is FISSION_FUSION and config.get("recipe") not in ("fission_fusion", "fgg"):
         for path in _VARIED:
-            del settings[path]
+            settings.pop(path, None)
     if not (grouped and config.get("data", {}).get("kind") == "official"):
         settings.pop("data.split_by", None)
     return settings
