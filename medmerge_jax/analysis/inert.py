@@ -11,8 +11,8 @@ _LATEX = {
     "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
 }  # fmt: skip
 
-_MARKDOWN = re.compile(r"[\\|<>`\[\]*~&]|(?<!\w)_|_(?!\w)")
-"""With which Markdown or HTML begins something; an underscore inside of a word is one."""
+_MARKDOWN = re.compile(r"[\\|<>`*~&]|\](?=[(\[:])|(?<!\w)_|_(?!\w)")
+"""With which Markdown or HTML begins something; brackets of an interval begin nothing."""
 
 
 def visible(text: str) -> str:
@@ -30,6 +30,8 @@ def markdown(text: str) -> str:
 
     >>> markdown("lp_ft"), markdown("<b>|_x_")
     ('lp_ft', '\\<b\\>\\|\\_x\\_')
+    >>> markdown("0.5 [0.4, 0.6]"), markdown("[a](b)")
+    ('0.5 [0.4, 0.6]', '[a\\](b)')
     """
     return _MARKDOWN.sub(lambda found: f"\\{found[0]}", visible(text))
 

@@ -85,7 +85,7 @@ def test_the_table_of_a_terminal_is_plain(name):
         assert all(line.isprintable() for line in text.split("\n"))
         for line in text.split("\n"):
             if line.startswith("|"):
-                assert re.search(r"(?<!\\)[<`\[*]", line) is None
+                assert re.search(r"(?<!\\)([<`*]|\]\()", line) is None
 
 
 def test_columns_of_numbers_are_known():
