@@ -50,6 +50,14 @@ def events():
 
 
 @pytest.fixture(autouse=True)
+def figure_formats(request, monkeypatch):
+    """The quick tests draw PNG files alone: SVG and PDF take twice as long again."""
+    drawing = sys.modules.get("medmerge_jax.analysis.drawing")
+    if drawing is not None and request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(drawing, "FORMATS", drawing.FORMATS[:1])
+
+
+@pytest.fixture(autouse=True)
 def compiler(request):
     """The quick tests run programs that XLA's compiler optimised little: most run for a moment.
 

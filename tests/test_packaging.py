@@ -14,7 +14,8 @@ import pytest
 from medmerge_jax.commands import entry
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 
 CORE = """
 import sys
@@ -97,7 +98,11 @@ def test_the_wheel_holds_the_package_and_the_configs(tmp_path):
     held = set(zipfile.ZipFile(wheel).namelist())
     for name in ("medmerge_jax", "configs"):
         inside = "" if name == "medmerge_jax" else "medmerge_jax/"
-        files = [one for one in (source / name).rglob("*") if one.suffix in (".py", ".j2", ".toml")]
+        files = [
+            one
+            for one in (source / name).rglob("*")
+            if one.suffix in (".py", ".j2", ".toml", ".css", ".js")
+        ]
         assert files
         assert {f"{inside}{one.relative_to(source).as_posix()}" for one in files} <= held
     assert "medmerge_jax/py.typed" in held
@@ -116,3 +121,11 @@ def test_the_wheel_holds_the_package_and_the_configs(tmp_path):
     assert done.stdout.strip() == str(tmp_path / "installed" / "medmerge_jax/configs/aptos.py"), (
         done.stderr
     )
+
+
+def test_files_that_are_no_code_are_installed_too():
+    patterns = SETTINGS["tool"]["setuptools"]["package-data"]["*"]
+    files = [x for x in (ROOT / "medmerge_jax").rglob("*") if x.is_file() and x.suffix != ".py"]
+    kept = [file for file in files if file.parent.name != "__pycache__"]
+    assert len(kept) > 3
+    assert [x for x in kept if not any(map(x.match, patterns))] == []

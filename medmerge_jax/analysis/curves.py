@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit, softmax
 
-from medmerge_jax.analysis.figures import new_figure, save_figure
+from medmerge_jax.analysis.drawing import (
+    COLUMN,
+    FONT,
+    PAGE,
+    colour,
+    dashes,
+    new_figure,
+    save_figure,
+)
 from medmerge_jax.evaluation.metrics import METRICS, calibration_bins
 from medmerge_jax.evaluation.predictions import Predictions
 from medmerge_jax.evaluation.statistics import cooled, roc, tasks
+from medmerge_jax.runtime.inert import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,20 +44,20 @@ def threshold_curves(predictions: Predictions, path: Path) -> bool:
     drawn = [(task, curve) for task, curve in found if curve is not None][:_MOST_CURVES]
     if not drawn:
         return False
-    figure, left, right = new_figure(9.0, 4.2, 2, 2)
+    figure, left, right = new_figure(PAGE, 3.1 + 0.16 * len(drawn), 2, 2)
     for number, (task, curve) in enumerate(drawn):
         one = Predictions(task.scores[:, None], task.positive[:, None].astype(float), True)
         auc, precision = METRICS["macro_auc"](one), METRICS["average_precision"](one)
-        colour = f"C{number % 10}"
+        line = {"color": colour(number), "linestyle": dashes(number)}
         left.step(
-            curve.false_positives, curve.true_positives, where="post", color=colour,
-            label=_named(f"{task.name}  {auc:.3f}"),
+            curve.false_positives, curve.true_positives, where="post", **line,
+            label=_named(f"{visible(task.name)}  {auc:.3f}"),
         )  # fmt: skip
         right.step(
-            curve.true_positives, curve.precision, where="pre", color=colour,
-            label=_named(f"{task.name}  {precision:.3f}"),
+            curve.true_positives, curve.precision, where="pre", **line,
+            label=_named(f"{visible(task.name)}  {precision:.3f}"),
         )  # fmt: skip
-        right.axhline(task.positive.mean(), color=colour, linestyle=":", linewidth=0.8)
+        right.axhline(task.positive.mean(), color=colour(number), linestyle=":", linewidth=0.8)
     left.plot([0, 1], [0, 1], ":", color="grey", linewidth=0.8)
     for axes, across, along, title in (
         (left, "1 − specificity", "sensitivity", "area under the curve"),
@@ -60,7 +69,7 @@ def threshold_curves(predictions: Predictions, path: Path) -> bool:
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
-        axes.legend(fontsize=8, title=title, title_fontsize=8, **place)
+        axes.legend(fontsize=FONT, title=title, title_fontsize=FONT, **place)
     save_figure(figure, path)
     return True
 
@@ -75,24 +84,24 @@ def reliability_diagram(predictions: Predictions, heat: float | None, path: Path
       heat: See `statistics.temperature`; None: there is none.
       path: The PNG file.
     """
-    figure, above, below = new_figure(4.6, 5.6, 2)
+    figure, above, below = new_figure(COLUMN, 4.4, 2)
     above.plot([0, 1], [0, 1], ":", color="grey", linewidth=0.8)
-    _draw_reliability(above, below, predictions, "as trained", "C0", -1)
+    _draw_reliability(above, below, predictions, "as trained", colour(0), -1)
     if heat is not None:
         label = f"temperature {heat:.3g}"
-        _draw_reliability(above, below, cooled(predictions, heat), label, "C1", 1)
+        _draw_reliability(above, below, cooled(predictions, heat), label, colour(1), 1)
     above.set_ylabel("share that is right")
     below.set_ylabel("predictions")
     below.set_xlabel("confidence")
     for axes in (above, below):
         axes.set_xlim(0, 1)
         axes.grid(alpha=0.3)
-    above.legend(fontsize=8, loc="upper left")
+    above.legend(fontsize=FONT, loc="upper left")
     save_figure(figure, path)
 
 
 def _draw_reliability(
-    above: "Axes", below: "Axes", predictions: Predictions, label: str, colour: str, side: int
+    above: "Axes", below: "Axes", predictions: Predictions, label: str, shade: str, side: int
 ) -> None:
     """A point where each bin's mean confidence is, and a bar for how many are in it."""
     if predictions.multilabel:
@@ -105,10 +114,10 @@ def _draw_reliability(
     counts = bins.sum(axis=0)
     there = counts > 0
     means = [(bins * of[:, None]).sum(axis=0)[there] / counts[there] for of in (confidence, right)]
-    above.plot(*means, marker="o", markersize=4, color=colour, label=label)
+    above.plot(*means, marker="o", markersize=4, color=shade, label=label)
     width = 1 / len(counts)
     middles = (np.arange(len(counts)) + 0.5) * width
-    below.bar(middles + side * width / 5, counts, 0.38 * width, color=colour)
+    below.bar(middles + side * width / 5, counts, 0.38 * width, color=shade)
 
 
 def _named(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG files. Drawn with matplotlib's `Figure` alone: no pyplot, no display."""
+"""Figures of a run. Drawn with matplotlib's `Figure` alone: no pyplot, no display."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medmerge_jax.evaluation.metrics import METRICS
+from medmerge_jax.analysis.drawing import (
+    COLUMN,
+    FONT,
+    PAGE,
+    colour,
+    new_figure,
+    save_figure,
+)
+from medmerge_jax.evaluation.metrics import METRICS, titles
 from medmerge_jax.merging.trees import network_order
+from medmerge_jax.runtime.inert import visible
 from medmerge_jax.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Coefficients = Mapping[str, np.ndarray]
 """Coefficients by path of the convolution's kernel."""
@@ -41,6 +49,7 @@ def coefficient_heatmap(
     *,
     num_parents: int = 2,
     parent_names: Sequence[str] = (),
+    formats: Sequence[str] = (),
 ) -> None:
     """Draws MedMerge's depth-wise heat map: a cell per convolution, a row per target.
 
@@ -55,31 +64,33 @@ def coefficient_heatmap(
       path: The PNG file.
       num_parents: n.
       parent_names: n names, in merging order.
+      formats: See `drawing.save_figure`.
 
     Raises:
       ValueError: There are no coefficients, or their shape is not that of n parents.
     """
     rows, paths, means = heatmap(coefficients, num_parents, parent_names)
-    figure, axes = new_figure(max(6.0, 2.5 + 0.14 * len(paths)), 2.0 + 0.35 * len(rows))
+    figure, axes = new_figure(PAGE, 1.3 + 0.26 * len(rows))
     centre = 1 / num_parents
     reach = max(float(np.nanmax(np.abs(means - centre))), 1e-3)
     ends = {"vmin": centre - reach, "vmax": centre + reach}
     image = axes.imshow(means, cmap="RdBu", **ends, aspect="auto", interpolation="none")
     axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
-    axes.set_yticks(range(len(rows)), rows, parse_math=False)
+    axes.set_yticks(range(len(rows)), list(map(visible, rows)), parse_math=False)
     blocks = _blocks(paths)
     middles = [(columns[0] + columns[-1]) / 2 for _, columns in blocks]
     names = [name for name, _ in blocks]
-    axes.set_xticks(middles, names, rotation=40, ha="right", fontsize=8, parse_math=False)
+    axes.set_xticks(middles, names, rotation=40, ha="right", parse_math=False)
     for _, columns in blocks[1:]:
         axes.axvline(columns[0] - 0.5, color="black", linewidth=0.6)
     axes.set_xlabel("convolutions, from the input to the output")
-    label = f"mean weight of {parent_names[0] if parent_names else 'parent b'}"
+    label = visible(f"mean weight of {parent_names[0] if parent_names else 'parent b'}")
     if num_parents > 2:
         label = "mean weight"
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label(label, fontsize=8, parse_math=False)
-    save_figure(figure, path)
+    bar.set_label(label, parse_math=False, fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
+    save_figure(figure, path, formats)
 
 
 def heatmap(
@@ -109,7 +120,9 @@ def heatmap(
     return labels, paths, np.array(rows)
 
 
-def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def learning_curves(
+    records: Sequence[Mapping[str, Any]], path: Path, formats: Sequence[str] = ()
+) -> None:
     """Draws loss, validation metrics, learning rate and, if any, coefficients over epochs.
 
     Of the metrics those that tables compare, and any that are not in `METRICS`. Stages stand one
@@ -119,6 +132,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
       records: Lines of metrics.jsonl: "stage", "epoch" and numbers or None. Without any, nothing
         is written.
       path: The PNG file.
+      formats: See `drawing.save_figure`.
     """
     if not records:
         return
@@ -134,24 +148,27 @@ def learning_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         "coefficients": [name for name in ("coefficient_mean",) if name in names],
     }
     panels = {title: series for title, series in panels.items() if series}
-    figure, *all_axes = new_figure(8.0, 0.6 + 2.1 * max(1, len(panels)), len(panels))
+    figure, *all_axes = new_figure(PAGE, 0.5 + 1.5 * max(1, len(panels)), len(panels))
     for axes, (title, series) in zip(all_axes, panels.items(), strict=True):
         axes.set_ylabel(title)
         _draw_series(axes, ordered, series, title)
         _mark_stages(axes, ordered, stages if axes is all_axes[0] else None)
     if panels:
         axes.set_xlabel("epoch, counted over stages")
-    save_figure(figure, path)
+    save_figure(figure, path, formats)
 
 
 def comparison_figure(
     rows: Sequence[Mapping[str, Any]], metric: str, path: Path, reference: str = ""
 ) -> bool:
-    """Draws a metric of all rows of a study: a point for each seed, a bar of mean ± deviation.
+    """Draws a metric of all rows of a study: a point for each seed, and how certain their mean is.
+
+    A bar is mean ± standard deviation over seeds; of a single run a line is the 95 % bootstrap
+    interval over test images, where it is known.
 
     Args:
       rows: `{"recipe", "start", metric: {"mean", "std", "values"} or None, ...}`, as in
-        results.json.
+        results.json; of a single run also "low" and "high".
       metric: Name of one of `METRICS`.
       path: The PNG file.
       reference: "RECIPE from START" of the row whose mean is a dotted line; "": there is none.
@@ -162,19 +179,14 @@ def comparison_figure(
     drawn = [row for row in rows if row.get(metric)]
     if not drawn:
         return False
-    figure, axes = new_figure(7.0, 0.9 + 0.28 * len(drawn))
+    figure, axes = new_figure(PAGE, 0.6 + 0.22 * len(drawn))
     for place, row in enumerate(drawn):
-        found, colour = row[metric], "C0"
-        if f"{row['recipe']} from {row['start']}" == reference:
-            colour = "C1"
-            axes.axvline(found["mean"], linestyle=":", color=colour, linewidth=1.0)
-        if found["std"] is not None:
-            ends = found["mean"] - found["std"], found["mean"] + found["std"]
-            axes.plot(ends, [place, place], color=colour, linewidth=4, alpha=0.35)
-        axes.plot(found["mean"], place, "|", color=colour, markersize=11, markeredgewidth=2)
-        axes.plot(found["values"], [place] * len(found["values"]), "o", color=colour, markersize=4)
-    labels = [f"{row['recipe']}  {row['start']}" for row in drawn]
-    axes.set_yticks(range(len(drawn)), labels, fontsize=8, parse_math=False)
+        is_reference = f"{row['recipe']} from {row['start']}" == reference
+        _draw_row(axes, place, row[metric], colour(int(is_reference)))
+        if is_reference:
+            axes.axvline(row[metric]["mean"], linestyle=":", color=colour(1), linewidth=1.0)
+    labels = [visible(f"{row['recipe']} from {row['start']}") for row in drawn]
+    axes.set_yticks(range(len(drawn)), labels, parse_math=False)
     axes.set_ylim(len(drawn) - 0.5, -0.5)
     entry = METRICS.get(metric)
     title = (entry.title if entry else "") or metric.replace("_", " ")
@@ -184,28 +196,49 @@ def comparison_figure(
     return True
 
 
-def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Draws counts, coloured by the share of each true class.
+def _draw_row(axes: "Axes", place: int, found: Mapping[str, Any], shade: str) -> None:
+    if found["std"] is not None:
+        ends = found["mean"] - found["std"], found["mean"] + found["std"]
+        axes.plot(ends, [place] * 2, color=shade, linewidth=5, alpha=0.35, solid_capstyle="butt")
+    elif found.get("low") is not None:
+        axes.plot([found["low"], found["high"]], [place] * 2, color=shade, linewidth=1)
+    axes.plot(found["mean"], place, "|", color=shade, markersize=10, markeredgewidth=1.5)
+    axes.plot(found["values"], [place] * len(found["values"]), "o", color=shade, markersize=3.5)
+
+
+def confusion_matrix_figure(
+    matrix: np.ndarray, classes: Sequence[str], path: Path, formats: Sequence[str] = ()
+) -> None:
+    """Draws counts and shares of each true class, coloured by the share.
 
     Args:
       matrix: (classes, classes) counts, row the label and column the prediction.
       classes: Their names.
       path: The PNG file.
+      formats: See `drawing.save_figure`.
     """
-    side = min(14.0, 3.0 + 0.5 * len(classes)) + 0.06 * max(map(len, classes))
-    figure, axes = new_figure(side + 1.0, side)
+    classes = [visible(name) for name in classes]
+    numbers = len(classes) <= _MOST_CLASSES_WITH_NUMBERS
+    side = min(14.0, 1.2 + (0.42 if numbers else 0.16) * len(classes))
+    width = side + 0.05 * max(map(len, classes)) + 0.7
+    figure, axes = new_figure(max(COLUMN, width), max(2.4, width - 0.7))
     share = matrix / np.maximum(np.sum(matrix, axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", parse_math=False)
     axes.set_yticks(range(len(classes)), classes, parse_math=False)
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
-    if len(classes) <= _MOST_CLASSES_WITH_NUMBERS:
+    if numbers:
         for (row, column), count in np.ndenumerate(matrix):
-            colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    figure.colorbar(image, ax=axes, label="share of label", fraction=0.046)
-    save_figure(figure, path)
+            of_label = share[row, column]
+            axes.text(
+                column, row, f"{count}\n{of_label:.0%}", ha="center", va="center", fontsize=FONT,
+                color="white" if of_label > 0.5 else "black",
+            )  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, fraction=0.046)
+    bar.set_label("share of label", fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
+    save_figure(figure, path, formats)
 
 
 def _parent_means(path: str, value: np.ndarray, num_parents: int) -> np.ndarray:
@@ -239,18 +272,21 @@ def _draw_series(
     # Gaps between stages: a curve must not join two different things that are trained.
     for number, name in enumerate(series):
         values = _column(records, name)
-        label = name.removeprefix("val_") if title == "validation" else name
+        bare = name.removeprefix("val_")
+        label = titles().get(bare, bare) if title == "validation" else name
         for part in _stage_slices(records):
-            axes.plot(epochs[part], values[part], color=f"C{number}", marker=".", markersize=4)
+            axes.plot(epochs[part], values[part], color=colour(number), marker=".", markersize=4)
         axes.lines[-1].set_label(label.replace("_", " "))
     if title == "coefficients" and all("coefficient_min" in r for r in records if series[0] in r):
         low, high = _column(records, "coefficient_min"), _column(records, "coefficient_max")
-        axes.fill_between(epochs, low, high, alpha=0.2, linewidth=0, label="minimum to maximum")
+        axes.fill_between(
+            epochs, low, high, color=colour(0), alpha=0.2, linewidth=0, label="minimum to maximum"
+        )
     if title == "learning rate":
         axes.set_yscale("log" if np.any(_column(records, series[0]) > 0) else "linear")
     else:
         # Beside the panel, where it covers no curve.
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.legend(fontsize=FONT, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.grid(alpha=0.3)
 
 
@@ -271,28 +307,12 @@ def _mark_stages(
             axes.axvline(part.start + 0.5, color="grey", linestyle="--", linewidth=0.8)
         if names:
             middle, above = (part.start + part.stop) / 2 + 0.5, axes.get_xaxis_transform()
-            text = axes.text(middle, 1.02, names[index], transform=above, ha="center", fontsize=9)
+            text = axes.text(
+                middle, 1.02, names[index], transform=above, ha="center", fontsize=FONT
+            )
             text.set_parse_math(False)
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """NaN where there is no number."""
     return np.array([record.get(name) for record in records], np.float64)
-
-
-def new_figure(width: float, height: float, panels: int = 1, columns: int = 1) -> list[Any]:
-    """A figure, sizes in inches, and its axes: below each other, or row by row in columns.
-
-    matplotlib takes a second to import, so it waits until here.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    rows = -(-panels // columns)
-    return [figure, *(figure.add_subplot(rows, columns, one + 1) for one in range(panels))]
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Writes a PNG file; atomic."""
-    # "tight", because the constrained layout cuts off titles beside long names of classes.
-    write_atomically(path, lambda file: figure.savefig(file, format="png", bbox_inches="tight"))

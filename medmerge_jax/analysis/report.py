@@ -1,46 +1,58 @@
-"""A run or a comparison as one HTML file, with its figures inside."""
+"""A run, a comparison or a study as one HTML file, with its figures inside."""
 
 import base64
+import hashlib
 import importlib.resources
-import itertools
 import json
-import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from medmerge_jax.analysis.tables import (
-    Cells,
-    calibration_cells,
-    class_cells,
-    comparison_cells,
-    comparison_title,
-    differences_cells,
-    differences_title,
-    interval_cells,
-    metric_cells,
-    threshold_cells,
-)
-from medmerge_jax.evaluation.metrics import METRICS, titles
+from medmerge_jax.analysis import report_tables as tables
+from medmerge_jax.analysis.drawing import CSS_PIXELS, FORMATS
+from medmerge_jax.analysis.headline import facts, headline, title_of
+from medmerge_jax.evaluation.predictions import Predictions
+from medmerge_jax.runtime.inert import visible
 from medmerge_jax.storage.atomic import read_json, write_text
 from medmerge_jax.weights.card import shareable
 
-_FIRST = "comparison"
-"""The figure that stands at the top."""
+_SHOWS = {
+    "comparison": "A row for each line of the table, a point for each seed; a bar is mean ± "
+    "standard deviation over seeds, the line of a single run its 95 % bootstrap interval; the "
+    "reference, if there is one, has another colour",
+    "confusion_matrix": "Confusion matrix of the test images: counts, and shares of each label",
+    "coefficients": "Mean weight of each convolution's kernels, from the input to the output",
+    "learning_curves": "Loss, validation metrics and learning rate over the epochs of all stages",
+    "threshold_curves": "Sensitivity over 1 − specificity, and precision over sensitivity",
+    "reliability": "How often predictions of a confidence are right",
+}
+"""What figures show, in words and in the order of the report; others come after them."""
 
-_FIGURES = (
-    *("coefficients", "learning_curves", "confusion_matrix"),
-    *("threshold_curves", "reliability"),
-)
-"""What stands first, in this order."""
+
+class Drawn(NamedTuple):
+    """A figure of the report.
+
+    Attributes:
+      title: Above it.
+      shows: What it shows, for those who do not see it too.
+      image: Base64 of its PNG.
+      width: Of CSS pixels, at which its text has the size of the report's; 0: not known.
+      files: Where it also is, below the folder of the report.
+    """
+
+    title: str
+    shows: str
+    image: str
+    width: int
+    files: str
 
 
 def write_report(run_directory: Path) -> None:
     """Writes report.html of a run directory: self-contained, loads nothing from anywhere.
 
-    It shows what there is of results.json (of a run or a comparison), config.json, metrics.jsonl,
-    data_audit.json and figures/*.png; of a comparison also the coefficients of the first seed of
-    its runs. Missing files leave out their part.
+    It shows what there is of results.json (of a run or a study), config.json, metrics.jsonl,
+    data_audit.json, predictions.npz and figures/*.png; of a comparison also the coefficients of
+    the first seed of its runs. Missing files leave out their part.
 
     Args:
       run_directory: Where these files are and report.html goes.
@@ -50,205 +62,71 @@ def write_report(run_directory: Path) -> None:
     """
     import jinja2
 
-    results = _read_json(run_directory / "results.json")
-    config = _read_json(run_directory / "config.json")
-    audit = _read_json(run_directory / "data_audit.json")
-    template = importlib.resources.files("medmerge_jax.analysis").joinpath("report.html.j2")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # What is escaped already, as by the filter "e", keeps its lines.
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     try:
-        text = environment.from_string(template.read_text(encoding="utf-8")).render(
-            title=_title(results, run_directory),
-            headline=headline(results),
-            first=_embedded(run_directory / "figures" / f"{_FIRST}.png"),
-            facts=_facts(results),
-            comparison=comparison_cells(results["table"]) if "table" in results else None,
-            comparison_title=comparison_title(results),
-            further={
-                name: comparison_cells(rows)
-                for name, rows in results.get("evaluate_on", {}).items()
-                if "table" in results
-            },
-            differences=_differences(results.get("differences")),
-            explanations=list(results.get("explanations", {}).items()),
-            members=_members(results),
-            failed=list(results.get("failed", {}).items()),
-            metrics=None if "table" in results else metric_cells(results),
-            statistics=list(_statistics(results)),
-            stages=_stages(results, _read_lines(run_directory / "metrics.jsonl")),
-            counts=_counts(results.get("data", {})),
-            notes=audit.get("notes", []),
-            audit=audit.get("summary", []),
-            overlaps=_overlaps(audit) if audit else None,
-            parents=_parents(shareable(results.get("parents", {}), "parents")),
-            figures=_figures(run_directory, "table" in results),
-            versions=results.get("versions", config.get("versions", {})),
-            config=json.dumps(shareable(config.get("config", config)), indent=2) if config else "",
-        )
+        template = environment.from_string(_own("report.html.j2"))
+        text = template.render(**_look(), **_content(run_directory))
     except jinja2.TemplateError as error:
         raise ValueError(str(error)) from error
-
     write_text(run_directory / "report.html", text)
 
 
-def _statistics(results: Mapping[str, Any]) -> Iterator[tuple[str, Cells]]:
-    """Title and table of each part; runs of an earlier version have none."""
-    told = results.get("statistics")
-    if not told:
+def _look() -> dict[str, str]:
+    """Style and script, and the hash by which a browser knows that it may run this one alone."""
+    script = _own("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"style": _own("report.css"), "script": script, "script_hash": digest}
+
+
+def _own(name: str) -> str:
+    file = importlib.resources.files("medmerge_jax.analysis").joinpath(name)
+    return file.read_text(encoding="utf-8")
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """What the template is filled with."""
+    results = _read_json(folder / "results.json")
+    recorded = _read_json(folder / "config.json")
+    audit = _read_json(folder / "data_audit.json")
+    config = recorded.get("config", recorded)
+    figures = list(_figures(folder, is_study="table" in results))
+    outcome = [*tables.result_tables(results), *_confusion(folder, results)]
+    return {
+        "title": title_of(results, folder.name),
+        "headline": headline(results),
+        "first": figures[:1] if results else [],
+        "figures": figures[1:] if results else figures,
+        "facts": facts(results, config, audit),
+        "results": outcome + list(tables.stage_table(results, _read_lines(folder))),
+        "parents": _parents(shareable(results.get("parents", {}), "parents")),
+        "data": list(tables.count_table(results.get("data", {}))),
+        "notes": audit.get("notes", []),
+        "audit": audit.get("summary", []),
+        "overlaps": list(tables.overlap_table(audit)),
+        "published": list(tables.published_table(config, bool(audit.get("groups")))),
+        "config": json.dumps(shareable(config), indent=2, ensure_ascii=False) if config else "",
+        "fingerprint": results.get("data", {}).get("fingerprint", ""),
+        "cost": list(tables.cost_table(results)),
+        "versions": list(
+            tables.version_table(results.get("versions", recorded.get("versions", {})))
+        ),
+    }
+
+
+def _confusion(folder: Path, results: Mapping[str, Any]) -> Iterator[tables.Table]:
+    path = folder / "predictions.npz"
+    if "table" in results or not path.exists():
         return
-    yield "How certain the test results are", interval_cells(results)
-    yield "By class (test)", class_cells(told["per_class"])
-    yield "At thresholds of the validation images (test)", threshold_cells(told["thresholds"])
-    yield "Calibration", calibration_cells(told["calibration"])
-    if told["by_group"] is not None:
-        yield "By group: mean probabilities of its images", metric_cells({"test": told["by_group"]})
-
-
-def _differences(found: Mapping[str, Any] | None) -> tuple[str, Any] | None:
-    return (differences_title(found), differences_cells(found)) if found else None
-
-
-def _members(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """The single models of a study: what they cost, and the metric that ranks them."""
-    members, metric = results.get("members", {}), results.get("metric", "")
-    done = {name: one for name, one in members.items() if "error" not in one}
-    if not done:
-        return None
-    title = titles().get(metric, metric)
-    rows = [
-        [name, str(one["epochs"]), f"{one['seconds']:.0f}"]
-        + [str(_shown(one[split].get(metric))) for split in ("val", "test")]
-        for name, one in done.items()
-    ]
-    return ["member", "epochs", "seconds", f"{title}, val", f"{title}, test"], rows
-
-
-def _title(results: Mapping[str, Any], run_directory: Path) -> str:
-    name = results.get("data", {}).get("name", run_directory.name)
-    recipe = results.get("recipe")
-    if recipe is None:
-        return f"{name}: no results yet"
-    return f"{name}: {'comparison' if recipe == 'compare' else recipe.replace('_', ' ')}"
-
-
-def headline(results: Mapping[str, Any]) -> str:
-    """What came out, in a sentence; empty where that is not known."""
-    data, told = results.get("data", {}), results.get("statistics")
-    if "table" in results:
-        return _best_row(results)
-    name = "macro_f1" if results.get("test", {}).get("macro_f1") is not None else "accuracy"
-    value = results.get("test", {}).get(name)
-    if value is None:
-        return ""
-    interval = (told or {}).get("intervals", {}).get(name)
-    within = f" (95 % interval {interval['low']:.3f} to {interval['high']:.3f})" if interval else ""
-    images = results["test"].get("num_examples")
-    on = f" on {images} test images" if images else ""
-    return (
-        f"{results.get('recipe', '')} from {results.get('start', '')}: "
-        f"{titles().get(name, name)} {value:.3f}{within}{on} of {data.get('name', '')}."
-    )
-
-
-def _best_row(results: Mapping[str, Any]) -> str:
-    """The row of the best mean, and whether it can be told from the reference."""
-    differences = results.get("differences") or {}
-    metric = differences.get("metric") or results.get("metric") or "macro_f1"
-    rows = [row for row in results["table"] if row.get(metric)]
-    entry = METRICS.get(metric)
-    if not rows or entry is None:
-        return ""
-    sign = 1 if entry.higher_is_better else -1
-    best = max(rows, key=lambda row: sign * row[metric]["mean"])
-    named, title = f"{best['recipe']} from {best['start']}", titles()[metric]
-    what = f"has the best {title} of the test images"
-    text = f"Of {len(rows)} rows {named} {what}, {_mean_of(best[metric])}"
-    if named == differences.get("reference"):
-        return f"{text}: it is the reference itself."
-    for row in differences.get("rows", ()):
-        found = row.get(metric)
-        if (row["recipe"], row["start"]) == (best["recipe"], best["start"]) and found:
-            apart = found["low"] > 0 or found["high"] < 0
-            verdict = "told apart from" if apart else "not told apart from"
-            return (
-                f"{text}; it is {verdict} the reference {differences['reference']}, "
-                f"{found['difference']:+.3f} (95 % interval {found['low']:+.3f} to "
-                f"{found['high']:+.3f})."
-            )
-    return f"{text}."
-
-
-def _mean_of(found: Mapping[str, Any]) -> str:
-    if found.get("std") is None:
-        return f"{found['mean']:.3f}"
-    return f"{found['mean']:.3f} ± {found['std']:.3f} over {len(found['values'])} seeds"
-
-
-def _facts(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    names = ("recipe", "start", "architecture", "seed", "seeds", "wall_seconds")
-    facts = [(name.replace("_", " "), results[name]) for name in names if name in results]
-    fingerprint = results.get("data", {}).get("fingerprint")
-    return [*facts, ("data fingerprint", fingerprint)] if fingerprint else facts
-
-
-def _stages(
-    results: Mapping[str, Any], records: list[dict[str, Any]]
-) -> tuple[list[str], list[list[Any]]] | None:
-    """A table of the stages, each with its median throughput."""
-    stages = results.get("stages", [])
-    if not stages:
-        return None
-    names = list(dict.fromkeys(name for stage in stages for name in stage))
-    rows = []
-    for stage in stages:
-        speeds = [
-            record["images_per_second"]
-            for record in records
-            if record.get("stage") == stage.get("name") and record.get("images_per_second")
-        ]
-        values = {**stage}
-        if speeds:
-            values.setdefault("images_per_second", round(statistics.median(speeds), 1))
-        rows.append(values)
-    if any("images_per_second" in row for row in rows) and "images_per_second" not in names:
-        names.append("images_per_second")
-    cells = [[_shown(row.get(name)) for name in names] for row in rows]
-    return [name.replace("_", " ") for name in names], cells
-
-
-def _shown(value: Any) -> Any:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else value
-
-
-def _counts(data: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]] | None:
-    """Images by split (rows) and class (columns)."""
-    counts = data.get("counts", {})
-    if not counts:
-        return None
-    named = [str(name) for name in data.get("classes", [])]
-    classes = list(dict.fromkeys([*named, *itertools.chain.from_iterable(counts.values())]))
-    rows = [[split, *(by.get(name, 0) for name in classes)] for split, by in counts.items()]
-    return ["split", *classes], rows
-
-
-def _overlaps(audit: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """What is in two places: groups, images of two splits, images of a parent's training."""
-    groups = audit["groups"] or {"by_splits": {}}
-    rows = [[f"groups in {places}", count, "", ""] for places, count in groups["by_splits"].items()]
-    shared = [(f"{pair['of']} images in {pair['in']}", pair) for pair in audit["duplicates"]]
-    for parent, parts in audit["parents"].items():
-        shared += [
-            (f"{split} images that parent {parent} was trained on", part)
-            for split, part in (parts or {}).items()
-            if isinstance(part, Mapping)
-        ]
-    for title, part in shared:
-        examples = ", ".join(" = ".join(pair) for pair in part["examples"])
-        rows.append([title, part["images"], part["exact"], examples])
-    return ["in two places", "number", "of equal pixels", "such as"], rows
+    table = tables.confusion_table(Predictions.load(path), results.get("data", {}))
+    if table is not None:
+        yield table
 
 
 def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -261,27 +139,31 @@ def _parents(parents: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return lines
 
 
-def _figures(run_directory: Path, is_comparison: bool) -> list[tuple[str, str]]:
-    """(caption, base64 of the PNG) of each figure."""
-    own = {path.stem: path for path in sorted((run_directory / "figures").glob("*.png"))}
-    own.pop(_FIRST, None)
-    names = [name for name in _FIGURES if name in own]
-    names += [name for name in own if name not in names]
-    paths = {name.replace("_", " "): own[name] for name in names}
-    if is_comparison:
-        drawn = run_directory.glob("*/seed*/figures/coefficients.png")
-        runs = {(path.parts[-4], len(path.parts[-3]), path.parts[-3]): path for path in drawn}
+def _figures(folder: Path, *, is_study: bool) -> Iterator[Drawn]:
+    """Those of the folder, the one that opens the report first, and those of a study's runs."""
+    own = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
+    names = [name for name in _SHOWS if name in own]
+    for name in [*names, *(name for name in own if name not in names)]:
+        title = name.replace("_", " ").capitalize()
+        yield _drawn(folder, own[name], title, _SHOWS.get(name, title))
+    if is_study:
+        found = folder.glob("*/seed*/figures/coefficients.png")
+        runs = {(path.parts[-4], len(path.parts[-3]), path.parts[-3]): path for path in found}
+        firsts: dict[str, Path] = {}
         for (name, *_), path in sorted(runs.items()):  # seed2 goes before seed10
-            paths.setdefault(f"coefficients of {name}", path)
-    return [(name, _embedded(path)) for name, path in paths.items()]
+            firsts.setdefault(name, path)
+        for name, path in firsts.items():
+            title = f"Coefficients of {name}"
+            yield _drawn(folder, path, title, f"{title}: {_SHOWS['coefficients'].lower()}")
 
 
-def _embedded(path: Path) -> str:
-    """Base64 of a file; "" where there is none."""
-    try:
-        return base64.b64encode(path.read_bytes()).decode()
-    except FileNotFoundError:
-        return ""
+def _drawn(folder: Path, path: Path, title: str, shows: str) -> Drawn:
+    content = path.read_bytes()
+    pixels = int.from_bytes(content[16:20]) if content[:4] == b"\x89PNG" else 0
+    files = [path.with_suffix(f".{name}") for name in FORMATS[1:]]
+    there = [str(file.relative_to(folder)) for file in files if file.exists()]
+    width = round(pixels * CSS_PIXELS)
+    return Drawn(title, shows, base64.b64encode(content).decode(), width, " and ".join(there))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -293,10 +175,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a .jsonl file."""
+def _read_lines(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
     try:
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        lines = (folder / "metrics.jsonl").read_text(errors="replace").splitlines(keepends=True)
     except OSError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medmerge_jax.analysis.report import headline
+from medmerge_jax.analysis.headline import headline
 from medmerge_jax.analysis.tables import Cells, results_text
 from medmerge_jax.analysis.terminal import sections, terminal_text
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medmerge_jax.analysis.figures import new_figure, save_figure
+from medmerge_jax.analysis.drawing import FONT, PAGE, colour, new_figure, save_figure
 from medmerge_jax.analysis.surfaces import RECALIBRATED, Plane, Segment
+from medmerge_jax.runtime.inert import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,23 +30,24 @@ def segment_figure(found: Segment, names: Sequence[str], path: Path) -> None:
       names: Of the two models.
       path: The PNG file.
     """
+    names = list(map(visible, names))
     numbers = list(dict.fromkeys(map(_kind, found.values)))
-    figure, *panels = new_figure(7.0, 0.6 + 2.6 * len(numbers), len(numbers))
+    figure, *panels = new_figure(PAGE, 0.5 + 2.0 * len(numbers), len(numbers))
     splits = list(dict.fromkeys(map(_split, found.values)))
     for axes, number in zip(panels, numbers, strict=True):
         for name, values in found.values.items():
             if _kind(name) != number:
                 continue
             dashed = "--" if name.startswith(RECALIBRATED) else "-"
-            colour = f"C{splits.index(_split(name))}"
+            shade = colour(splits.index(_split(name)))
             axes.plot(
-                found.shares, values, dashed, color=colour, marker=".", markersize=4,
+                found.shares, values, dashed, color=shade, marker=".", markersize=4,
                 label=_title(name, number),
             )  # fmt: skip
             if number == "loss":
-                axes.plot([0, 1], values[[0, -1]], ":", color=colour, linewidth=0.8)
+                axes.plot([0, 1], values[[0, -1]], ":", color=shade, linewidth=0.8)
         axes.set_ylabel(number.replace("_", " "))
-        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.legend(fontsize=FONT, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         axes.grid(alpha=0.3)
         for end in (0, 1):
             axes.axvline(end, color="black", linewidth=0.8)
@@ -65,12 +67,13 @@ def plane_figure(found: Plane, names: Sequence[str], path: Path) -> None:
     """
     columns = min(2, len(found.values))
     rows = -(-len(found.values) // columns)
-    height = 0.8 + 4.0 * float(np.ptp(found.y) / np.ptp(found.x))  # lengths are equal both ways
-    figure, *panels = new_figure(5.4 * columns, height * rows, len(found.values), columns)
+    width = PAGE / 2
+    height = 0.6 + 0.75 * width * float(np.ptp(found.y) / np.ptp(found.x))  # lengths are equal
+    figure, *panels = new_figure(width * columns, height * rows, len(found.values), columns)
     for axes, (name, values) in zip(panels, found.values.items(), strict=True):
         _draw_map(axes, found, name, values)
-        _mark_models(axes, found, names, found.at_models[name])
-        axes.set_title(_title(name, _kind(name), whole=True), fontsize=9)
+        _mark_models(axes, found, list(map(visible, names)), found.at_models[name])
+        axes.set_title(_title(name, _kind(name), whole=True), fontsize=FONT)
         axes.set_aspect("equal")
     save_figure(figure, path)
 
@@ -83,7 +86,7 @@ def _mark_models(axes: "Axes", found: Plane, names: Sequence[str], values: np.nd
     ):
         axes.plot(*corner, "o", color="white", markeredgecolor="black", markersize=6)
         axes.annotate(
-            f"{name} {value:.3g}", tuple(corner), away, textcoords="offset points", fontsize=7,
+            f"{name} {value:.3g}", tuple(corner), away, textcoords="offset points", fontsize=FONT,
             ha=across, va=along, parse_math=False,
             bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
         )  # fmt: skip
@@ -105,7 +108,8 @@ def _draw_map(axes: "Axes", found: Plane, name: str, values: np.ndarray) -> None
     masked = np.ma.masked_invalid(values)
     filled = axes.contourf(found.x, found.y, masked, levels, cmap="viridis", extend=beyond)
     axes.contour(found.x, found.y, masked, levels[::3], colors="black", linewidths=0.3)
-    axes.figure.colorbar(filled, ax=axes, fraction=0.046, pad=0.02, format="%.3g")
+    bar = axes.figure.colorbar(filled, ax=axes, fraction=0.046, pad=0.02, format="%.3g")
+    bar.ax.tick_params(labelsize=FONT)
 
 
 def _split(name: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medmerge_jax.evaluation.metrics import METRICS, titles
+from medmerge_jax.runtime.inert import markdown, visible
 
 UNDEFINED = "-"
 
@@ -60,8 +61,8 @@ def differences_table(found: Mapping[str, Any]) -> str:
 def differences_title(found: Mapping[str, Any]) -> str:
     """What the table of differences shows."""
     return (
-        f"Difference to {found['reference']} on the same seeds and test images, paired bootstrap "
-        "over both"
+        f"Difference to {visible(found['reference'])} on the same seeds and test images, paired "
+        "bootstrap over both"
     )
 
 
@@ -93,11 +94,12 @@ def results_text(results: Mapping[str, Any]) -> str:
         if found := results.get("differences"):
             text += f"\n\n{differences_table(found)}"
         for name, rows in results.get("evaluate_on", {}).items():
-            text += f"\n\nOn {name}\n\n{comparison_table(rows)}"
+            text += f"\n\nOn {visible(name)}\n\n{comparison_table(rows)}"
         return text
     head, lines = metric_cells(results)
     names = [str(results[key]) for key in ("recipe", "start", "architecture") if key in results]
-    return f"{', '.join(names)}, seed {results.get('seed')}\n\n{_markdown([head, *lines], left=1)}"
+    title = visible(f"{', '.join(names)}, seed {results.get('seed')}")
+    return f"{title}\n\n{_markdown([head, *lines], left=1)}"
 
 
 def metric_cells(results: Mapping[str, Any]) -> Cells:
@@ -110,7 +112,7 @@ def metric_cells(results: Mapping[str, Any]) -> Cells:
     names = dict.fromkeys(name for values in columns.values() for name in values)
     shown = {"num_examples": "images", **titles()}
     lines = [
-        [shown.get(name, name), *(_value(values.get(name)) for values in columns.values())]
+        [shown.get(name, name), *(metric_value(values.get(name)) for values in columns.values())]
         for name in names
     ]
     return ["metric", *columns], lines
@@ -120,7 +122,7 @@ def interval_cells(results: Mapping[str, Any]) -> Cells:
     """A row for each metric of the test images that has a bootstrap interval."""
     told = results["statistics"]
     rows = [
-        [titles().get(name, name), _value(results["test"].get(name)), _range(interval)]
+        [titles().get(name, name), metric_value(results["test"].get(name)), _range(interval)]
         for name, interval in told["intervals"].items()
     ]
     return ["metric", "test", f"95 % bootstrap interval over {told['resampled']}"], rows
@@ -132,7 +134,7 @@ def class_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
              "average_precision"]  # fmt: skip
     shown = {"f1": "F1", "auc": "AUC"}
     return [shown.get(name, name.replace("_", " ")) for name in names], [
-        [_value(row[name]) for name in names] for row in rows
+        [metric_value(row[name]) for name in names] for row in rows
     ]
 
 
@@ -152,13 +154,13 @@ def calibration_cells(calibration: Mapping[str, Any]) -> Cells:
     before, after, heat = (calibration[name] for name in ("before", "after", "temperature"))
     columns = [before] if after is None else [before, after]
     heads = ["as trained", *([] if heat is None else [f"temperature {heat:.3g}"])]
-    rows = [[titles()[name], *(_value(one[name]) for one in columns)] for name in before]
+    rows = [[titles()[name], *(metric_value(one[name]) for one in columns)] for name in before]
     return ["test", *heads], rows
 
 
 def _of_threshold(found: Mapping[str, Any] | None) -> list[str]:
     names = ("threshold", "sensitivity", "specificity")
-    return [UNDEFINED if found is None else _value(found[name]) for name in names]
+    return [UNDEFINED if found is None else metric_value(found[name]) for name in names]
 
 
 def _range(interval: Mapping[str, float] | None) -> str:
@@ -181,14 +183,14 @@ def evaluation_text(results: Mapping[str, Any], names: Sequence[str]) -> str:
         lines.append([title, *cells])
     lines.append(["images", *(str(one["metrics"]["num_examples"]) for one in models)])
     what = f"value [95 % bootstrap interval over {data['resampled']}]"
-    title = f"{data['name']}, {data['split']}: {what}"
+    title = visible(f"{data['name']}, {data['split']}: {what}")
     return f"{title}\n\n{_markdown(lines, left=1)}"
 
 
 def _with_interval(value: float | None, interval: Mapping[str, float] | None) -> str:
     if interval is None:
-        return _value(value)
-    return f"{_value(value)} [{interval['low']:.4f}, {interval['high']:.4f}]"
+        return metric_value(value)
+    return f"{metric_value(value)} [{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
 def _mean_std(value: Mapping[str, Any] | None) -> str:
@@ -198,7 +200,8 @@ def _mean_std(value: Mapping[str, Any] | None) -> str:
     return f"{value['mean']:.3f}" if std is None else f"{value['mean']:.3f} ± {std:.3f}"
 
 
-def _value(value: Any) -> str:
+def metric_value(value: Any) -> str:
+    """In a cell."""
     if value is None:
         return UNDEFINED
     return f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -206,7 +209,7 @@ def _value(value: Any) -> str:
 
 def _markdown(lines: Sequence[Sequence[str]], left: int) -> str:
     """The first line is the title; all columns but the first `left` are aligned to the right."""
-    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    escaped = [[markdown(cell) for cell in line] for line in lines]
     widths = [max(3, *(len(line[i]) for line in escaped)) for i in range(len(escaped[0]))]
 
     def join(cells: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,7 @@ class DataSet:
       splits: "train", "val" and "test".
       ordinal: Whether the order of the classes means something; None: as their names say.
       notes: What was inferred and left out when it was read, a sentence each.
+      titles: What classes are whose names are but numbers, by name.
     """
 
     name: str
@@ -74,6 +75,12 @@ class DataSet:
     splits: dict[str, Split]
     ordinal: bool | None = None
     notes: tuple[str, ...] = ()
+    titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shown_classes(self) -> tuple[str, ...]:
+        """What figures and reports call the classes."""
+        return tuple(f"{one} {self.titles.get(one, '')}".strip() for one in self.classes)
 
     @property
     def ordered(self) -> bool:

@@ -53,6 +53,9 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
 }
 """Class names and their proportions."""
 
+TITLES = {"fundus": {"0": "none", "1": "mild", "2": "moderate", "3": "severe"}}
+"""What is to be seen of the disease, where the names of the classes are but numbers."""
+
 
 def write_synthetic(
     root: str | os.PathLike[str],

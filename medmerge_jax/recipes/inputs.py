@@ -26,6 +26,7 @@ from medmerge_jax.data import (
 )
 from medmerge_jax.data.audit import EXAMPLES, overlapping, short_text, without
 from medmerge_jax.data.splits import SPLITS
+from medmerge_jax.data.synthetic import TITLES
 from medmerge_jax.errors import UserError
 from medmerge_jax.images import Pixels, cached_pixels, intensity
 from medmerge_jax.images.cache import UnreadableError, unreadable_text
@@ -158,8 +159,9 @@ def _read_data(config: Config, workdir: Path) -> DataSet:
         counts = dict(zip(SPLITS, data.synthetic.counts, strict=True))
         drawn = {"seed": data.synthetic.seed, "appearance": data.synthetic.appearance}
         write_synthetic(root, data.synthetic.kind, counts, size=config.image_size, **drawn)
-    exclude = () if data.kind == "synthetic" else data.exclude
-    return image_folder(root, data.classes or None, exclude=exclude, **splits)
+        drawn_set = image_folder(root, data.classes or None, **splits)
+        return dataclasses.replace(drawn_set, titles=TITLES.get(data.synthetic.kind, {}))
+    return image_folder(root, data.classes or None, exclude=data.exclude, **splits)
 
 
 def missing_data(data: Data) -> list[str]:

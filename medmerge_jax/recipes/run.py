@@ -1,10 +1,12 @@
 """One run: a recipe, from its inputs to what it leaves in its run directory."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from medmerge_jax import analysis, weights
+from medmerge_jax.analysis.drawing import FORMATS
 from medmerge_jax.config import Config, to_json
 from medmerge_jax.data.audit import AUDIT_FILE, shareable_audit
 from medmerge_jax.data.hashing import HASHES_FILE
@@ -19,6 +21,7 @@ from medmerge_jax.runtime.versions import package_versions
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.parameterization import Tree
+from medmerge_jax.training.stage import training_cost
 
 _NOT_LOGGED = ("study", "sources", "help")
 """Fields that say where and how a run is run, or of which others are made."""
@@ -75,8 +78,8 @@ def run_recipe(
       config: Of the run.
       directory: Of the run.
       inputs: What it starts from.
-      curves: Whether those of thresholds and of calibration are drawn, which takes half a second:
-        not of the many members of a study, whose predictions are on the disk.
+      curves: Whether those of thresholds and of calibration are drawn, and all figures also as
+        SVG and PDF, which takes a second: not of the many members of a study.
     """
     directory.start_clock()
     record(config, directory, inputs)
@@ -108,12 +111,14 @@ def _run(config: Config, directory: RunDirectory, inputs: Inputs, curves: bool) 
             "name": config.data.name,
             "fingerprint": inputs.fingerprint,
             "classes": list(inputs.dataset.classes),
+            "shown_classes": list(inputs.dataset.shown_classes),
             "counts": inputs.dataset.counts(),
             "evaluate_on": {name: one.described() for name, one in inputs.further.items()},
         },
         "parents": shared_parents(inputs),
         "versions": package_versions(),
         "wall_seconds": directory.wall_seconds(),
+        "training": training_cost(trained.stages, config.batch_size),
     }
 
     def leave() -> None:
@@ -122,9 +127,10 @@ def _run(config: Config, directory: RunDirectory, inputs: Inputs, curves: bool) 
             test = None if name else results["test"]  # of the others it is not measured
             model = _model(experiment, variables, trained.head, test)
             weights.save_model(folder / "model", model)
-        analysis.learning_curves(directory.records(), directory.figures / "learning_curves.png")
+        path = directory.figures / "learning_curves.png"
+        analysis.learning_curves(directory.records(), path, _formats(curves))
         if trained.coefficients is not None:
-            _leave_coefficients(experiment, trained.coefficients)
+            _leave_coefficients(experiment, trained.coefficients, _formats(curves))
         directory.write_csv()
         directory.write_json("results.json", results)
         directory.clean_up(results)
@@ -152,11 +158,13 @@ def _evaluate(experiment: Experiment, trained: Trained, curves: bool) -> dict[st
         return metrics
     test, told = said["test"], statistics(said["val"], said["test"])
     test.save(directory.path / "predictions.npz")
+    named = dataclasses.replace(test, classes=dataset.shown_classes)
     if not dataset.multilabel:
         path = directory.figures / "confusion_matrix.png"
-        analysis.confusion_matrix_figure(confusion_matrix(test), dataset.classes, path)
+        counts = confusion_matrix(test)
+        analysis.confusion_matrix_figure(counts, named.classes, path, _formats(curves))
     if curves:
-        analysis.threshold_curves(test, directory.figures / "threshold_curves.png")
+        analysis.threshold_curves(named, directory.figures / "threshold_curves.png")
         heat = told["calibration"]["temperature"]
         analysis.reliability_diagram(test, heat, directory.figures / "reliability.png")
     return {**metrics, "statistics": told}
@@ -206,7 +214,12 @@ def _model(
     )
 
 
-def _leave_coefficients(experiment: Experiment, effective: Tree) -> None:
+def _formats(curves: bool) -> tuple[str, ...]:
+    """Of figures: all, or what the report shows."""
+    return () if curves else FORMATS[:1]
+
+
+def _leave_coefficients(experiment: Experiment, effective: Tree, formats: tuple[str, ...]) -> None:
     directory = experiment.directory
     coefficients = {path: np.asarray(leaf) for path, leaf in flatten(effective).items()}
     analysis.save_coefficients(directory.path / "coefficients.npz", coefficients)
@@ -216,4 +229,5 @@ def _leave_coefficients(experiment: Experiment, effective: Tree) -> None:
         directory.figures / "coefficients.png",
         num_parents=len(names),
         parent_names=names,
+        formats=formats,
     )

@@ -13,6 +13,15 @@ _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\
 """With which a text looks as if it said something else; those that join letters are no danger."""
 
 
+_LATEX = {
+    **{one: f"\\{one}" for one in "{}$&#%_"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}",  # the last after a line's end
+    "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
+}  # fmt: skip
+
+
 def on_terminal(text: str) -> str:
     r"""Lines for a terminal, in which control characters, as of its colours, are spelt out.
 
@@ -40,6 +49,16 @@ def markdown(text: str) -> str:
     ('lp_ft', '\\<b\\>\\|\\_x\\_')
     """
     return _MARKDOWN.sub(lambda found: f"\\{found[0]}", visible(text))
+
+
+def latex(text: str) -> str:
+    r"""What LaTeX prints as this text.
+
+    >>> latex(r"\input{x} 5 % of a_b"), latex("-0.010 to +0.050")
+    ('\\textbackslash{}input\\{x\\} 5 \\% of a\\_b', '$-$0.010 to +0.050')
+    """
+    escaped = "".join(_LATEX.get(one, one) for one in visible(text))
+    return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped)
 
 
 def _spelt(character: str) -> str:

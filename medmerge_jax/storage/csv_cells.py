@@ -8,7 +8,8 @@ from collections.abc import Iterable
 _STARTS_FORMULA = re.compile(r"[=+\-@\t\r]")
 """With which a spreadsheet begins to compute."""
 
-_NUMBER = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?")
+_NUMBER = re.compile(r"{0}( (to|±) {0})?".format(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?"))
+"""Or an interval."""
 
 
 def csv_line(cells: Iterable[str]) -> str:

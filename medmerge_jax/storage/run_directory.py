@@ -44,7 +44,12 @@ _WRITTEN = (
     "config.json", "data_audit.json", "image_hashes.npz", "metrics.jsonl", "coefficients.npz",
     "metrics.csv", IDS_FILE, _MERGED, _SECONDS, "predictions.npz", "results.json", "report.html",
     "model",
-    "coefficients.png", "confusion_matrix.png", "learning_curves.png",
+    *(
+        f"{figure}.{kind}"
+        for figure in ("coefficients", "comparison", "confusion_matrix", "learning_curves",
+                       "reliability", "threshold_curves")
+        for kind in ("png", "svg", "pdf")
+    ),
 )  # fmt: skip
 
 

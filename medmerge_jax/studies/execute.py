@@ -23,6 +23,7 @@ from medmerge_jax.studies.checks import check_config
 from medmerge_jax.studies.executors import EXECUTORS
 from medmerge_jax.studies.jobs import STUDIES, Job, Outcome, plan, source_order
 from medmerge_jax.studies.worker import Pool, Worker
+from medmerge_jax.training.stage import training_cost
 
 
 def run(
@@ -178,6 +179,9 @@ def _results(
         },
         "versions": package_versions(),
         "wall_seconds": round(sum(one["wall_seconds"] for one in done), 3),
+        "training": training_cost(
+            (stage for one in done for stage in one.get("stages", ())), config.batch_size
+        ),
         "jobs": list(jobs),
         **({"failed": failed} if failed else {}),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from medmerge_jax.analysis.published import FISSION_FUSION
 from medmerge_jax.config import Config, default_config
 from medmerge_jax.studies import grid
 from medmerge_jax.studies.jobs import Job, Outcomes, study
@@ -73,24 +74,16 @@ def published_config(data: str, variant: str, *, metric: str) -> ml_collections.
     config = default_config()
     config.recipe = "grid_search" if "grid" in words else "fission_fusion"
     config.start = "c"
+    config.update_from_flattened_dict(dict(FISSION_FUSION.settings))
     if "deit_base" in words:
         config.architecture = "deit_base_patch16_224"
         config.parents = ml_collections.ConfigDict({"c": "imagenet"})
     else:
-        config.architecture = "resnet50"
         config.parents = ml_collections.ConfigDict({"c": "resnet50-11ad3fa6.pth"})
         config.help = (
             "parents.c are torchvision's weights IMAGENET1K_V2 of ResNet-50, resnet50-11ad3fa6.pth;"
             " give their path with --config.parents.c=PATH, or =imagenet for those of version 1"
         )
-    config.batch_size = 128
-    config.augmentation, config.seed = "heavy", 1
-    config.select.metric = "loss"
-    config.lp.learning_rate, config.lp.epochs, config.lp.schedule = 1e-3, 10, "cosine"
-    config.lp.patience, config.lp.patience_delta = 10, 1e-3
-    config.ft.epochs, config.ft.schedule = 50, "cosine"
-    config.ft.patience, config.ft.patience_delta = 8, 1e-3
-    config.data.resize = "squash"
     config.data.kind, config.data.name, config.data.root = "official", data, data
     config.soup.metric = metric
     return config

@@ -231,7 +231,9 @@ def _singles(
         }
         if ranked:
             best = max(ranked, key=lambda name: ranked[name])
-            rows.append(row(title, best.rpartition("/")[2], evaluated(done[best], further)))
+            single = None if further else done[best]
+            name = best.rpartition("/")[2]
+            rows.append(row(title, name, evaluated(done[best], further), single))
     return rows
 
 
@@ -248,13 +250,16 @@ def soup_rows(outcomes: Outcomes, further: str = "") -> list[dict[str, Any]]:
                 variants = {told["taken"]: evaluated(soup.results, further)}
             for variant, metrics in variants.items():
                 title = name if variant == "averaged" else f"{name}, {variant}"
-                rows.append(row(title, chosen, metrics))
+                is_result = variant == told["taken"] and not further
+                rows.append(row(title, chosen, metrics, soup.results if is_result else None))
     return rows
 
 
-def row(title: str, start: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the table: a recipe, what it starts from, and its metrics on one run."""
-    return {"recipe": title, "start": start, "seeds": [], **scores([metrics])}
+def row(
+    title: str, start: str, metrics: Mapping[str, Any], single: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Of the table: a recipe, what it starts from, and its metrics on one run, see `scores`."""
+    return {"recipe": title, "start": start, "seeds": [], **scores([metrics], single)}
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

@@ -16,10 +16,11 @@ def summarise(runs: Sequence[Outcome], further: str = "") -> Iterator[dict[str, 
     """
     finished = [run.results for run in runs if run.results is not None]
     if finished:
+        single = finished[0] if len(finished) == 1 and not further else None
         yield {
             **_named(runs),
             "seeds": [run["seed"] for run in finished],
-            **scores([evaluated(run, further) for run in finished]),
+            **scores([evaluated(run, further) for run in finished], single),
         }
 
 
@@ -64,7 +65,20 @@ def _named(runs: Sequence[Outcome]) -> dict[str, str]:
     return {"recipe": " ".join(names), "start": results["start"]}
 
 
-def scores(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation of each metric; None where it is undefined in a run."""
+def scores(
+    tests: Sequence[Mapping[str, Any]], single: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Mean and standard deviation of each metric; None where it is undefined in a run.
+
+    Args:
+      tests: Metrics of each run.
+      single: The results of the only run, whose bootstrap interval is that of the row.
+    """
     values = {name: [test[name] for test in tests] for name in METRICS}
-    return {name: None if None in of else mean_std(of) for name, of in values.items()}
+    found = {name: None if None in of else mean_std(of) for name, of in values.items()}
+    intervals = ((single or {}).get("statistics") or {}).get("intervals", {})
+    for name, interval in intervals.items():
+        value = found.get(name)
+        if interval is not None and value is not None:
+            value.update(low=interval["low"], high=interval["high"])
+    return found

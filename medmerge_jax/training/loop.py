@@ -188,6 +188,7 @@ def _result(
         "selected_epoch": values["best_epoch" if stage.select == "best" else "epoch"],
         "best_epoch": values["best_epoch"],
         f"best_val_{stage.metric}": values["best_value"],
+        "images": values["images"],
         "seconds": round(values["seconds"], 3),
         "images_per_second": round(values["images"] / values["seconds"], 1),
     }

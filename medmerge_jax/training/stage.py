@@ -1,6 +1,7 @@
 """What a stage is asked to do, and what it leaves."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,28 @@ class StageResult:
     # Variables after those epochs of `Stage.keep` that the stage came to, in NumPy.
     kept: dict[int, Tree] = dataclasses.field(default_factory=dict)
     opt_state: Any = None  # after the selected epoch, if the stage was to keep it
+
+
+def training_cost(summaries: Iterable[Mapping[str, Any]], batch_size: int) -> dict[str, Any]:
+    """What stages cost together, by their summaries.
+
+    >>> training_cost([{"epochs": 2, "images": 24, "seconds": 1.5}, {"epochs": 1}], batch_size=8)
+    {'epochs': 3, 'steps': 3, 'images': 24, 'seconds': 1.5}
+
+    Args:
+      summaries: Of the stages, see `StageResult`.
+      batch_size: Of all devices.
+
+    Returns:
+      "epochs", "steps", "images" (trained on, each as often as it was seen) and "seconds" of the
+      steps, without validation and compilation. Stages of an earlier version, which did not count
+      images, have none.
+    """
+    told = list(summaries)
+    images = sum(one.get("images", 0) for one in told)
+    return {
+        "epochs": sum(one.get("epochs", 0) for one in told),
+        "steps": -(-images // batch_size),
+        "images": images,
+        "seconds": round(sum(one.get("seconds", 0.0) for one in told), 3),
+    }

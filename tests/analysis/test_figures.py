@@ -42,8 +42,8 @@ def drawn(monkeypatch):
     written = []
     save = figures.save_figure
 
-    def keep(figure, path):
-        save(figure, path)
+    def keep(figure, path, *formats):
+        save(figure, path, *formats)
         written.append(figure)
 
     monkeypatch.setattr(figures, "save_figure", keep)
@@ -67,12 +67,16 @@ def test_a_comparison_has_a_point_for_each_seed(drawn, tmp_path):
     assert comparison_figure(rows, "macro_f1", path, "lp_ft from b")
     assert_is_png(path)
     (axes,) = drawn[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["lp_ft  b", "$x^  c"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["lp_ft from b", "$x^ from c"]
     points = {tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"}
     assert points == {(0.5, 0.7), (0.4,)}
     dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
     assert dotted == [pytest.approx(0.6)]
     assert axes.get_xlabel() == "macro F1 of the test images"
+    rows[1]["macro_f1"] |= {"low": 0.3, "high": 0.45}
+    assert comparison_figure(rows, "macro_f1", path)
+    ends = [list(line.get_xdata()) for line in drawn[1].axes[0].lines]
+    assert [0.3, 0.45] in ends  # of a single run, the interval over its images
     assert not comparison_figure(rows[2:], "macro_f1", tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
@@ -182,7 +186,7 @@ def test_learning_curves_put_stages_one_after_another(tmp_path, drawn):
     assert boundaries == [[3.5, 3.5]]
     assert [text.get_text() for text in panels["loss"].texts] == ["merge_lp", "ft"]
     legend = [text.get_text() for text in panels["validation"].get_legend().get_texts()]
-    assert legend == ["accuracy", "macro auc"]
+    assert legend == ["accuracy", "macro AUC"]
 
 
 def test_learning_curves_of_one_epoch_and_of_none(tmp_path):
@@ -201,10 +205,10 @@ def test_confusion_matrix_shows_counts_and_shares(tmp_path, drawn):
     axes = drawn[0].axes[0]
     np.testing.assert_allclose(axes.get_images()[0].get_array(), [[0.75, 0.25], [0, 0]])
     assert {(t.get_position(), t.get_text()) for t in axes.texts} == {
-        ((0, 0), "3"),
-        ((1, 0), "1"),
-        ((0, 1), "0"),
-        ((1, 1), "0"),
+        ((0, 0), "3\n75%"),
+        ((1, 0), "1\n25%"),
+        ((0, 1), "0\n0%"),
+        ((1, 1), "0\n0%"),
     }
     assert [label.get_text() for label in axes.get_yticklabels()] == ["no $x", "yes_"]
 

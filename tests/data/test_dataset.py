@@ -31,6 +31,14 @@ def with_split(dataset, name, **changes):
     return dataclasses.replace(dataset, splits={**dataset.splits, name: split})
 
 
+def test_classes_are_shown_with_what_they_mean():
+    dataset = make_dataset()
+    assert dataset.shown_classes == dataset.classes
+    named = dataclasses.replace(dataset, titles={"bad": "of poor quality"})
+    assert named.shown_classes == ("good", "bad of poor quality")
+    assert named.fingerprint() == dataset.fingerprint()
+
+
 def test_counts_and_sizes():
     dataset = make_dataset()
     dataset.check()

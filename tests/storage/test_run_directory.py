@@ -175,7 +175,7 @@ def test_a_directory_in_which_nothing_was_written_goes_again(tmp_path):
 
 
 def test_only_what_a_killed_run_left_is_removed(tmp_path):
-    ours = [".results.json.abcd1234", "figures/.coefficients.png.abcd1234", ".model.abcd1234/x"]
+    ours = [".results.json.abcd1234", "figures/.comparison.svg.abcd1234", ".model.abcd1234/x"]
     users = [".vscode.settings", "notes.txt", ".results.json.backup"]
     for name in ours + users:
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -41,6 +41,10 @@ def make_soup(make_config):
     return make
 
 
+def bare(value):
+    return {name: one for name, one in value.items() if name not in ("low", "high")}
+
+
 def read(path):
     return json.loads(path.read_text())
 
@@ -54,6 +58,8 @@ def test_it_is_the_soups_of_the_study_that_made_the_members(grid, members, make_
     for row in theirs["table"]:
         if ours := rows.get(row["recipe"]):
             assert ours.pop("start").endswith(row.pop("start"))
+            if row["recipe"].startswith("best"):  # of a member, whose interval is not known here
+                row = {k: bare(v) if isinstance(v, dict) else v for k, v in row.items()}
             assert ours == row
     for soup in ("uniform", "greedy", "uniform-lr0.1", "GoU", "GoG"):
         ours, wanted = (

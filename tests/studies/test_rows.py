@@ -8,6 +8,7 @@ from medmerge_jax.config import Config, EvaluateOn, Soup
 from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.studies import grid
 from medmerge_jax.studies.jobs import Job, Outcome
+from medmerge_jax.studies.rows import summarise
 
 
 def outcome(value, elsewhere, **more):
@@ -51,3 +52,14 @@ def test_elsewhere_a_soup_is_known_as_it_was_taken_only(taken):
     }
     title = "uniform" if taken == "averaged" else "uniform, recalibrated"
     assert there == {**dict.fromkeys(singles, ("b", 0.6)), title: ("1 of 2", 0.7)}
+
+
+def test_a_row_of_a_single_run_has_the_interval_of_its_images():
+    told = {"intervals": {"accuracy": {"low": 0.1, "high": 0.5}, "kappa": None}}
+    facts = {"recipe": "ft", "start": "b", "seed": 0, "statistics": told}
+    one, other = outcome(0.3, 0.7, **facts), outcome(0.4, 0.8, **facts)
+    (single,), (both,) = summarise([one]), summarise([one, other])
+    (elsewhere,) = summarise([one], "elsewhere")
+    assert (single["accuracy"]["low"], single["accuracy"]["high"]) == (0.1, 0.5)
+    for row in (both["accuracy"], elsewhere["accuracy"], single["macro_f1"]):
+        assert set(row) == {"mean", "std", "values"}

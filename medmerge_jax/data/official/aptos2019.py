@@ -8,7 +8,12 @@ from medmerge_jax.data.official.records import Records, described
 from medmerge_jax.data.sheets import by_id, read_table
 
 CLASSES = ("0", "1", "2", "3", "4")
-"""Grades of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
+"""Grades of diabetic retinopathy."""
+
+_MEANINGS = ("none", "mild", "moderate", "severe", "proliferative")
+
+TITLES = dict(zip(CLASSES, _MEANINGS, strict=True))
+"""What they mean."""
 
 
 def read_aptos2019(root: Path) -> Records:
@@ -24,4 +29,4 @@ def read_aptos2019(root: Path) -> Records:
     )
 
 
-LAYOUT = described("aptos2019", lambda root, variant: read_aptos2019(root))
+LAYOUT = described("aptos2019", lambda root, variant: read_aptos2019(root), titles=TITLES)

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from medmerge_jax.data.official.aptos2019 import CLASSES, TITLES
 from medmerge_jax.data.official.records import Records, described
 from medmerge_jax.data.sheets import Row, by_id, check_disjoint, read_table
-
-CLASSES = ("0", "1", "2", "3", "4")
-"""Grades of diabetic retinopathy: none, mild, moderate, severe, proliferative."""
 
 VARIANTS = ("pooled", "kaggle")
 """All labelled images without a split, as the papers do; or Kaggle's own training and test set,
@@ -50,4 +48,4 @@ def _read_table(path: Path) -> dict[str, Row]:
     return rows
 
 
-LAYOUT = described("eyepacs", read_eyepacs, variants=VARIANTS)
+LAYOUT = described("eyepacs", read_eyepacs, variants=VARIANTS, titles=TITLES)

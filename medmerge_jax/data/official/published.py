@@ -1,6 +1,7 @@
 """From a published layout to a data set: its split, the papers' or the one in a table."""
 
 import collections
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +105,7 @@ def official_data_set(
         fractions = (1.0, 0.0, 0.0)  # No split that the table leaves empty is taken from train.
     elif records.splits is not None:
         splits = np.array([SPLITS.index(split) for split in records.splits])
-    return build(
+    dataset = build(
         name,
         records.classes,
         records,
@@ -115,6 +116,7 @@ def official_data_set(
         strata=records.strata,
         notes=records.notes,
     )
+    return dataclasses.replace(dataset, titles=chosen.titles)
 
 
 def layout(name: str, variant: str = "") -> Layout:

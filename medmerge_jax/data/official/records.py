@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Layout:
       channels: Of the images in TFDS: 1 where all are greyscale.
       multilabel: Whether an image has any number of classes, by variant.
       has_uncertain: Whether labels may be uncertain or blank.
+      titles: See `DataSet`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Layout:
     channels: int = 3
     multilabel: Callable[[str], bool] = lambda variant: False
     has_uncertain: bool = False
+    titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def described(name: str, read: Callable[..., Records], **facts: Any) -> Layout:

@@ -64,6 +64,12 @@ def test_other_forms_of_the_same_table(root, rows, tmp_path):
         assert homes(official_data_set("aptos2019", root, split_table=table)) == expected
 
 
+def test_grades_have_their_meaning(root):
+    dataset = official_data_set("aptos2019", root)
+    assert dataset.shown_classes[::4] == ("0 none", "4 proliferative")
+    assert dataset.ordered
+
+
 def test_class_names_in_a_table(tmp_path):
     expected = small_layouts.rsna_pneumonia(tmp_path / "rsna")
     names = ("Normal", "Lung Opacity")
