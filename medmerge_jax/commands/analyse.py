@@ -230,10 +230,10 @@ def _named(texts: Sequence[str]) -> dict[str, str]:
         named = equals and name and "/" not in name and not Path(text).expanduser().exists()
         pairs.append((name, path) if named else ("", text))
     short = short_names([path for _, path in pairs])
-    named = [name or of_path for (name, _), of_path in zip(pairs, short, strict=True)]
-    if len(set(named)) < len(named):
-        raise UserError(f"two are called the same ({', '.join(named)}); NAME=PATH names them")
-    return dict(zip(named, (path for _, path in pairs), strict=True))
+    names = [name or of_path for (name, _), of_path in zip(pairs, short, strict=True)]
+    if len(set(names)) < len(names):
+        raise UserError(f"two are called the same ({', '.join(names)}); NAME=PATH names them")
+    return dict(zip(names, (path for _, path in pairs), strict=True))
 
 
 def _folders(options: argparse.Namespace) -> dict[str, Path]:

@@ -14,7 +14,9 @@ from medmerge_jax import weights
 from medmerge_jax.commands import analyse
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predictions import Predictions
+from medmerge_jax.recipes.model_analyses import mistake_sheet
 from medmerge_jax.studies import run
+from medmerge_jax.studies.checks import check_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 
@@ -24,15 +26,11 @@ PATIENT = "patient-4711"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A finished merge, two models, and images with names of a patient."""
+    """Two models, and images with names of a patient."""
     home = tmp_path_factory.mktemp("analyses")
     patch = pytest.MonkeyPatch()
     patch.setenv("MEDMERGE_JAX_CACHE", str(home / "cache"))
     tiny_network.register_architecture()
-    config = tiny_config.get_config()
-    config.architecture, config.recipe = tiny_network.ARCHITECTURE, "medmerge"
-    config.lp.epochs = 3
-    run(config, home / "merge")
     for seed in range(2):
         variables = variables_of(seed, architecture=tiny_network.ARCHITECTURE)
         card = {"image_size": 16, "classes": ["a", "$b", "c", "<d>"]}
@@ -45,6 +43,16 @@ def home(tmp_path_factory):
         Image.fromarray(pixels).save(home / "images" / f"{PATIENT}-{number}.png")
     yield home
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def merge(home):
+    """The directory of a finished merge."""
+    config = tiny_config.get_config()
+    config.architecture, config.recipe = tiny_network.ARCHITECTURE, "medmerge"
+    config.lp.epochs = 3
+    run(config, home / "merge")
+    return home / "merge"
 
 
 @pytest.fixture
@@ -69,9 +77,10 @@ def coefficients(folder):
         return {name: arrays[name] for name in arrays.files}
 
 
-def test_depth(call, home):
+@pytest.mark.slow
+def test_depth(call, merge):
     printed = call("depth", "isic=merge", "merge")
-    learned = coefficients(home / "merge")
+    learned = coefficients(merge)
     rows = call.csv("depth.csv")
     assert [row["row"] for row in rows] == ["isic", "merge"]
     for row in rows:
@@ -83,13 +92,14 @@ def test_depth(call, home):
     assert printed.startswith("isic   b: 0.5") or printed.startswith("isic   b: 0.4")
 
 
-def test_a_trajectory_ends_at_the_learned_coefficients(call, home):
+@pytest.mark.slow
+def test_a_trajectory_ends_at_the_learned_coefficients(call, merge):
     """At the epoch that was selected: what is recorded is what coefficients.npz has."""
     call("trajectory", "merge")
     rows = call.csv("trajectory.csv")
     assert [int(row["epoch"]) for row in rows if row["parent"] == "b"] == [1, 2, 3]
-    stages = json.loads((home / "merge" / "results.json").read_text())["stages"]
-    (values,) = coefficients(home / "merge").values()
+    stages = json.loads((merge / "results.json").read_text())["stages"]
+    (values,) = coefficients(merge).values()
     at = {row["parent"]: row for row in rows if int(row["epoch"]) == stages[0]["selected_epoch"]}
     for parent, of in (("b", values), ("c", 1 - values)):
         found = [float(at[parent][x]) for x in ("mean", "deviation", "least", "greatest")]
@@ -140,18 +150,21 @@ def test_grad_cam_of_the_predicted_and_of_a_named_class(call, home):
         call("grad_cam", "m0", "--images", "images", "--class", "e")
 
 
-def test_mistakes_are_shown_by_their_rows(call, home):
+@pytest.mark.slow
+def test_mistakes_are_shown_by_their_rows(call, merge, tmp_path):
     printed = call("mistakes", "merge", "--count", "3")
-    said = Predictions.load(home / "merge" / "predictions.npz")
+    said = Predictions.load(merge / "predictions.npz")
     wrong = np.flatnonzero(said.predicted != said.labels)
     rows = call.csv("mistakes.csv")
     assert {int(row["row"]) for row in rows} <= set(wrong.tolist())
     assert len(rows) == min(3, len(wrong)) > 0
     assert f"{len(wrong)} mistakes on {len(said)} test images, {len(rows)} of them shown" in printed
     assert not any(name in (call.out / "mistakes.json").read_text() for name in said.ids)
+    other = tiny_config.get_config()
+    other.data.synthetic.counts = (9, 9, 9)
     with pytest.raises(UserError, match="of other test images than the data set has now"):
-        call("mistakes", "merge", "--config", TINY, "--config.data.synthetic.seed=9",
-             "--config.data.synthetic.counts=9,9,9")  # fmt: skip
+        mistake_sheet(merge, tmp_path / "none", config=check_config(other))
+    assert not (tmp_path / "none").exists()
 
 
 def comparison(folder, name, advantage, weight):
