@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medmerge_jax.evaluation.prediction_file import inert
+from medmerge_jax.runtime.inert import visible
 from medmerge_jax.storage.atomic import write_text
 
 
@@ -21,7 +22,7 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(inert, head))
+    writer.writerow([_cell(name) for name in head])
     writer.writerows([_cell(value) for value in row] for row in rows)
     write_text(path, text.getvalue())
 
@@ -29,4 +30,4 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
 def _cell(value: Any) -> str:
     if isinstance(value, float):  # as numpy's are
         return f"{value:.8g}" if math.isfinite(value) else ""
-    return inert(str(value))
+    return inert(visible(str(value)))

@@ -207,11 +207,16 @@ def confusion_matrix_figure(matrix: np.ndarray, classes: Sequence[str], path: Pa
     save_figure(figure, path)
 
 
-def mark_blocks(axes: "Axes", paths: Sequence[str], sideways: bool = False) -> None:
-    """Names the network's top-level blocks below columns, or beside rows, and parts them."""
+def mark_blocks(
+    axes: "Axes", paths: Sequence[str], sideways: bool = False, least: float = 0.0
+) -> None:
+    """Parts the network's top-level blocks, and names them below columns or beside rows.
+
+    Those that take less than a share of the axis have no name.
+    """
     parts = blocks(paths)
-    middles = [(places[0] + places[-1]) / 2 for _, places in parts]
-    names = [name for name, _ in parts]
+    named = [(name, of) for name, of in parts if len(of) >= least * len(paths)]
+    middles, names = [(of[0] + of[-1]) / 2 for _, of in named], [name for name, _ in named]
     if sideways:
         axes.set_yticks(middles, names, fontsize=8, parse_math=False)
     else:

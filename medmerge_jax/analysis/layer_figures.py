@@ -10,6 +10,7 @@ import numpy as np
 from medmerge_jax.analysis.coefficients import Depth, Trajectory
 from medmerge_jax.analysis.figures import blocks, mark_blocks, new_figure, save_figure
 from medmerge_jax.analysis.rank import RankCorrelation
+from medmerge_jax.runtime.inert import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +18,14 @@ if TYPE_CHECKING:
 _SMALL = 8
 """Points, of all letters."""
 
-_WIDEST = 10.0
-"""Inches: more would be printed in smaller letters."""
+_WIDEST = 7.2
+"""Inches, of a page: more would be printed in smaller letters."""
+
+_NARROW = 0.03
+"""The share of a small panel that a block has to have for a name."""
+
+_MOST_MARKED = 20
+"""Epochs of which each has a point."""
 
 _XLABEL = "convolutions, from the input to the output"
 
@@ -29,23 +36,23 @@ def depth_figure(found: Depth, path: Path) -> None:
     Almakky et al., figures 2 and 4. The colours of the means diverge from 1/n, where all parents
     have the same weight: blue is more, red is less.
     """
-    layers, rows = len(found.layers), len(found.rows)
-    width = min(_WIDEST, max(5.0, 2.5 + 0.1 * layers))
-    figure, above, below = new_figure(width, 2.0 + 0.4 * rows, 2)
+    rows = len(found.rows)
+    figure, above, below = new_figure(_WIDEST, 1.1 + 2 * max(0.8, 0.3 * rows), 2)
     centre = 1 / found.num_parents
     reach = max(float(np.nanmax(np.abs(found.mean - centre))), 1e-3)
     names = sorted(set(found.parents))
-    weight = f"mean weight\nof {names[0]}" if len(names) == 1 else "mean weight"
+    weight = f"mean weight\nof {visible(names[0])}" if len(names) == 1 else "mean weight"
     spread = max(float(np.nanmax(found.inside)), 1e-3)
     for axes, values, label, colours, ends in (
         (above, found.mean, weight, "RdBu", (centre - reach, centre + reach)),
-        (below, found.inside, "deviation\ninside", "viridis", (0.0, spread)),
+        (below, found.inside, "deviation\nover kernels", "viridis", (0.0, spread)),
     ):
         image = axes.imshow(
             values, cmap=colours, vmin=ends[0], vmax=ends[1], aspect="auto", interpolation="none"
         )
         axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
-        axes.set_yticks(range(rows), found.rows, fontsize=_SMALL, parse_math=False)
+        labels = list(map(visible, found.rows))
+        axes.set_yticks(range(rows), labels, fontsize=_SMALL, parse_math=False)
         mark_blocks(axes, found.layers)
         bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
         bar.set_label(label, fontsize=_SMALL, parse_math=False)
@@ -85,7 +92,7 @@ def trajectory_figure(found: Sequence[Trajectory], path: Path) -> None:
                 axes.set_title(name, fontsize=_SMALL, parse_math=False)
             if axes in grid[-1]:
                 axes.set_xlabel("epoch", fontsize=_SMALL)
-        label = f"{one.label}\nweight of {one.parents[parent]}"
+        label = f"{visible(one.label)}\nweight of {visible(one.parents[parent])}"
         row[0].set_ylabel(label, fontsize=_SMALL, parse_math=False)
     save_figure(figure, path)
 
@@ -105,7 +112,8 @@ def _draw_lines(axes: "Axes", one: Trajectory, parent: int, columns: Sequence[in
         axes.fill_between(
             one.epochs, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0
         )
-        axes.plot(one.epochs, mean, color=colour, linewidth=1.0, marker=".", markersize=3)
+        marker = "." if len(one.epochs) <= _MOST_MARKED else ""
+        axes.plot(one.epochs, mean, color=colour, linewidth=1.0, marker=marker, markersize=3)
 
 
 def rank_figure(
@@ -128,7 +136,7 @@ def rank_figure(
       labels: What the coefficients and the scores are.
       path: The PNG file.
     """
-    figure, left, right = new_figure(_WIDEST, 3.2, 2, 2)
+    figure, left, right = new_figure(_WIDEST, 2.8, 2, 2)
     there = np.flatnonzero(np.isfinite(found.rho))
     dark = found.p_of_any[there] <= 0.05
     colours = np.where(dark, "#08306b", "#9ecae1")
@@ -141,12 +149,18 @@ def rank_figure(
     right.plot(scores, means, "o", color="#08306b", markersize=4)
     for name, *place in zip(names, scores, means, strict=True):
         right.annotate(
-            name, place, (4, 3), textcoords="offset points", fontsize=_SMALL, parse_math=False
+            visible(name),
+            place,
+            (4, 3),
+            textcoords="offset points",
+            fontsize=_SMALL,
+            parse_math=False,
         )
     right.axvline(0, color="black", linestyle=":", linewidth=0.8)
-    right.set_xlabel(labels[1], fontsize=_SMALL, parse_math=False)
-    right.set_ylabel(labels[0], fontsize=_SMALL, parse_math=False)
-    right.margins(0.15)
+    right.set_xlabel(visible(labels[1]), fontsize=_SMALL, parse_math=False)
+    right.set_ylabel(visible(labels[0]), fontsize=_SMALL, parse_math=False)
+    right.margins(0.2)
+    right.locator_params(axis="x", nbins=5)
     for axes in (left, right):
         axes.tick_params(labelsize=_SMALL)
         axes.grid(alpha=0.3)
@@ -165,7 +179,8 @@ def cka_figure(
       path: The PNG file.
     """
     count = len(names)
-    figure, *panels = new_figure(1.5 + 2.3 * count, 0.5 + 2.3 * count, count * count, count)
+    side = min(2.3, (_WIDEST - 1.5) / count)
+    figure, *panels = new_figure(1.5 + side * count, 0.5 + side * count, count * count, count)
     ends = np.cumsum([0, *map(len, layers)])
     parts = [slice(*pair) for pair in itertools.pairwise(ends)]
     image: Any = None
@@ -179,14 +194,19 @@ def cka_figure(
             aspect="auto", interpolation="none",
         )  # fmt: skip
         axes.set_facecolor("lightgrey")
-        mark_blocks(axes, layers[column])
-        mark_blocks(axes, layers[row], sideways=True)
+        mark_blocks(axes, _as_leaves(layers[column]), least=_NARROW)
+        mark_blocks(axes, _as_leaves(layers[row]), sideways=True, least=_NARROW)
         axes.tick_params(labelbottom=row == count - 1, labelleft=column == 0)
         if column == 0:
-            axes.set_ylabel(names[row], fontsize=_SMALL, parse_math=False)
+            axes.set_ylabel(visible(names[row]), fontsize=_SMALL, parse_math=False)
         if row == count - 1:
-            axes.set_xlabel(names[column], fontsize=_SMALL, parse_math=False)
+            axes.set_xlabel(visible(names[column]), fontsize=_SMALL, parse_math=False)
     bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, shrink=0.8)
     bar.set_label("linear CKA", fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
     save_figure(figure, path)
+
+
+def _as_leaves(modules: Sequence[str]) -> list[str]:
+    """Paths as those of arrays in the modules, by which blocks are told."""
+    return [f"{module}/output" for module in modules]

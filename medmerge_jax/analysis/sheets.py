@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medmerge_jax.analysis.figures import new_figure, save_figure
+from medmerge_jax.runtime.inert import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SMALL = 8
-_CELL = 1.25
-"""Inches: so wide are images."""
+_WIDEST = 7.2
+"""Inches, of a page."""
 
-_LETTERS = 20
-"""That stand on so many inches."""
+_CELL = 1.15
+"""Inches: so wide are pictures, if all of a row fit."""
+
+_GAP = 0.1
+"""Inches above and below a row."""
+
+_LETTERS = 15
+"""That stand on an inch."""
 
 _STRONGEST = 0.75
 """Opacity of a heat's greatest value."""
@@ -54,23 +61,27 @@ def contact_sheet(
       row_names: Beside the rows, if there are any.
     """
     columns = max(map(len, rows))
-    lines = [max(_wrapped(cell.title).count("\n") + 1 for cell in row) for row in rows]
-    height = sum(_CELL + 0.15 * count for count in lines)
-    width = columns * (_CELL + 0.05) + (0.6 if row_names else 0.0)
+    beside = 0.4 if row_names else 0.0
+    cell = min(_CELL, (_WIDEST - beside) / columns - 0.05)
+    titles = [[_wrapped(one.title, cell) for one in row] for row in rows]
+    lines = [max(title.count("\n") + 1 if title else 0 for title in row) for row in titles]
+    height = sum(cell + 2 * _GAP + 0.15 * count for count in lines)
+    width = columns * (cell + 0.05) + beside
     figure, *panels = new_figure(width, height, len(rows) * columns, columns)
+    figure.get_layout_engine().set(h_pad=_GAP)  # so that a title stands by its own picture
     for number, axes in enumerate(panels):
         row, column = divmod(number, columns)
         if column >= len(rows[row]):
             axes.set_axis_off()
             continue
-        _draw(axes, rows[row][column])
+        _draw(axes, rows[row][column], titles[row][column])
         if column == 0 and row_names:
-            name = _wrapped(row_names[row])
+            name = _wrapped(row_names[row], cell)
             axes.set_ylabel(name, fontsize=_SMALL, parse_math=False)
     save_figure(figure, path)
 
 
-def _draw(axes: "Axes", cell: Cell) -> None:
+def _draw(axes: "Axes", cell: Cell, title: str) -> None:
     height, width = cell.picture.shape[:2]
     extent = (0, width, height, 0)
     if cell.picture.ndim == 3:
@@ -88,12 +99,14 @@ def _draw(axes: "Axes", cell: Cell) -> None:
         )  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(_wrapped(cell.title), fontsize=_SMALL, parse_math=False)
+    axes.set_title(title, fontsize=_SMALL, parse_math=False)
 
 
-def _wrapped(text: str) -> str:
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, _LETTERS) or [""]]
-    return "\n".join(lines)
+def _wrapped(text: str, width: float) -> str:
+    """Lines that are no longer than so many inches."""
+    letters = int(_LETTERS * width)
+    lines = [visible(line) for line in text.split("\n")]
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, letters) or [""])
 
 
 def _enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
 from medmerge_jax.errors import UserError
+from medmerge_jax.runtime.inert import on_terminal
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.weights.card import short_names
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     from medmerge_jax.studies.checks import check_config
 
     checked = None if config is None else check_config(config)
-    print(_KINDS[options.kind][1](options, checked))
+    print(on_terminal(_KINDS[options.kind][1](options, checked)))
     say(f"wrote {options.out}")
 
 
@@ -212,7 +213,7 @@ def _add_images(name: str, kind: argparse.ArgumentParser) -> None:
         add("--batch-size", type=entry.whole_number, default=64, metavar="N",
             help="over which the estimate is made; default %(default)s")  # fmt: skip
     else:
-        add("--channels", type=entry.whole_number, default=3, metavar="N",
+        add("--channels", type=entry.whole_number, default=2, metavar="N",
             help="of each layer; default %(default)s")  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def feature_sheets(
     images: Sequence[Image],
     out: Path,
     patterns: Sequence[str] = (),
-    channels: int = 3,
+    channels: int = 2,
 ) -> dict[str, Any]:
     """Feature maps of each image in all models; writes features-1.png and so on, features.json.
 
@@ -198,7 +198,10 @@ def feature_sheets(
     for number in range(len(images)):
         columns = [column for layer in maps for column in _columns(layer, maps, chosen, number)]
         rows = [
-            [Cell(pixels[name][number], "image"), *(column[row] for column in columns)]
+            [
+                Cell(pixels[name][number], "" if row else "image"),
+                *(column[row] for column in columns),
+            ]
             for row, name in enumerate(models)
         ]
         contact_sheet(rows, out / f"features-{number + 1}.png", list(models))
@@ -217,8 +220,11 @@ def _columns(
         shown.append((name, [of[row, :, :, channel] for of in maps[layer]]))
     return [
         [
-            Cell(picture, title, None, float(np.min(of_all)), float(np.max(of_all)))
-            for picture in of_all
+            # Of each column the first row says what all show.
+            Cell(
+                picture, "" if below else title, None, float(np.min(of_all)), float(np.max(of_all))
+            )
+            for below, picture in enumerate(of_all)
         ]
         for title, of_all in shown
     ]

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_network
+from helpers import tiny_config, tiny_network
 from helpers.random_models import variables_of
+from helpers.tiny_config import ARCHITECTURE
 
 from medmerge_jax.analysis.grad_cam import grad_cam, gradients
 from medmerge_jax.models import create_model
-from medmerge_jax.models.feature_maps import FeatureMap, list_feature_maps
+from medmerge_jax.models.feature_maps import FeatureMap, feature_maps, list_feature_maps
 from medmerge_jax.models.network import Network
 from medmerge_jax.models.preprocessing import Preprocessing
 
@@ -71,3 +72,28 @@ def test_a_map_is_the_sum_of_channels_by_their_mean_gradients(variables, rng):
     np.testing.assert_allclose(found.logits, plain, rtol=1e-5, atol=1e-6)
     alone = grad_cam(network, variables, layer, pixels[1:2], 1)
     np.testing.assert_allclose(alone.maps[0], found.maps[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(ARCHITECTURE, 16), pytest.param("densenet121", 64, marks=pytest.mark.slow)],
+)
+def test_of_the_last_maps_it_is_their_sum_by_the_head(name, size, rng):
+    """What follows is a mean and a linear head: class activation mapping (Zhou et al., 2016)."""
+    tiny_config.register_architecture()
+    variables = variables_of(0, 3, name)
+    network = Network(create_model(name, 3), Preprocessing(size))
+    layer = list_feature_maps(name, size)[-1]
+    pixels = rng.integers(0, 256, (2, size, size, 3), np.uint8)
+    found = grad_cam(network, variables, layer, pixels)
+    (maps,) = feature_maps(network, [layer], variables, jnp.asarray(pixels))
+    height, width, _ = layer.shape
+    for image, of_class in enumerate(found.classes):
+        weights = variables["params"]["head"]["kernel"][:, of_class] / (height * width)
+        wanted = np.maximum(np.asarray(maps[image]) @ weights, 0)
+        np.testing.assert_allclose(found.maps[image], wanted, rtol=1e-3, atol=1e-4 * wanted.max())
+    logits = np.asarray(maps).mean(axis=(1, 2)) @ variables["params"]["head"]["kernel"]
+    assert (
+        found.classes.tolist()
+        == np.argmax(logits + variables["params"]["head"]["bias"], 1).tolist()
+    )

@@ -48,7 +48,7 @@ def test_a_sheet_has_all_cells_and_no_name_is_cut_off(tmp_path, drawn, rng):
     assert_is_whole(tmp_path / "sheet.png")
     first, second, third, empty = drawn[0].axes
     assert first.get_title().replace("\n", " ") == name.replace("\n", " ")
-    assert max(map(len, first.get_title().split("\n"))) <= 20
+    assert max(map(len, first.get_title().split("\n"))) <= 17
     assert (first.get_ylabel(), third.get_ylabel()) == ("a_{model", "b")
     shown, laid = second.get_images()
     np.testing.assert_array_equal(shown.get_array(), picture)
