@@ -268,7 +268,7 @@ def explanations(
             columns.append([Cell(of, f"image {n}") for n, of in enumerate(pixels, 1)])
         columns.append(
             [
-                Cell(of, f"{name}\n{one['class']} {one['probability']:.2f}", heat)
+                Cell(of, f"{name}\n{one['class']}: {one['probability']:.2f}", heat)
                 for of, one, heat in zip(pixels, of_images, found.maps, strict=True)
             ]
         )

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from absl import flags
 from helpers import tiny_config, tiny_network
 from helpers.random_models import variables_of
 from PIL import Image
@@ -129,7 +130,14 @@ def test_cka_of_two_models(call):
     assert (call.out / "cka.png").stat().st_size > 1000
 
 
-def test_cka_on_a_data_set(call):
+@pytest.fixture
+def flag():
+    """The flag --config, which the process forgets afterwards."""
+    yield
+    flags.FLAGS["config"].unparse()
+
+
+def test_cka_on_a_data_set(call, flag):
     printed = call("cka", "m0", "--config", TINY, "--split=train", "--num-images", "6")
     assert "on 6 images" in printed
 
