@@ -132,7 +132,7 @@ def _measured(
 
 
 def _draw(found: Segment | Plane, names: Sequence[str], path: Path) -> None:
-    labels = short_names(names)
+    labels = short_names(list(names))
     if isinstance(found, Segment):
         surface_figures.segment_figure(found, labels, path)
     else:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -13,6 +13,18 @@ _ABSOLUTE = re.compile(
     r"(?<![\w/.:])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\n\"'<>|:;,()]+[/\\])+(?=[^/\\\s])"
 )
 """The folders of a path somewhere in a text."""
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """What models are called in figures: the last component of each path, or the last two.
+
+    >>> short_names(["runs/a", "runs/b"]), short_names(["runs/a/seed0", "runs/b/seed0"])
+    (['a', 'b'], ['a/seed0', 'b/seed0'])
+    """
+    names = [last_component(path) for path in paths]
+    if len(set(names)) < len(names):  # run directories of one name
+        names = ["/".join(PurePath(path).parts[-2:]) for path in paths]
+    return names
 
 
 def shareable(value: Any, field: str = "") -> Any:
@@ -40,18 +52,6 @@ def shareable(value: Any, field: str = "") -> Any:
 def last_component(path: str) -> str:
     """Of a path; other texts as they are."""
     return PurePath(path.replace("\\", "/")).name or path.strip("/.~")
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """What models are called in figures: the last component of each path, or the last two.
-
-    >>> short_names(["runs/a", "runs/b"]), short_names(["runs/a/seed0", "runs/b/seed0"])
-    (['a', 'b'], ['a/seed0', 'b/seed0'])
-    """
-    names = [last_component(path) for path in paths]
-    if len(set(names)) < len(names):  # run directories of one name
-        names = ["/".join(PurePath(path).parts[-2:]) for path in paths]
-    return names
 
 
 def readme(card: Mapping[str, Any], usage: Mapping[str, str] | None = None) -> str:
