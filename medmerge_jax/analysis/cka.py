@@ -19,6 +19,7 @@ import numpy as np
 
 from medmerge_jax.models.feature_maps import FeatureMap, feature_maps
 from medmerge_jax.models.network import Network
+from medmerge_jax.runtime import preemption
 
 LEAST = 4
 """Images of which the estimate is defined."""
@@ -91,8 +92,10 @@ def grams(sources: Sequence[Source], batch_size: int) -> Iterator[np.ndarray]:
       batch_size: Images at a time, at most; batches are as large as one another but for one image.
     """
     count = len(sources[0].pixels)
-    for rows in np.array_split(np.arange(count), math.ceil(count / batch_size)):
-        size = min(batch_size, math.ceil(count / math.ceil(count / batch_size)))
+    parts = math.ceil(count / batch_size)
+    size = math.ceil(count / parts)
+    for rows in np.array_split(np.arange(count), parts):
+        preemption.check()
         # Filled up to one shape, so that one program serves all batches.
         filled = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows))])
         products = [

@@ -71,6 +71,8 @@ def depth(targets: Sequence[Target]) -> Depth:
         )
     (num_parents,) = counts
     layers = sorted({p for one in targets for run in one.runs for p in run}, key=network_order)
+    if not layers:
+        raise UserError(f"{targets[0].label}: there are no coefficients of any layer")
     shown = range(1 if num_parents == 2 else num_parents)
     labels, parents, found = list[str](), list[str](), list[np.ndarray]()
     for target in targets:
@@ -94,6 +96,11 @@ def _moments(target: Target, run: Mapping[str, np.ndarray], layers: Sequence[str
                 weights = parent_weights(path, run[path], len(target.parents))
             except ValueError as error:
                 raise UserError(f"{target.label}: {error}") from error
+            if not weights.size or not np.isfinite(weights).all():
+                raise UserError(
+                    f"{target.label}: coefficients of {path}: {weights.size} numbers, not all "
+                    "finite; restore coefficients.npz, or run the merge again"
+                )
             result[:, :, column] = weights.mean(axis=1), weights.var(axis=1)
     return result
 
@@ -147,6 +154,8 @@ def trajectory(
         raise _damaged(label, f"{type(error).__name__}: {error}") from error
     if values.shape != (len(records), len(layers), len(parents), 4):
         raise _damaged(label, f"numbers of shape {values.shape} for {len(parents)} parents")
+    if not values.size or not np.isfinite(values).all():
+        raise _damaged(label, f"{values.size} numbers, not all finite")
     return Trajectory(label, tuple(parents), epochs, layers, np.moveaxis(values, -1, 0))
 
 

@@ -147,15 +147,13 @@ def rank_figure(
     left.set_xlabel(_XLABEL, fontsize=_SMALL)
     left.set_ylabel(f"rank correlation, n = {found.targets}", fontsize=_SMALL)
     right.plot(scores, means, "o", color="#08306b", markersize=4)
+    middle = (scores.min() + scores.max()) / 2
     for name, *place in zip(names, scores, means, strict=True):
+        side, away = ("left", 4) if place[0] <= middle else ("right", -4)  # inside of the panel
         right.annotate(
-            visible(name),
-            place,
-            (4, 3),
-            textcoords="offset points",
-            fontsize=_SMALL,
-            parse_math=False,
-        )
+            visible(name), place, (away, 3), textcoords="offset points", fontsize=_SMALL,
+            ha=side, parse_math=False,
+        )  # fmt: skip
     right.axvline(0, color="black", linestyle=":", linewidth=0.8)
     right.set_xlabel(visible(labels[1]), fontsize=_SMALL, parse_math=False)
     right.set_ylabel(visible(labels[0]), fontsize=_SMALL, parse_math=False)

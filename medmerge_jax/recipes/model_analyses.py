@@ -31,11 +31,15 @@ from medmerge_jax.recipes import inputs
 from medmerge_jax.recipes.evaluation import drawn_folder
 from medmerge_jax.recipes.sets import read_set
 from medmerge_jax.runtime.cpu import usable_cores
+from medmerge_jax.runtime.progress import Bar
 from medmerge_jax.storage import atomic
 from medmerge_jax.storage.run_directory import RunDirectory
 
 _IN_A_ROW = 6
 """Mistakes of a sheet."""
+
+_MOST = 64
+"""Images that are looked at one by one, and computed at once."""
 
 Models = Mapping[str, weights.Model]
 """By what they are called in figures."""
@@ -141,7 +145,13 @@ def similarity(
         layers.append([one.module for one in wanted])
         network, variables = _backbone(model)
         sources.append(Source(network, variables, wanted, decoded(images, model.preprocessing)))
-    matrix = cka(grams(sources, batch_size))
+    with Bar("cka", len(images), "images") as bar:
+
+        def counted(gram: np.ndarray) -> np.ndarray:
+            bar.advance(gram.shape[-1])
+            return gram
+
+        matrix = cka(map(counted, grams(sources, batch_size)))
     names = [f"{name}: {layer}" for name, of in zip(models, layers, strict=True) for layer in of]
     rows = [[name, *values] for name, values in zip(names, matrix.tolist(), strict=True)]
     write_csv(out / "cka.csv", ["", *names], rows)
@@ -179,6 +189,7 @@ def feature_sheets(
     Returns:
       What features.json has.
     """
+    _check_few(images)
     architectures = {name: model.architecture for name, model in models.items()}
     if len(set(architectures.values())) > 1:
         said = ", ".join(f"{name} is a {one}" for name, one in architectures.items())
@@ -208,6 +219,14 @@ def feature_sheets(
     results = {"models": _described(models), "images": len(images), "channels": chosen}
     atomic.write_json(out / "features.json", results)
     return results
+
+
+def _check_few(images: Sequence[Image]) -> None:
+    if len(images) > _MOST:
+        raise UserError(
+            f"{len(images)} images; {_MOST} at most make a sheet to look at, and --num-images N "
+            "takes the first N"
+        )
 
 
 def _columns(
@@ -249,6 +268,7 @@ def explanations(
     Returns:
       What grad_cam.json has.
     """
+    _check_few(images)
     columns, told = list[list[Cell]](), []
     for name, model in models.items():
         if not model.num_classes:

@@ -142,6 +142,11 @@ def trajectories(sources: Mapping[str, Path], out: Path) -> list[Trajectory]:
                 )
             name = f"{label}: {one.name}" if one.name else label
             found.append(trajectory(name, one.parents, records))
+    if others := [one.label for one in found if one.layers != found[0].layers]:
+        raise UserError(
+            f"{others[0]}: has other layers than {found[0].label}; draw runs of another "
+            "architecture by themselves"
+        )
     write_csv(
         out / "trajectory.csv",
         ["run", "parent", "epoch", "layer", "mean", "deviation", "least", "greatest"],

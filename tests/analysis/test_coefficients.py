@@ -53,6 +53,11 @@ def test_targets_that_cannot_stand_in_one_figure(rng):
         depth([two, three])
     with pytest.raises(UserError, match=r"y: coefficients of .*3 parents have"):
         depth([Target("y", ("a", "b", "c"), (coefficients(rng),))])
+    for values in ([np.nan, 1.0], [], ["a", "b"]):
+        with pytest.raises(UserError, match="z: "):
+            depth([Target("z", ("b", "c"), ({LAYERS[0]: np.array(values)},))])
+    with pytest.raises(UserError, match="z: there are no coefficients of any layer"):
+        depth([Target("z", ("b", "c"), ({},))])
 
 
 def records(epochs=3, parents=2):
@@ -80,6 +85,8 @@ def test_a_trajectory_has_the_recorded_numbers_in_network_order():
         [*records(), {"epoch": 4, "layers": {}}],
         records(parents=3),
         [{"epoch": 1, "layers": {LAYERS[0]: "text"}}],
+        [{"epoch": 1, "layers": {LAYERS[0]: [[1, 2, 3, float("inf")]] * 2}}],
+        [{"epoch": 1, "layers": {}}],
     ],
 )
 def test_records_of_another_kind_are_refused(damaged):

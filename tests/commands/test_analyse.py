@@ -15,7 +15,7 @@ from medmerge_jax import weights
 from medmerge_jax.commands import analyse
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.predictions import Predictions
-from medmerge_jax.recipes.model_analyses import mistake_sheet
+from medmerge_jax.recipes.model_analyses import explanations, mistake_sheet
 from medmerge_jax.studies import run
 from medmerge_jax.studies.checks import check_config
 
@@ -214,6 +214,31 @@ def test_rank_over_comparisons(call, home, tmp_path):
         call("rank", *studies, "--recipe", "merge_lp")
     with pytest.raises(UserError, match=r"t0: its table has no accuracy of ft from b; a finished"):
         call("rank", *studies, "--metric", "accuracy")
+
+
+def test_trajectories_of_studies(call, tmp_path):
+    comparison(tmp_path, "a", 0.1, 0.4)
+    comparison(tmp_path, "b", 0.1, 0.4)
+    with pytest.raises(UserError, match=r"seed0: has no coefficients.jsonl, as runs of an earlier"):
+        call("trajectory", str(tmp_path / "a"))
+    for name, layers in (("a", ("conv1/kernel", "layer1/kernel")), ("b", ("conv1/kernel",))):
+        lines = [
+            {"stage": "merge_lp", "epoch": e, "layers": {p: [[e, 0.1, 0, 1]] * 2 for p in layers}}
+            for e in (1, 2)
+        ]
+        file = tmp_path / name / "medmerge/seed0/coefficients.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    printed = call("trajectory", f"x={tmp_path / 'a'}")
+    assert "x: medmerge/seed0: mean weight of b 1.0000 after epoch 1, 2.0000 after" in printed
+    rows = call.csv("trajectory.csv")
+    assert [row["mean"] for row in rows] == ["1", "1", "2", "2"] * 2
+    with pytest.raises(UserError, match="b: medmerge/seed0: has other layers than a"):
+        call("trajectory", str(tmp_path / "a"), str(tmp_path / "b"))
+
+
+def test_a_sheet_of_very_many_images_is_none(tmp_path):
+    with pytest.raises(UserError, match="65 images; 64 at most"):
+        explanations({}, ["x.png"] * 65, tmp_path)
 
 
 def test_members_of_a_study_that_differ_in_their_seed_are_a_row(call, home, tmp_path):
