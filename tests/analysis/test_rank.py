@@ -11,11 +11,11 @@ from medmerge_jax.analysis.rank import rank_correlation
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_correlation_and_exact_p_are_scipys(rng, ties):
-    values, scores = rng.normal(size=(6, 4)), rng.normal(size=6)
+    values, scores = rng.normal(size=(5, 2)), rng.normal(size=5)
     if ties:
         values, scores = np.round(values), np.round(scores)
-    found = rank_correlation(list("abcd"), values, scores)
-    for column in range(4):
+    found = rank_correlation(list("ab"), values, scores)
+    for column in range(2):
 
         def statistic(x, column=column):
             return scipy.stats.spearmanr(x, values[:, column]).statistic
