@@ -54,7 +54,7 @@ def train(folder, parents, constraint="none", end=None):
         directory.close()
 
 
-@pytest.mark.parametrize("constraint", ["none", "sigmoid"])
+@pytest.mark.parametrize("constraint", ["sigmoid", pytest.param("none", marks=pytest.mark.slow)])
 def test_the_last_record_is_of_the_learned_weights(tmp_path, parents, constraint):
     """Of three parents, the last being one minus the others."""
     raw = np.asarray(train(tmp_path, parents, constraint).trainable["coefficients"]["conv/kernel"])
