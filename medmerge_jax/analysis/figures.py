@@ -16,6 +16,7 @@ from medmerge_jax.analysis.drawing import (
     save_figure,
 )
 from medmerge_jax.evaluation.metrics import METRICS, titles
+from medmerge_jax.merging.coefficients import parent_weights
 from medmerge_jax.merging.trees import network_order
 from medmerge_jax.runtime.inert import visible
 from medmerge_jax.storage.atomic import write_atomically
@@ -77,12 +78,7 @@ def coefficient_heatmap(
     image = axes.imshow(means, cmap="RdBu", **ends, aspect="auto", interpolation="none")
     axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
     axes.set_yticks(range(len(rows)), list(map(visible, rows)), parse_math=False)
-    blocks = _blocks(paths)
-    middles = [(columns[0] + columns[-1]) / 2 for _, columns in blocks]
-    names = [name for name, _ in blocks]
-    axes.set_xticks(middles, names, rotation=40, ha="right", parse_math=False)
-    for _, columns in blocks[1:]:
-        axes.axvline(columns[0] - 0.5, color="black", linewidth=0.6)
+    mark_blocks(axes, paths)
     axes.set_xlabel("convolutions, from the input to the output")
     label = visible(f"mean weight of {parent_names[0] if parent_names else 'parent b'}")
     if num_parents > 2:
@@ -110,7 +106,10 @@ def heatmap(
     rows: list[Sequence[float]] = []
     for target, row in coefficients.items():
         lacking = np.full(num_parents, np.nan)
-        means = [_parent_means(p, row[p], num_parents) if p in row else lacking for p in paths]
+        means = [
+            parent_weights(p, row[p], num_parents).mean(axis=1) if p in row else lacking
+            for p in paths
+        ]
         if num_parents == 2:
             labels.append(target)
             rows.append([mean[0] for mean in means])
@@ -241,21 +240,26 @@ def confusion_matrix_figure(
     save_figure(figure, path, formats)
 
 
-def _parent_means(path: str, value: np.ndarray, num_parents: int) -> np.ndarray:
-    """(n,) mean weight of every parent in one convolution."""
-    weights = np.asarray(value, np.float64)
-    if num_parents == 2:
-        weights = weights[None]
-    if weights.shape[:1] != (num_parents - 1,):
-        raise ValueError(
-            f"coefficients of {path}: shape {weights.shape}, but {num_parents} parents have "
-            f"({num_parents - 1}, ...)"
-        )
-    means = weights.reshape(num_parents - 1, -1).mean(axis=1)
-    return np.append(means, 1.0 - means.sum())
+def mark_blocks(
+    axes: "Axes", paths: Sequence[str], sideways: bool = False, least: float = 0.0
+) -> None:
+    """Parts the network's top-level blocks, and names them below columns or beside rows.
+
+    Those that take less than a share of the axis have no name.
+    """
+    parts = blocks(paths)
+    named = [(name, of) for name, of in parts if len(of) >= least * len(paths)]
+    middles, names = [(of[0] + of[-1]) / 2 for _, of in named], [name for name, _ in named]
+    if sideways:
+        axes.set_yticks(middles, names, fontsize=8, parse_math=False)
+    else:
+        axes.set_xticks(middles, names, rotation=40, ha="right", fontsize=8, parse_math=False)
+    line = axes.axhline if sideways else axes.axvline
+    for _, places in parts[1:]:
+        line(places[0] - 0.5, color="black", linewidth=0.6)
 
 
-def _blocks(paths: Sequence[str]) -> list[tuple[str, list[int]]]:
+def blocks(paths: Sequence[str]) -> list[tuple[str, list[int]]]:
     """Name and columns of the network's top-level blocks."""
     parts = [path.split("/") for path in paths]
     depth = 0

@@ -3,6 +3,7 @@
 A command is a file of this room with `main(arguments)`, and a row of `COMMANDS`.
 """
 
+import argparse
 import errno
 import importlib
 import os
@@ -29,6 +30,7 @@ COMMANDS = {
     "export": "a model for other programs: export MODEL --to FOLDER",
     "evaluate": "models on any data set: evaluate MODEL ... --config FILE",
     "surface": "loss between models, measured and drawn: A B [C] --config FILE --out FOLDER",
+    "analyse": "what models have learned, in figures: analyse KIND ... --out FOLDER",
     "work": "help with a study that was begun elsewhere: work WORKDIR",
     "status": "print what has become of each job of a study: status WORKDIR",
     "fields": "print what a config may say: fields [PREFIX]",
@@ -122,6 +124,13 @@ def work_in(folder: Path) -> None:
 def user_path(text: str) -> Path:
     """A path of the command line, for argparse."""
     return Path(text).expanduser()
+
+
+def whole_number(text: str) -> int:
+    """A number from 1 of the command line, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 is wanted")
+    return int(text)
 
 
 def keep_programs() -> None:

@@ -62,11 +62,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="folder of the images that a table names; default: its own",
     )
     add("--image-column", default="", metavar="NAME", help="of a table; default: a usual one")
-    add("--batch-size", type=_positive, default=32, metavar="N", help="default %(default)s")
+    add(
+        "--batch-size", type=entry.whole_number, default=32, metavar="N", help="default %(default)s"
+    )
     return parser.parse_intermixed_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 is wanted")
-    return int(text)

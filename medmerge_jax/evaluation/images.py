@@ -145,7 +145,7 @@ def stream(
         for place, row in enumerate(rows):
             try:
                 for of_look, look in zip(pixels, looks, strict=True):
-                    of_look[place] = _pixels(images[row], row, look)
+                    of_look[place] = prepared_pixels(images[row], row, look)
             except UserError as error:
                 problems[row] = str(error)
         return _Decoded(rows, pixels, problems)
@@ -212,8 +212,8 @@ class _Expert:
         return np.asarray(found[:, self._order])
 
 
-def _pixels(image: Image | None, row: int, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 (size, size, 3)."""
+def prepared_pixels(image: Image | None, row: int, preprocessing: Preprocessing) -> np.ndarray:
+    """An image as a model wants it, uint8 (size, size, 3); `row` is its number for messages."""
     if image is None:
         raise UserError("there is no image file of this name")
     if isinstance(image, str | os.PathLike):

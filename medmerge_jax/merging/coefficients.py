@@ -213,6 +213,36 @@ def constrain(raw: Any, num_parents: int, constraint: str) -> jax.Array:
     return jax.nn.softmax(jnp.concatenate([weights, last]), axis=0)[:-1]
 
 
+def parent_weights(path: str, effective: Any, num_parents: int) -> np.ndarray:
+    """The weights of all parents in one layer, one beside the other.
+
+    Args:
+      path: Of the layer, for messages.
+      effective: A leaf of `effective_coefficients`, of any granularity's shape.
+      num_parents: n ≥ 2.
+
+    Returns:
+      float64 (n, number of coefficients); the last parent's are one minus the others'.
+
+    Raises:
+      ValueError: The shape is not that of n parents.
+
+    >>> parent_weights("conv1/kernel", np.array([0.25, 1.0]), 2)
+    array([[0.25, 1.  ],
+           [0.75, 0.  ]])
+    """
+    weights = np.asarray(effective, np.float64)
+    if num_parents == 2:
+        weights = weights[None]
+    if weights.shape[:1] != (num_parents - 1,):
+        raise ValueError(
+            f"coefficients of {path}: shape {weights.shape}, but {num_parents} parents have "
+            f"({num_parents - 1}, ...)"
+        )
+    weights = weights.reshape(num_parents - 1, -1)
+    return np.concatenate([weights, 1.0 - weights.sum(axis=0, keepdims=True)])
+
+
 def without_head_leaves(tree: Tree, is_head: IsHead) -> dict[str, Any]:
     """Leaves of a tree of parameters, or of another collection, by path and without the head.
 

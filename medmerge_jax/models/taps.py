@@ -59,7 +59,7 @@ def collect_moments(
         valid = np.arange(batch_size) < len(batch)
         # Padded to one shape, so that nothing is compiled for the last, shorter batch.
         batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
-        outputs = [_outputs(module, modules, backbone, batch) for backbone in backbones]
+        outputs = [outputs_of(module, modules, backbone, batch) for backbone in backbones]
         for space in spaces:
             for index, tap in enumerate(space.taps):
                 maps = [output[tap.module] for output in outputs]
@@ -72,7 +72,7 @@ def collect_moments(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _outputs(
+def outputs_of(
     module: nn.Module, modules: tuple[str, ...], variables: Tree, images: Any
 ) -> dict[str, jax.Array]:
     """The outputs of some of a model's modules, by their paths."""

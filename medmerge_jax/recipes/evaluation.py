@@ -57,7 +57,7 @@ def evaluate_models(
     for name, model in loaded.items():
         if not model.num_classes:
             raise UserError(f"{name}: the model has no head to predict with")
-    dataset = read_set(config, _drawn(config), split)
+    dataset = read_set(config, drawn_folder(config), split)
     matches = {}
     for name, model in loaded.items():
         try:
@@ -125,7 +125,7 @@ def intervals(predictions: Predictions) -> dict[str, dict[str, float] | None]:
     return found
 
 
-def _drawn(config: Config) -> Path:
+def drawn_folder(config: Config) -> Path:
     """A folder of the cache for images that are drawn as these."""
     described = json.dumps([dataclasses.asdict(config.data.synthetic), config.image_size])
     return atomic.cache_folder("drawn") / hashlib.sha256(described.encode()).hexdigest()[:32]

@@ -25,7 +25,7 @@ from medmerge_jax.recipes.inputs import decode_as, load_data, missing_data
 from medmerge_jax.recipes.sets import differences
 from medmerge_jax.runtime.progress import say
 from medmerge_jax.storage import atomic
-from medmerge_jax.weights.card import last_component
+from medmerge_jax.weights.card import last_component, short_names
 
 ALIGNMENTS = ("weight_matching", "activation_matching")
 """How hidden units can be put in another model's order. ZipIt! and the like merge units, so that
@@ -132,9 +132,7 @@ def _measured(
 
 
 def _draw(found: Segment | Plane, names: Sequence[str], path: Path) -> None:
-    labels = [last_component(name) for name in names]
-    if len(set(labels)) < len(labels):  # run directories of one name, as seed0
-        labels = ["/".join(Path(name).parts[-2:]) for name in names]
+    labels = short_names(list(names))
     if isinstance(found, Segment):
         surface_figures.segment_figure(found, labels, path)
     else:

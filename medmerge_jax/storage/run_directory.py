@@ -7,6 +7,7 @@ image_hashes.npz        by which those who start from this model find such image
 metrics.jsonl           one line per epoch and stage; TensorBoard events in events/
 metrics.csv             the same as a table, of when a process last began a stage or ended
 loggers.json            by which the services of config.log_to know the run; wandb/ of one of them
+coefficients.jsonl      of each layer of a merge, one line per epoch and stage
 kept/<stage>-<epoch>/   models of the epochs that a stage was to keep, each a parent like a run
 merged.npz              what the recipe merge_ft has merged, until the run is finished
 seconds.json            how long its processes have been at work, until the run is finished
@@ -38,10 +39,13 @@ _HELD: dict[Path, Callable[[], bool]] = {}
 _CLOCKS: dict[Path, float] = {}
 """When the runs that are at work began, had every process gone on where the last one ended."""
 
+METRICS, COEFFICIENTS = "metrics.jsonl", "coefficients.jsonl"
+"""Files with a line for each epoch of a stage."""
+
 _SECONDS, _MERGED, _KEPT = "seconds.json", "merged.npz", "checkpoints/*/*.model.npz"
 
 _WRITTEN = (
-    "config.json", "data_audit.json", "image_hashes.npz", "metrics.jsonl", "coefficients.npz",
+    "config.json", "data_audit.json", "image_hashes.npz", METRICS, COEFFICIENTS, "coefficients.npz",
     "metrics.csv", IDS_FILE, _MERGED, _SECONDS, "predictions.npz", "results.json", "report.html",
     "model",
     *(
@@ -274,16 +278,16 @@ class RunDirectory:
         if processes.is_first():
             atomic.write_json(self.path / name, value)
 
-    def records(self) -> list[Record]:
-        """All lines of metrics.jsonl; a last line cut short by a crash is left out."""
+    def records(self, name: str = METRICS) -> list[Record]:
+        """All lines of a file; a last line cut short by a crash is left out."""
         records = []
-        for number, line in enumerate([x for x in self._lines() if x.endswith("\n")], 1):
+        for number, line in enumerate([x for x in self._lines(name) if x.endswith("\n")], 1):
             record = None
             with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(line)
             if not isinstance(record, dict) or type(record.get("epoch")) is not int:
                 raise UserError(
-                    f"{self.path / 'metrics.jsonl'}, line {number}: {line[:80]!r} is no record of "
+                    f"{self.path / name}, line {number}: {line[:80]!r} is no record of "
                     "an epoch; delete the line"
                 )
             records.append(record)
@@ -296,27 +300,32 @@ class RunDirectory:
         """
         if not processes.is_first():
             return
-        kept = [r for r in self.records() if r.get("stage") != stage or r["epoch"] <= epoch]
-        if len(kept) < len(self._lines()):
-            text = "".join(json.dumps(record) + "\n" for record in kept)
-            atomic.write_text(self.path / "metrics.jsonl", text)
+        for name in (METRICS, COEFFICIENTS):
+            records = self.records(name)
+            kept = [r for r in records if r.get("stage") != stage or r["epoch"] <= epoch]
+            if len(kept) < len(self._lines(name)):
+                text = "".join(json.dumps(record) + "\n" for record in kept)
+                atomic.write_text(self.path / name, text)
         self.write_csv()
 
-    def _lines(self) -> list[str]:
-        path = self.path / "metrics.jsonl"
+    def _lines(self, name: str) -> list[str]:
+        path = self.path / name
         text = path.read_text(errors="replace") if path.exists() else ""
         return text.splitlines(keepends=True)
 
-    def log(self, record: Record) -> None:
+    def log(self, record: Record, layers: Mapping[str, Any] | None = None) -> None:
         """Appends a line to metrics.jsonl, and tells the loggers its numbers.
 
-        It has "stage" and "epoch" (from 1); the rest are numbers or None.
+        It has "stage" and "epoch" (from 1); the rest are numbers or None. What is said of each
+        layer of a merge goes into coefficients.jsonl.
         """
         self.check_there()
         if not processes.is_first():
             return
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._append(METRICS, record)
+        if layers:
+            named = {name: record[name] for name in ("stage", "epoch")}
+            self._append(COEFFICIENTS, {**named, "layers": layers})
         _save_clocks()
         if self._loggers is None:
             self._loggers = Loggers(("tensorboard",), About(self.path))
@@ -348,6 +357,10 @@ class RunDirectory:
                 with contextlib.suppress(OSError, UserError):
                     self.write_csv()
             loggers.close(results)
+
+    def _append(self, name: str, record: Record) -> None:
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
 def _save_clocks() -> None:

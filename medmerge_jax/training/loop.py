@@ -23,7 +23,7 @@ from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training.accumulation import accumulated_step
 from medmerge_jax.training.augmentation import augmented_batch
 from medmerge_jax.training.hints import few_steps, still_loss
-from medmerge_jax.training.parameterization import Parameterization, Tree
+from medmerge_jax.training.parameterization import Blend, Parameterization, Tree
 from medmerge_jax.training.progress import Progress
 from medmerge_jax.training.stage import Stage, StageResult
 from medmerge_jax.training.step import Task, collapse, init_state, train_step
@@ -84,7 +84,8 @@ def train_stage(
                     variables = _collapsed(task, state.trainable, frozen, state.batch_stats)
                     metrics = _validate(progress, network, variables, validation, multilabel)
                     # Before the checkpoint: what is logged too much is dropped on resuming.
-                    directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}})
+                    layers = _by_layer(task, state.trainable, frozen)
+                    directory.log({**record, **{f"val_{k}": v for k, v in metrics.items()}}, layers)
                     if record["epoch"] in stage.keep:  # before it, too
                         checkpoints.keep(record["epoch"], variables)
                     progress.finish_epoch(metrics[stage.metric], images)
@@ -202,6 +203,20 @@ def _coefficient_summary(trainable: Tree) -> dict[str, float]:
         return {}
     values = np.concatenate([np.ravel(leaf) for leaf in jax.device_get(list(coefficients))])
     return {f"coefficient_{x}": float(getattr(values, x)()) for x in ("mean", "min", "max")}
+
+
+def _by_layer(task: Task, trainable: Tree, frozen: Tree) -> dict[str, list[list[float]]]:
+    """Of a merge, mean, deviation, least and greatest weight of each parent in each layer."""
+    if not isinstance(task.assemble, Blend):
+        return {}
+    summaries = {
+        path: np.stack([getattr(of, x)(axis=1) for x in ("mean", "std", "min", "max")], axis=1)
+        for path, of in task.assemble.weights(trainable, frozen).items()
+    }
+    return {
+        path: [[float(f"{x:.7g}") for x in of_parent] for of_parent in summary]
+        for path, summary in summaries.items()
+    }
 
 
 def _say_epoch(stage: Stage, record: dict[str, Any], metrics: dict[str, Any]) -> None:

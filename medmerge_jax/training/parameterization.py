@@ -18,8 +18,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from medmerge_jax import merging
-from medmerge_jax.merging.coefficients import Tie, untied
+from medmerge_jax.merging.coefficients import Tie, parent_weights, untied
 from medmerge_jax.merging.trees import check_choice, flatten, without_head
 from medmerge_jax.models.registry import leaf_role
 
@@ -171,6 +174,13 @@ class Blend:
 
     constraint: str
     tie: Tie = untied
+
+    def weights(self, trainable: Tree, frozen: Tree) -> dict[str, np.ndarray]:
+        """Of all parents by layer, (n, coefficients), see `merging.coefficients`."""
+        count = len(frozen["parents"])
+        raw = jax.device_get(trainable["coefficients"])
+        effective = merging.effective_coefficients(raw, count, self.constraint)
+        return {path: parent_weights(path, leaf, count) for path, leaf in effective.items()}
 
     def __call__(self, trainable: Tree, frozen: Tree) -> Flat:
         """The model's parameters for these coefficients."""

@@ -18,6 +18,18 @@ _ABSOLUTE = re.compile(
 """The folders of a path somewhere in a text."""
 
 
+def short_names(paths: list[str]) -> list[str]:
+    """What models are called in figures: the last component of each path, or the last two.
+
+    >>> short_names(["runs/a", "runs/b"]), short_names(["runs/a/seed0", "runs/b/seed0"])
+    (['a', 'b'], ['a/seed0', 'b/seed0'])
+    """
+    names = [last_component(path) for path in paths]
+    if len(set(names)) < len(names):  # run directories of one name
+        names = ["/".join(PurePath(path).parts[-2:]) for path in paths]
+    return names
+
+
 def shareable(value: Any, field: str = "") -> Any:
     """The JSON value of a field, in which files are named by the last component of their paths.
 

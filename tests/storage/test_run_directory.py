@@ -41,6 +41,21 @@ def test_rewinding_leaves_other_stages_alone(directory):
     assert found == [("lp", 1), ("lp", 2), ("ft", 1)]
 
 
+def test_what_is_said_of_layers_goes_into_a_file_of_its_own(directory):
+    for epoch in (1, 2, 3):
+        directory.log({"stage": "merge_lp", "epoch": epoch}, {"conv1/kernel": [[0.5, epoch]]})
+    directory.log({"stage": "ft", "epoch": 1}, {})
+    path = directory.path / "coefficients.jsonl"
+    path.write_text(path.read_text() + '{"stage": "merge_lp", "ep')
+    directory.rewind("merge_lp", 2)
+    assert [record["stage"] for record in directory.records()] == ["merge_lp", "merge_lp", "ft"]
+    assert directory.records("coefficients.jsonl") == [
+        {"stage": "merge_lp", "epoch": epoch, "layers": {"conv1/kernel": [[0.5, epoch]]}}
+        for epoch in (1, 2)
+    ]
+    assert not any("layers" in record for record in directory.records())
+
+
 def test_the_fields_that_differ_are_named(directory):
     config = {"ft": {"epochs": 2}, "seed": 0}
     directory.record_config(config, "data", {"b": "one"}, {})

@@ -128,11 +128,11 @@ def test_an_epoch_with_a_checkpoint_has_its_line(train, tmp_path, monkeypatch):
     """Killed between the two, whichever comes first, no line of metrics.jsonl is missing."""
     log, moments = RunDirectory.log, []
 
-    def killed(self, record):
+    def killed(self, record, layers):
         moments.append(record["epoch"])
         if moments == [1, 2]:
             raise Killed
-        log(self, record)
+        log(self, record, layers)
 
     monkeypatch.setattr(RunDirectory, "log", killed)
     with pytest.raises(Killed):
