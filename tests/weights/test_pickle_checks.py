@@ -389,3 +389,67 @@ def test_what_might_run_code_is_refused_with_advice(tmp_path):
     with pytest.raises(UserError) as error:
         read_torch_file(zipped(tmp_path / "x.pth", keys))
     assert torch_pickle.ADVICE in str(error.value)
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 6), (0, 0), (6, 0), (2, 4)])
+def test_views_from_end_to_end_are_read(tmp_path, start, count):
+    view = plain(("v", start, count))
+    one = tensor(storage(view=view), shape=(count,), strides=(1,))
+    for write in (zipped, streamed):
+        tensors = read_torch_file(write(tmp_path / "x.pth", dict_of(t=one)))[""]
+        np.testing.assert_array_equal(tensors["t"], FLOATS[start : start + count])
+
+
+def test_a_size_of_as_many_numbers_as_numpy_has_axes_is_read(tmp_path):
+    def sizes(count):
+        return dict_of(t=tensor(), size=call("torch.Size", plain([1] * count)))
+
+    assert names(zipped(tmp_path / "x.pth", sizes(64))) == {"": ["t"]}
+    refused(zipped(tmp_path / "y.pth", sizes(65)), "a size is list; a few numbers are wanted")
+
+
+def test_state_dicts_are_found_as_deep_as_is_looked(tmp_path):
+    def nested(depth):
+        value = dict_of(t=tensor())
+        for _ in range(depth):
+            value = dict_of(a=value)
+        return value
+
+    depth = torch_pickle.DEEPEST
+    assert names(zipped(tmp_path / "x.pth", nested(depth))) == {".".join("a" * depth): ["t"]}
+    refused(zipped(tmp_path / "y.pth", nested(depth + 1)), "no tensors by name")
+
+
+def modules(depth):
+    """One inside the other, a parameter in the innermost."""
+    value = module(parameters=dict_of(w=tensor()))
+    for _ in range(depth):
+        value = module(modules=dict_of(m=value))
+    return value
+
+
+def test_modules_are_read_as_deep_and_as_many_as_are_allowed(tmp_path, monkeypatch):
+    deepest = 10 * torch_pickle.DEEPEST
+    (tensors,) = names(zipped(tmp_path / "x.pth", modules(deepest))).values()
+    assert tensors == ["m." * deepest + "w"]
+    refused(zipped(tmp_path / "y.pth", modules(deepest + 1)), "too many or inside each other")
+    monkeypatch.setattr(torch_pickle, "MOST_MODULES", 4)
+    assert names(zipped(tmp_path / "x.pth", modules(3))) == {"": ["m.m.m.w"]}
+    refused(zipped(tmp_path / "y.pth", modules(4)), "too many or inside each other")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"(" + text("module") + text("Net") + text("net.py") + text("") + b"tQ",
+        tensor(b"(" + text("storage") + text("Float") + text("0") + text("cpu") + plain(6) + b"tQ"),
+    ],
+    ids=["a module of no class", "a storage of a text"],
+)
+def test_persistent_ids_of_texts_are_refused(tmp_path, value):
+    refused(zipped(tmp_path / "x.pth", dict_of(t=value)), "refers to ")
+
+
+def test_a_file_that_cannot_be_opened_says_why(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.pth: cannot be read \(No such file"):
+        read_torch_file(tmp_path / "nowhere.pth")
