@@ -72,7 +72,8 @@ class ModelSpec:
       torch_head: Name of the head in PyTorch state dicts.
       licence: Of the published weights.
       hub_id: Repository of the ImageNet-1k weights on the Hugging Face hub, if there is one.
-      torch_file: Name of torchvision's ImageNet-1k file; ends in eight digits of its sha256.
+      torch_file: Name of the ImageNet-1k file in PyTorch's cache, torchvision's or its authors';
+        ends in eight digits of its sha256.
       min_size: Side of the smallest images, in pixels, that the model takes.
       patch: Sides of images are multiples of it, in pixels.
       role: What a parameter is, see `leaf_role`.

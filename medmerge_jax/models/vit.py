@@ -314,6 +314,9 @@ _LEAF_NAMES = {
     ("params", "pos_embed"): "pos_embed",
 }
 
+_FILES = {"tiny": "a1311bcf", "small": "cd65a155", "base": "b5f2ef4d"}
+"""Digits of the files that DeiT's authors publish."""
+
 for _family, _weights, _own in (
     ("vit", "augreg_in21k_ft_in1k", Preprocessing(224, "crop", (0.5,) * 3, (0.5,) * 3)),
     ("deit", "fb_in1k", Preprocessing(224, "crop")),
@@ -337,6 +340,7 @@ for _family, _weights, _own in (
                 torch_head="head",
                 licence="Apache-2.0",
                 hub_id=f"timm/{_name}.{_weights}",
+                torch_file=f"{_name}-{_FILES[_size]}.pth" if _family == "deit" else None,
                 min_size=PATCH,
                 patch=PATCH,
                 role=role,

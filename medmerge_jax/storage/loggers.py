@@ -238,7 +238,8 @@ class _MLflow:
         if self._client.get_experiment_by_name(name) is None:
             with contextlib.suppress(MlflowException):  # another process may have made it now
                 self._client.create_experiment(name)
-        number = self._client.get_experiment_by_name(name).experiment_id
+        experiment: Any = self._client.get_experiment_by_name(name)  # which is there now
+        number = experiment.experiment_id
         tags = {"study": about.study} if about.study else {}
         self._id = self._client.create_run(number, run_name=about.name, tags=tags).info.run_id
         about.remember("mlflow", self._id)

@@ -24,25 +24,26 @@ class LocatedWeights:
 
 
 def find_imagenet_weights(architecture: str) -> LocatedWeights:
-    """Finds torchvision's ImageNet-1k weights on this machine, or else downloads them.
+    """Finds an architecture's ImageNet-1k weights on this machine, or else downloads them.
 
-    Looks in this library's folder of weights (`$MEDMERGE_JAX_CACHE/weights`, by default
-    `~/.cache/medmerge_jax/weights`), in PyTorch's own cache, and on the Hugging Face hub, whose
-    `timm/<architecture>.tv_in1k` are the same weights under the same names.
+    They are torchvision's, of transformers their authors'. Looks in this library's folder of
+    weights (`$MEDMERGE_JAX_CACHE/weights`, by default `~/.cache/medmerge_jax/weights`), in
+    PyTorch's own cache, and on the Hugging Face hub, whose `timm/<architecture>.tv_in1k` are the
+    same weights under the same names.
 
     Raises:
       UserError: There are none for this architecture, a file is not what its name says, or it
         is nowhere and cannot be downloaded; names the file wanted and where to put it.
     """
     spec = get_spec(architecture)
-    if spec.hub_id is None or spec.torch_file is None:
+    if spec.hub_id is None:
         raise UserError(
             f"there are no ImageNet weights of {architecture}, a network for "
             f"{spec.preprocessing.size}-pixel images. Give the path of a weight "
             "file, or take an ImageNet architecture such as resnet18"
         )
     own = [cache_folder("weights") / f"{architecture}{end}" for end in (".safetensors", ".pth")]
-    cached = _torch_cache() / spec.torch_file
+    cached = None if spec.torch_file is None else _torch_cache() / spec.torch_file
     if path := next(filter(Path.is_file, own), None):
         located = LocatedWeights(path, _sha256(path), "folder of weights")
     else:
@@ -53,8 +54,8 @@ def find_imagenet_weights(architecture: str) -> LocatedWeights:
     return located
 
 
-def _in_torch_cache(path: Path) -> LocatedWeights | None:
-    if not path.is_file():
+def _in_torch_cache(path: Path | None) -> LocatedWeights | None:
+    if path is None or not path.is_file():
         return None
     sha256 = _sha256(path)
     digits = path.stem.rpartition("-")[2]
@@ -72,7 +73,7 @@ def _torch_cache() -> Path:
     return (Path(home).expanduser() if home else cache / "torch") / "hub" / "checkpoints"
 
 
-def _from_hub(spec: ModelSpec, hub_id: str, torch_path: Path) -> LocatedWeights:
+def _from_hub(spec: ModelSpec, hub_id: str, torch_path: Path | None) -> LocatedWeights:
     try:
         fetched = fetch(HubReference(hub_id, path=WEIGHTS_FILE))
     except UnreachableError as error:
@@ -80,8 +81,12 @@ def _from_hub(spec: ModelSpec, hub_id: str, torch_path: Path) -> LocatedWeights:
             f"the ImageNet weights of {spec.name} are not on this machine and cannot be "
             f"downloaded: {error}\nOr fetch one of these elsewhere:\n"
             f"  {WEIGHTS_FILE} of {hub_id} on the Hugging Face hub, and put it at "
-            f"{cache_folder('weights') / (spec.name + '.safetensors')}\n"
-            f"  torchvision's {torch_path.name}, and put it at {torch_path}"
+            f"{cache_folder('weights') / (spec.name + '.safetensors')}"
+            + (
+                f"\n  {torch_path.name} of PyTorch, and put it at {torch_path}"
+                if torch_path
+                else ""
+            )
         ) from error
     return LocatedWeights(fetched.file, fetched.sha256, str(fetched.origin))
 

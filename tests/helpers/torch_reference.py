@@ -4,7 +4,9 @@ import numpy as np
 
 from medmerge_jax.models import get_spec, list_models
 
-IMAGENET_MODELS = [name for name in list_models() if get_spec(name).torch_file]
+IMAGENET_MODELS = [
+    name for name in list_models() if get_spec(name).torch_head in ("fc", "classifier")
+]
 CIFAR_MODELS = [name for name in list_models() if get_spec(name).torch_head == "linear"]
 
 

@@ -96,6 +96,8 @@ def test_without_network_the_files_are_named(machine, name):
     message = str(error.value)
     assert "ConnectionError: no route to host)" in message
     assert str(machine / "cache" / "weights" / f"{name}.safetensors") in message
+    if get_spec(name).torch_file is None:
+        return
     path = re.search(rf"put it at (\S*{name}-[0-9a-f]{{8}}\.pth)", message)
     assert path is not None
     assert Path(path[1]).parent == machine / "torch" / "hub" / "checkpoints"
@@ -109,7 +111,7 @@ def test_small_models_have_no_imagenet_weights():
 def test_registered_files_are_torchvisions(torchvision):
     for name in list_models():
         spec = get_spec(name)
-        if spec.torch_file:
+        if hasattr(torchvision.models, name) and spec.torch_file:
             official = torchvision.models.get_model_weights(name).IMAGENET1K_V1
             assert official.url.endswith(f"/{spec.torch_file}")
             transforms = official.transforms()

@@ -5,7 +5,9 @@ import pytest
 from medmerge_jax.models import get_spec, list_models
 from medmerge_jax.weights import load_weights, save_weights
 
-IMAGENET_MODELS = [name for name in list_models() if get_spec(name).torch_file]
+IMAGENET_MODELS = [
+    name for name in list_models() if get_spec(name).torch_head in ("fc", "classifier")
+]
 QUICK = ("resnet18", "densenet121")
 
 
