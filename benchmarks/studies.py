@@ -126,11 +126,12 @@ def _processes(options: argparse.Namespace, workers: int) -> float:
     """Seconds of a part of the grid, each process with one core; the programs are compiled."""
     # The config is this file, which imports its neighbours.
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
-    for name in (f"warm{workers}", f"workers{workers}"):
+    # The first run compiles, for which an epoch is enough.
+    for name, epochs in ((f"warm{workers}", 1), (f"workers{workers}", options.epochs)):
         command = [
             *("taskset", "--cpu-list", "0" if workers == 1 else "0,1"),
             *(sys.executable, "-m", "medmerge_jax.main", f"--workdir={options.workdir / name}"),
-            f"--config={Path(__file__)}:{options.epochs},{options.images},{options.part}",
+            f"--config={Path(__file__)}:{epochs},{options.images},{options.part}",
         ]
         if workers > 1:
             command += ["--config.study.executor=processes", f"--config.study.workers={workers}"]
