@@ -69,6 +69,5 @@ def test_a_missing_module_of_the_extra_train_is_known_as_such():
 
 def test_every_other_extra_brings_the_extra_train():
     extras = PROJECT["optional-dependencies"]
-    assert all(
-        "medmerge-jax[train]" in extras[name] for name in ("test", "gpu", "dicom", "cluster")
-    )
+    names = ("test", "gpu", "gpu12", "dicom", "cluster")
+    assert all("medmerge-jax[train]" in extras[name] for name in names)
