@@ -5,10 +5,18 @@
 #       --config configs/aptos.py --workdir runs/aptos
 #
 # Options for sbatch (--nodes, --partition, --account, ...) come before the script's name, those of
-# medmerge_jax.main after it. One task per GPU; the workdir is on a disk that all nodes share.
+# medmerge_jax.main after it. One task per GPU; the workdir is on a disk that all nodes share, and
+# so is MEDMERGE_JAX_CACHE, or each node decodes the images again.
 # Preempted or out of time, the run saves, goes back to the queue and resumes; `scancel` ends it.
+#
+# In a container (launch/apptainer.def) instead of an environment:
+#
+#   PYTHON="apptainer exec --nv medmerge.sif python" sbatch ... launch/slurm.sh --config ...
 #SBATCH --job-name=medmerge
 #SBATCH --nodes=1
+# Of each task: otherwise SLURM gives it one core, which decodes images, copies batches to its GPU
+# and launches the GPU's work by turns.
+#SBATCH --cpus-per-task=4
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --signal=USR1@120
@@ -18,9 +26,10 @@
 # SLURM signals the tasks itself. This shell outlives a signal meant for all, but not `scancel`.
 trap : USR1
 
-# srun does not inherit --cpus-per-task. When one task ends, the others have a minute to follow.
+# srun does not inherit --cpus-per-task (from SLURM 22.05 on). When one task ends, the others have a
+# minute to follow.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-srun --kill-on-bad-exit=0 --wait=60 python -m medmerge_jax.main "$@"
+srun --kill-on-bad-exit=0 --wait=60 ${PYTHON:-python} -m medmerge_jax.main "$@"
 status=$?
 
 # 75: stopped by a signal, and saved. 138, 143: by SIGUSR1 or SIGTERM before Python could listen.

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from absl import flags
+from packaging.requirements import Requirement
 
 from medmerge_jax.commands import run
+from medmerge_jax.config import Study
 from medmerge_jax.runtime import preemption
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +79,7 @@ def test_scripts(name):
     assert os.access(LAUNCH / name, os.X_OK)
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "kubernetes.yaml", "Containerfile"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "kubernetes.yaml", "Containerfile", "apptainer.def"])
 def test_the_head_has_a_command_and_configs_that_are_there(name):
     text = (LAUNCH / name).read_text()
     head = re.match(r"(?:#.*\n)+", text)[0]
@@ -103,6 +106,8 @@ def test_slurm_is_asked_for_a_signal_and_the_queue():
     requests = re.findall(r"^#SBATCH (\S+)$", (LAUNCH / "slurm.sh").read_text(), re.MULTILINE)
     # Without append, a requeued job would empty the log.
     assert {"--requeue", "--signal=USR1@120", "--open-mode=append"} <= set(requests)
+    # As many as of a task of a study's array; with none each GPU would be fed by one core.
+    assert f"--cpus-per-task={Study().cpus}" in requests
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,13 @@ def test_slurm_gives_the_others_a_minute_when_one_task_ends(launch, stand_in, lo
     stand_in("srun", 'echo "$SRUN_CPUS_PER_TASK $@" >>"$LOG"')
     assert launch("slurm.sh", SLURM_CPUS_PER_TASK="4").wait(60) == 0
     assert log().startswith("4 --kill-on-bad-exit=0 --wait=60 python")
+
+
+def test_slurm_runs_a_python_in_a_container(launch, stand_in, log):
+    stand_in("srun", 'printf "<%s>" "$@" >>"$LOG"')
+    job = launch("slurm.sh", "--x=1", PYTHON="apptainer exec --nv medmerge.sif python")
+    assert job.wait(60) == 0
+    assert "<apptainer><exec><--nv><medmerge.sif><python><-m><medmerge_jax.main><--x=1>" in log()
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -272,7 +284,7 @@ def test_kubernetes_mounts_what_it_names(jobset):
         assert any(path.startswith(f"{folder}/") for folder in mounts.values())
 
 
-# Container
+# Containers
 
 
 def instructions(name):
@@ -281,22 +293,77 @@ def instructions(name):
     return [tuple(line.split(" ", 1)) for line in lines]
 
 
+def sections():
+    """Of the Apptainer recipe: what stands under each name, and under None before the first."""
+    found, name = {None: []}, None
+    for line in (LAUNCH / "apptainer.def").read_text().splitlines():
+        if line.startswith("%"):
+            name = line[1:]
+            found[name] = []
+        elif line and not line.startswith("#"):
+            found[name].append(line.strip())
+    return found
+
+
+def copied():
+    """What docker's context must have."""
+    steps = instructions("Containerfile")
+    return [source for name, rest in steps if name == "COPY" for source in rest.split()[:-1]]
+
+
 def test_the_container_copies_what_is_there_and_starts_the_program():
     steps = instructions("Containerfile")
     assert {name for name, _ in steps} <= {
-        *("FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "ENTRYPOINT")
+        *("FROM", "ARG", "WORKDIR", "COPY", "RUN", "ENV", "USER", "ENTRYPOINT")
     }
-    copied = [source for name, rest in steps if name == "COPY" for source in rest.split()[:-1]]
-    assert {"pyproject.toml", "medmerge_jax", "configs"} <= set(copied)
-    assert all((ROOT / source).exists() for source in copied)
+    assert {"pyproject.toml", "medmerge_jax", "configs"} <= set(copied())
+    assert all((ROOT / source).exists() for source in copied())
     # A list, not a shell's line: a shell as process 1 would keep the signals to itself.
     assert json.loads(dict(steps)["ENTRYPOINT"]) == ["python", "-m", "medmerge_jax.main"]
 
 
+def test_docker_is_given_what_is_copied_and_no_data():
+    lines = [x for x in (ROOT / ".dockerignore").read_text().splitlines() if x[:1] != "#"]
+    assert lines[0] == "*"
+    assert {line[1:] for line in lines if line.startswith("!")} == set(copied())
+    assert not [line for line in lines[1:] if not line.startswith("!") and line != "**/__pycache__"]
+
+
+def test_apptainer_installs_what_docker_does():
+    steps, recipe = dict(instructions("Containerfile")), sections()
+    assert recipe[None] == ["Bootstrap: docker", f"From: {steps['FROM']}"]
+    assert recipe["arguments"] == [steps["ARG"]]
+    folder, install = recipe["post"]
+    assert (folder, install.replace("{{ EXTRAS }}", "$EXTRAS")) == ("cd /app", steps["RUN"])
+    files = dict(line.split() for line in recipe["files"])
+    assert set(files) == set(copied())
+    assert all(files[source] == f"/app/{Path(source).name}" for source in files)
+    assert recipe["runscript"] == ['exec python -m medmerge_jax.main "$@"']
+
+
 def test_the_container_installs_extras_that_exist():
-    extras = re.search(
-        r"pip install \S+ \"\.\[(.*)\]\"", dict(instructions("Containerfile"))["RUN"]
-    )
     project = (ROOT / "pyproject.toml").read_text()
-    for extra in extras[1].split(","):
+    extras = [
+        *dict(instructions("Containerfile"))["ARG"].removeprefix("EXTRAS=").split(","),
+        "gpu12",
+    ]
+    for extra in extras:
         assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
+
+
+def test_the_container_is_pinned_to_what_the_project_takes():
+    """One version of every package that the two kinds of GPU extras and their packages name."""
+    assert re.fullmatch(
+        r"python:3\.\d+\.\d+-slim-[a-z]+", dict(instructions("Containerfile"))["FROM"]
+    )
+    lines = (LAUNCH / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = list(project["dependencies"])
+    for extra in ("train", "dicom", "gpu", "gpu12"):
+        wanted += project["optional-dependencies"][extra]
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "medmerge-jax":
+            assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
+    for cuda in ("12", "13"):
+        assert pins[f"jax-cuda{cuda}-plugin"] == pins[f"jax-cuda{cuda}-pjrt"] == pins["jaxlib"]

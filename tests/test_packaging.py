@@ -76,10 +76,8 @@ def test_a_missing_module_of_the_extra_train_is_known_as_such():
 
 def test_every_other_extra_brings_the_extra_train():
     extras = PROJECT["optional-dependencies"]
-    assert all(
-        "medmerge-jax[train]" in extras[name]
-        for name in ("test", "gpu", "dicom", "cluster", "wandb", "mlflow")
-    )
+    names = ("test", "gpu", "gpu12", "dicom", "cluster", "wandb", "mlflow")
+    assert all("medmerge-jax[train]" in extras[name] for name in names)
 
 
 def test_the_wheel_holds_the_package_and_the_configs(tmp_path):

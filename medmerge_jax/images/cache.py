@@ -21,6 +21,7 @@ import numpy as np
 import PIL
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.images import cache_size
 from medmerge_jax.images.decode import read_image, resize_pixels
 from medmerge_jax.models.preprocessing import PLAIN, Rendering
 from medmerge_jax.runtime.cpu import usable_cores
@@ -121,7 +122,7 @@ def cached_pixels(
     Raises:
       UnreadableError: Images that cannot be read, all at once. They are noted in the cache, so
         that the next call need not decode the others to find them.
-      UserError: The cache cannot be written.
+      UserError: The cache cannot be written, or is bounded and full of what is in use.
     """
     if not len(split):
         raise UserError("a split without images has no pixels; give the split images")
@@ -149,6 +150,7 @@ def cached_pixels(
                 cached = _open(array_path, card_path, shape)
                 if cached is None:  # No other process has made it meanwhile.
                     _raise_again(damaged_path, read, len(split))
+                    cache_size.make_room(cache_dir, array_path, math.prod(shape))
                     with _part(array_path, shape, locked) as part:
                         _fill(part, read, shape, workers or usable_cores(), progress)
                         # The card comes before the array: of a process that is killed between the
@@ -232,7 +234,9 @@ def _raise_again(noted: Path, read: Callable[[int], np.ndarray], total: int) -> 
 
 
 def _open(array_path: Path, card_path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """None unless the files are there, whole and of this shape."""
+    """None unless the files are there, whole and of this shape; then nobody removes them."""
+    if not cache_size.use(array_path):
+        return None
     try:
         digest = atomic.read_json(card_path)["sha256"]
         array = np.load(array_path, mmap_mode="r", allow_pickle=False)
@@ -303,7 +307,7 @@ def _part(path: Path, shape: tuple[int, ...], locked: bool) -> Iterator[_Part]:
 
     It stays if this process is interrupted too.
     """
-    folder = path.parent / f".{path.stem}.part"
+    folder = cache_size.part_of(path)
     if locked:  # What else killed processes left of this array goes.
         for leftover in set(path.parent.glob(f".{path.stem}.*")) - {folder}:
             if leftover.is_dir():

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import platform
@@ -66,6 +67,43 @@ def waited_for(path: Path) -> Iterator[bool]:
         yield _acquire(lock)
     finally:
         lock.release()
+
+
+def shared(path: Path) -> int:
+    """The descriptor of a file with a lock that any number of processes have at once.
+
+    It ends when the descriptor is closed, or with the process. Where the file system has no locks,
+    the file is open without one.
+
+    Raises:
+      OSError: The file cannot be read.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(file)
+            raise
+    return file
+
+
+@contextlib.contextmanager
+def unless_held(path: Path) -> Iterator[bool]:
+    """Holds the lock of a file that is there; False if any process has it, or there are no locks.
+
+    Raises:
+      OSError: The file cannot be written, or is not there.
+    """
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (*_NO_LOCKS, errno.EWOULDBLOCK):
+                raise
+            yield False
+        else:
+            yield True
 
 
 def _acquire(lock: BaseFileLock, timeout: float = -1) -> bool:

@@ -98,7 +98,7 @@ def test_the_faster_of_two_processes_wins(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"kind": "brain"}, "synthetic kind 'brain': one of fundus, lesion is wanted"),
+        ({"kind": "brain"}, "synthetic kind 'brain': one of fundus, lesion, .* is wanted"),
         ({"appearance": 9}, "synthetic appearance 9: 0 to 3"),
         ({"size": 2}, "synthetic size 2"),
         ({"counts": {"train": 3}}, "at least one image per class, 4"),
@@ -122,9 +122,9 @@ def test_proportions():
 @pytest.mark.parametrize("kind", synthetic.KINDS)
 @pytest.mark.parametrize("appearance", range(len(synthetic.APPEARANCES)))
 def test_any_size_and_appearance(kind, size, appearance):
-    labels = np.arange(4)
+    labels = np.arange(len(synthetic.KINDS[kind][0]))
     images = synthetic.draw(kind, labels, size, np.random.default_rng(0), appearance)
-    assert images.shape == (4, size, size, 3)
+    assert images.shape == (len(labels), size, size, 3)
     assert images.dtype == np.uint8
     assert images.std() > 10
 
@@ -141,13 +141,40 @@ def test_grades_differ_in_red_and_yellow(tmp_path):
     assert means[0] < means[1] < means[2]
 
 
+def test_each_finding_is_there_where_its_class_says():
+    """Of the two parents' sets one finding is the class, and the other comes and goes."""
+
+    def share(kind, name, colour):
+        labels = np.full(60, synthetic.KINDS[kind][0].index(name))
+        images = synthetic.draw(kind, labels, 64, np.random.default_rng(0)).astype(int)
+        return colour(*np.moveaxis(images, -1, 0)).mean(axis=(1, 2)).mean()
+
+    def dark(red, green, blue):
+        return (red > 60) & (red < 115)
+
+    def yellow(red, green, blue):
+        return (red > 190) & (green > 150)
+
+    for colour, alone, other in (
+        (dark, "retinopathy", "drusen"),
+        (yellow, "drusen", "retinopathy"),
+    ):
+        with_it = [share("retina", name, colour) for name in (alone, "both")]
+        without = [share("retina", name, colour) for name in (other, "none")]
+        assert min(with_it) > 1.3 * max(without)
+        assert share(alone, alone, colour) > 1.3 * share(alone, "none", colour)
+        both = [share(other, name, colour) for name in synthetic.KINDS[other][0]]
+        assert max(both) < 1.3 * min(both)
+        assert max(without) < np.mean(both) < max(with_it)
+
+
 def test_a_linear_classifier_is_far_from_perfect(tmp_path):
     """The task is not given away by the mean colour."""
     from sklearn.linear_model import LogisticRegression
 
     rng = np.random.default_rng(0)
-    labels = np.tile(np.arange(4), 100)
     for kind in synthetic.KINDS:
+        labels = np.tile(np.arange(len(synthetic.KINDS[kind][0])), 400)[:400]
         colours = synthetic.draw(kind, labels, 16, rng).mean(axis=(1, 2)) / 255
         model = LogisticRegression(C=1e3, max_iter=1000).fit(colours[:200], labels[:200])
         assert model.score(colours[200:], labels[200:]) < 0.7
