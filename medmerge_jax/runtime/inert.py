@@ -4,10 +4,11 @@ import re
 import unicodedata
 
 _MARKDOWN = re.compile(
-    r"[\\|<>`\[\]{}*~&#$]|(?<!\w)_|_(?!\w)|(?:(?<=http)|(?<=https)|(?<=ftp)):|(?<=www)\.",
+    r"[\\|<>`{}*~&#$]|\](?=[(\[:])|(?<!\w)_|_(?!\w)|(?:(?<=http)|(?<=https)|(?<=ftp)):|(?<=www)\.",
     re.IGNORECASE,
 )
-"""With which Markdown, HTML, TeX or a link begins; an underscore inside of a word is one."""
+"""With which Markdown, HTML, TeX or a link begins; an underscore inside of a word is one, and the
+brackets of an interval begin nothing."""
 
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """With which a text looks as if it said something else; those that join letters are no danger."""

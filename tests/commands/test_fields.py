@@ -8,6 +8,11 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.studies.checks import CHOICES, choices_of
 
 
+@pytest.fixture(autouse=True)
+def columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 def printed(capsys, *arguments):
     command.main(arguments)
     return capsys.readouterr().out.splitlines()
@@ -29,7 +34,7 @@ def paths(config, prefix=""):
 
 def test_every_field_has_its_lines(capsys):
     lines = printed(capsys)
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
     of_sets = [name for name in names if name.startswith("evaluate_on.")]
     assert of_sets == [f"evaluate_on.NAME.{one}" for one in ("split", "classes", "unmapped")]
@@ -42,18 +47,20 @@ def test_every_field_has_its_lines(capsys):
 def test_a_group(capsys):
     assert printed(capsys, "merge") == [
         "merge.granularity       str = 'kernel'",
-        "                        what has a coefficient of its own; one of kernel, layer, slice, "
-        "parameter, row",
+        "                        what has a coefficient of its own; one of kernel, layer,",
+        "                        slice, parameter, row",
         "merge.constraint        str = 'none'",
         "                        on coefficients; one of none, clip, sigmoid",
         "merge.train_batch_norm  bool = True",
         "                        whether the batch norms train beside the coefficients",
         "merge.init              tuple[float, ...] = ()",
-        "                        parents' weights at first, in order of name; empty: equal",
+        "                        parents' weights at first, in order of name; empty:",
+        "                        equal",
         "merge.learning_rate     float = 0.0",
         "                        of the coefficients, its peak; 0: lp's; from 0",
         "merge.decay_to          str = 'zero'",
-        "                        where weight decay pulls coefficients; one of zero, init, none",
+        "                        where weight decay pulls coefficients; one of zero,",
+        "                        init, none",
     ]
     assert printed(capsys, "config.ft.learning_rate") == [
         "ft.learning_rate  float = 1e-05",

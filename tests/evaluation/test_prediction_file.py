@@ -81,7 +81,7 @@ def test_a_line_for_each_image_as_predict_has_it(model, folder, tmp_path):
 def test_it_goes_on_after_a_stop_with_what_is_whole(model, folder, tmp_path, monkeypatch, torn):
     images, out = list_images([folder]), tmp_path / "p.csv"
     write_predictions({"m": model}, images, tmp_path / "whole.csv", batch_size=8)
-    decode, stopped = evaluation_images._pixels, itertools.count()
+    decode, stopped = evaluation_images.prepared_pixels, itertools.count()
 
     def stop(image, row, look):
         if next(stopped) > 40:
@@ -89,7 +89,7 @@ def test_it_goes_on_after_a_stop_with_what_is_whole(model, folder, tmp_path, mon
         return decode(image, row, look)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluation_images, "_pixels", stop)
+        patch.setattr(evaluation_images, "prepared_pixels", stop)
         write_predictions({"m": model}, images, out, batch_size=8)
     assert not out.exists()
     with (tmp_path / ".p.csv.part").open("ab") as file:
@@ -97,7 +97,7 @@ def test_it_goes_on_after_a_stop_with_what_is_whole(model, folder, tmp_path, mon
     decoded = []
     monkeypatch.setattr(
         evaluation_images,
-        "_pixels",
+        "prepared_pixels",
         lambda image, row, look: decoded.append(row) or decode(image, row, look),
     )
     written = write_predictions({"m": model}, images, out, batch_size=8)

@@ -378,6 +378,7 @@ class TestDiagonalFisher:
         fisher = diagonal_fisher(small_network, params, batches, classes_at_once=classes_at_once)
         assert_trees_close(fisher, wanted, rtol=1e-5, atol=1e-9)
 
+    @pytest.mark.slow
     def test_of_a_residual_network_with_running_statistics(self, rng):
         model = CifarResNet(1, NUM_CLASSES)
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -142,6 +142,7 @@ def test_methods_are_the_functions(parents, images):
     assert_trees_close(found, merging.matched_averaging(parents), 0)
 
 
+@pytest.mark.slow
 def test_fisher_weights_are_of_each_parents_own_classes(parents, images):
     """Heads of other classes are used, then left out."""
     other = variables_of(5, num_classes=3)

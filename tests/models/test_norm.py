@@ -38,7 +38,9 @@ def scalar(function):
     return of
 
 
-@pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd, jax.hessian])
+@pytest.mark.parametrize(
+    "derivative", [jax.grad, jax.jacfwd, pytest.param(jax.hessian, marks=pytest.mark.slow)]
+)
 def test_derivatives_of_first_and_second_order(arguments, derivative):
     found = derivative(scalar(ours), argnums=(0, 1, 2))(*arguments)
     wanted = derivative(scalar(as_defined), argnums=(0, 1, 2))(*arguments)

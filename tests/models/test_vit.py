@@ -348,6 +348,7 @@ def torch_probe(torch, networks, head, batches, rate):
     }
 
 
+@pytest.mark.slow
 def test_another_normalisation_is_folded_into_the_stem_exactly(rng):
     given = Preprocessing(224, "crop", (0.5,) * 3, (0.5,) * 3)
     wanted = get_spec(TINY).preprocessing

@@ -38,6 +38,7 @@ def config_of(recipe):
     return config
 
 
+@pytest.mark.slow
 def test_medmerge_learns_a_coefficient_per_head(tmp_path):
     config = config_of("medmerge")
     config.merge.learning_rate = 0.01
@@ -58,6 +59,7 @@ def test_medmerge_learns_a_coefficient_per_head(tmp_path):
     assert mm.predict(model, images).shape == (2, len(model.classes))
 
 
+@pytest.mark.slow
 def test_there_is_nothing_to_recalibrate(tmp_path, capsys):
     config = config_of("merge_ft")
     config.merge_ft.method = "uniform"

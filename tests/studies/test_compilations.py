@@ -21,6 +21,7 @@ def compiled_by(events, monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 def test_a_grid_compiles_its_step_once_and_each_augmentation_once(
     make_config, compiled_by, tmp_path
 ):

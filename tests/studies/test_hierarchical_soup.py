@@ -49,6 +49,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_it_is_the_soups_of_the_study_that_made_the_members(grid, members, make_soup, tmp_path):
     config = make_soup(members, RATE)
     theirs = read(grid / "results.json")

@@ -35,7 +35,7 @@ SPEC = get_spec(NAME)
 WEIGHT_DECAY = 1e-2
 
 
-@pytest.fixture(params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.fixture(params=["float64", "float32"])
 def dtype(torch, request):
     """Of everything on both sides."""
     torch.set_default_dtype(getattr(torch, request.param))
@@ -85,6 +85,7 @@ def batches(rng, dtype):
     ]
 
 
+@pytest.mark.slow  # of a small transformer it is in tests/models/test_vit.py
 def test_merge_linear_probe(torch, dtype, parents, head, batches):
     variables = [flax_variables(parent, dtype) for parent in parents]
     start = parameterization.merge_linear_probe(variables, head)

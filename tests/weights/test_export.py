@@ -78,6 +78,7 @@ def test_monai(model, images, tmp_path, monkeypatch):
     np.testing.assert_array_equal(kernel, model.variables["params"]["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_program_for_any_number_of_images(model, images, tmp_path, monkeypatch):
     normalised = takes_normalised(model)
     files = export_model(model, tmp_path / "x", "stablehlo", normalised=normalised)

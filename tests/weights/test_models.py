@@ -292,6 +292,7 @@ def test_one_of_several_models_in_a_file(
     assert "holds 2 models, state_dict.module, state_dict_ema.module" in said
 
 
+@pytest.mark.slow
 def test_a_whole_module_is_read_and_never_made(torch, torchvision, tmp_path, assert_same):
     network = torchvision.models.resnet18(num_classes=4).eval()
     torch.save(network, tmp_path / "whole.pt")
