@@ -1,4 +1,4 @@
-"""MedMerge from nothing, in two to three minutes on two cores: drawn images, ResNet-20, 24 px.
+"""MedMerge from nothing, in three to five minutes on two cores: drawn images, ResNet-20, 24 px.
 
     python -m medmerge_jax.main --config configs/quickstart.py --workdir runs/quickstart
 
