@@ -7,7 +7,7 @@ whose last state is what the head reads. Blocks normalise before they mix.
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -258,39 +258,39 @@ def tie(heads: int, path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray 
     return owner, np.tile(np.repeat(np.arange(heads), each), 3)
 
 
-_TORCHVISION = (
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^class_token$", "cls_token"),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-    (r"^encoder\.ln\.", "norm."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.self_attention\.in_proj_(weight|bias)$", r".attn.qkv.\1"),
-    (r"\.self_attention\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."),
-    (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
-    (r"^heads\.head\.", "head."),
+_NAMES = (
+    ("conv_proj.", "patch_embed.proj."),
+    ("class_token", "cls_token"),
+    ("encoder.pos_embedding", "pos_embed"),
+    ("encoder.layers.encoder_layer_#.", "blocks.#."),
+    ("encoder.ln.", "norm."),
+    (".ln_#.", ".norm#."),
+    (".self_attention.in_proj_", ".attn.qkv."),
+    (".self_attention.out_proj.", ".attn.proj."),
+    (".mlp.0.", ".mlp.fc1."),
+    (".mlp.3.", ".mlp.fc2."),
+    ("heads.head.", "head."),
 )
-"""Names of torchvision's `vit_b_16`, also of its older files, and timm's."""
+"""Parts of names in torchvision's `vit_b_16` and in timm; # is a number. Those without a dot before
+them begin a name."""
 
-_TIMM = (
-    (r"^patch_embed\.proj\.", "conv_proj."),
-    (r"^cls_token$", "class_token"),
-    (r"^pos_embed$", "encoder.pos_embedding"),
-    (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
-    (r"^norm\.", "encoder.ln."),
-    (r"\.norm([12])\.", r".ln_\1."),
-    (r"\.attn\.qkv\.(weight|bias)$", r".self_attention.in_proj_\1"),
-    (r"\.attn\.proj\.", ".self_attention.out_proj."),
-    (r"\.mlp\.fc1\.", ".mlp.0."),
-    (r"\.mlp\.fc2\.", ".mlp.3."),
-    (r"^head\.", "heads.head."),
-)
+_OLDER_NAMES = ((".mlp.linear_1.", ".mlp.fc1."), (".mlp.linear_2.", ".mlp.fc2."))
+"""Likewise, in torchvision's older files."""
 
 
-def _renamed(rules: tuple[tuple[str, str], ...], name: str) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
+def _timm_name(name: str) -> str:
+    return _renamed((*_NAMES, *_OLDER_NAMES), name)
+
+
+def _torchvision_name(name: str) -> str:
+    return _renamed([(ours, theirs) for theirs, ours in _NAMES], name)
+
+
+def _renamed(parts: Sequence[tuple[str, str]], name: str) -> str:
+    for old, new in parts:
+        start = "" if old.startswith(".") else "^"
+        pattern = start + re.escape(old).replace(re.escape("#"), r"(\d+)")
+        name = re.sub(pattern, new.replace("#", r"\1"), name)
     return name
 
 
@@ -329,7 +329,7 @@ for _family, _weights, _own in (
         if _size == "base":
             _elsewhere["torchvision"] = Elsewhere(
                 "torchvision.models.vit_b_16(num_classes={classes})",
-                functools.partial(_renamed, _TIMM),
+                _torchvision_name,
             )
         register(
             ModelSpec(
@@ -347,7 +347,7 @@ for _family, _weights, _own in (
                 tie=functools.partial(tie, _heads),
                 leaf_names=_LEAF_NAMES,
                 stem="patch_embed.proj",
-                usual_name=functools.partial(_renamed, _TORCHVISION),
+                usual_name=_timm_name,
                 other_network=_other_network,
                 elsewhere=_elsewhere,
             )
