@@ -251,10 +251,10 @@ class Config:
 
     A parent is one of: a path (a model directory, a run directory, a weight file, or "FILE::NAME"
     for one of several models in it); "hf://ORG/NAME", with "@REVISION" and "/FILE" or "/FOLDER"
-    behind it if need be (of the Hugging Face hub); "imagenet" (torchvision's ImageNet-1k weights of
-    the architecture); "random"; "zeros" (the paper's ablation); "source:NAME" (the model of
-    `sources.NAME`, an experiment of its own that is run first). Parents are merged in the order of
-    their names; the last one gets one minus the other coefficients.
+    behind it if need be (of the Hugging Face hub); "imagenet" (the architecture's ImageNet-1k
+    weights, torchvision's where it has them); "random"; "zeros" (the paper's ablation);
+    "source:NAME" (the model of `sources.NAME`, an experiment of its own that is run first). Parents
+    are merged in the order of their names; the last one gets one minus the other coefficients.
     """
 
     recipe: str = field("medmerge", "what is done, see the README", choices="recipe")

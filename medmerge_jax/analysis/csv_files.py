@@ -1,15 +1,13 @@
 """Tables of numbers for spreadsheets."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medmerge_jax.evaluation.prediction_file import inert
 from medmerge_jax.runtime.inert import visible
 from medmerge_jax.storage.atomic import write_text
+from medmerge_jax.storage.csv_cells import csv_line
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -20,14 +18,11 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
       head: Names of the columns.
       rows: Texts, whole numbers and floats, which are written with eight digits.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_cell(name) for name in head])
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    write_text(path, text.getvalue())
+    lines = [csv_line(map(_cell, line)) for line in (head, *rows)]
+    write_text(path, "".join(lines))
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):  # as numpy's are
         return f"{value:.8g}" if math.isfinite(value) else ""
-    return inert(visible(str(value)))
+    return visible(str(value))

@@ -1,13 +1,11 @@
 """Tables for a spreadsheet and for a paper."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 
 from medmerge_jax.analysis.tables import UNDEFINED, Cells
-from medmerge_jax.evaluation.prediction_file import inert
 from medmerge_jax.runtime.inert import latex, visible
+from medmerge_jax.storage.csv_cells import csv_line
 
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?(%| (±|to|of|\().*)?")
 """A cell that begins with a number: "0.569 ± 0.033", "3 (75 %)"."""
@@ -29,11 +27,10 @@ def numeric(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
 def csv_text(cells: Cells) -> str:
     """Lines of CSV, none of whose cells a spreadsheet computes; what is undefined is empty."""
     head, rows = cells
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for line in [head, *rows]:
-        writer.writerow([inert(visible("" if cell == UNDEFINED else cell)) for cell in line])
-    return text.getvalue()
+    lines = [
+        ["" if cell == UNDEFINED else visible(cell) for cell in line] for line in (head, *rows)
+    ]
+    return "".join(map(csv_line, lines))
 
 
 def latex_text(title: str, cells: Cells) -> str:

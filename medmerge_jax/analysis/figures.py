@@ -251,9 +251,9 @@ def mark_blocks(
     named = [(name, of) for name, of in parts if len(of) >= least * len(paths)]
     middles, names = [(of[0] + of[-1]) / 2 for _, of in named], [name for name, _ in named]
     if sideways:
-        axes.set_yticks(middles, names, fontsize=8, parse_math=False)
+        axes.set_yticks(middles, names, fontsize=FONT, parse_math=False)
     else:
-        axes.set_xticks(middles, names, rotation=40, ha="right", fontsize=8, parse_math=False)
+        axes.set_xticks(middles, names, rotation=40, ha="right", fontsize=FONT, parse_math=False)
     line = axes.axhline if sideways else axes.axvline
     for _, places in parts[1:]:
         line(places[0] - 0.5, color="black", linewidth=0.6)

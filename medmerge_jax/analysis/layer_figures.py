@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medmerge_jax.analysis.coefficients import Depth, Trajectory
-from medmerge_jax.analysis.figures import blocks, mark_blocks, new_figure, save_figure
+from medmerge_jax.analysis.drawing import FONT, PAGE, new_figure, save_figure
+from medmerge_jax.analysis.figures import blocks, mark_blocks
 from medmerge_jax.analysis.rank import RankCorrelation
 from medmerge_jax.runtime.inert import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_SMALL = 8
-"""Points, of all letters."""
-
-_WIDEST = 7.2
-"""Inches, of a page: more would be printed in smaller letters."""
 
 _NARROW = 0.03
 """The share of a small panel that a block has to have for a name."""
@@ -37,7 +32,7 @@ def depth_figure(found: Depth, path: Path) -> None:
     have the same weight: blue is more, red is less.
     """
     rows = len(found.rows)
-    figure, above, below = new_figure(_WIDEST, 1.1 + 2 * max(0.8, 0.3 * rows), 2)
+    figure, above, below = new_figure(PAGE, 1.1 + 2 * max(0.8, 0.3 * rows), 2)
     centre = 1 / found.num_parents
     reach = max(float(np.nanmax(np.abs(found.mean - centre))), 1e-3)
     names = sorted(set(found.parents))
@@ -52,14 +47,14 @@ def depth_figure(found: Depth, path: Path) -> None:
         )
         axes.set_facecolor("lightgrey")  # shows where a row has no such convolution
         labels = list(map(visible, found.rows))
-        axes.set_yticks(range(rows), labels, fontsize=_SMALL, parse_math=False)
+        axes.set_yticks(range(rows), labels, fontsize=FONT, parse_math=False)
         mark_blocks(axes, found.layers)
         bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-        bar.set_label(label, fontsize=_SMALL, parse_math=False)
-        bar.ax.tick_params(labelsize=_SMALL)
+        bar.set_label(label, fontsize=FONT, parse_math=False)
+        bar.ax.tick_params(labelsize=FONT)
         bar.ax.locator_params(nbins=4)
     above.tick_params(labelbottom=False)
-    below.set_xlabel(_XLABEL, fontsize=_SMALL)
+    below.set_xlabel(_XLABEL, fontsize=FONT)
     save_figure(figure, path)
 
 
@@ -75,7 +70,7 @@ def trajectory_figure(found: Sequence[Trajectory], path: Path) -> None:
     """
     parts = blocks(found[0].layers)
     rows = [(one, n) for one in found for n in range(_rows_of(one))]
-    width = min(_WIDEST, 1.2 + 1.5 * len(parts))
+    width = min(PAGE, 1.2 + 1.5 * len(parts))
     figure, *panels = new_figure(width, 0.9 + 1.5 * len(rows), len(rows) * len(parts), len(parts))
     grid = np.array(panels, object).reshape(len(rows), len(parts))
     means, deviations = (np.concatenate([one.values[n].ravel() for one in found]) for n in (0, 1))
@@ -85,15 +80,15 @@ def trajectory_figure(found: Sequence[Trajectory], path: Path) -> None:
         for axes, (name, columns) in zip(row, blocks(one.layers), strict=True):
             _draw_lines(axes, one, parent, columns)
             axes.set_ylim(low - margin, high + margin)
-            axes.tick_params(labelsize=_SMALL, labelleft=axes is row[0])
+            axes.tick_params(labelsize=FONT, labelleft=axes is row[0])
             axes.locator_params(axis="x", integer=True, nbins=4)
             axes.grid(alpha=0.3)
             if row is grid[0] or axes in grid[0]:
-                axes.set_title(name, fontsize=_SMALL, parse_math=False)
+                axes.set_title(name, fontsize=FONT, parse_math=False)
             if axes in grid[-1]:
-                axes.set_xlabel("epoch", fontsize=_SMALL)
+                axes.set_xlabel("epoch", fontsize=FONT)
         label = f"{visible(one.label)}\nweight of {visible(one.parents[parent])}"
-        row[0].set_ylabel(label, fontsize=_SMALL, parse_math=False)
+        row[0].set_ylabel(label, fontsize=FONT, parse_math=False)
     save_figure(figure, path)
 
 
@@ -136,7 +131,7 @@ def rank_figure(
       labels: What the coefficients and the scores are.
       path: The PNG file.
     """
-    figure, left, right = new_figure(_WIDEST, 2.8, 2, 2)
+    figure, left, right = new_figure(PAGE, 2.8, 2, 2)
     there = np.flatnonzero(np.isfinite(found.rho))
     dark = found.p_of_any[there] <= 0.05
     colours = np.where(dark, "#08306b", "#9ecae1")
@@ -144,23 +139,23 @@ def rank_figure(
     mark_blocks(left, found.layers)
     left.set(xlim=(-0.5, len(found.layers) - 0.5), ylim=(-1.05, 1.05))
     left.axhline(0, color="black", linewidth=0.8)
-    left.set_xlabel(_XLABEL, fontsize=_SMALL)
-    left.set_ylabel(f"rank correlation, n = {found.targets}", fontsize=_SMALL)
+    left.set_xlabel(_XLABEL, fontsize=FONT)
+    left.set_ylabel(f"rank correlation, n = {found.targets}", fontsize=FONT)
     right.plot(scores, means, "o", color="#08306b", markersize=4)
     middle = (scores.min() + scores.max()) / 2
     for name, *place in zip(names, scores, means, strict=True):
         side, away = ("left", 4) if place[0] <= middle else ("right", -4)  # inside of the panel
         right.annotate(
-            visible(name), place, (away, 3), textcoords="offset points", fontsize=_SMALL,
+            visible(name), place, (away, 3), textcoords="offset points", fontsize=FONT,
             ha=side, parse_math=False,
         )  # fmt: skip
     right.axvline(0, color="black", linestyle=":", linewidth=0.8)
-    right.set_xlabel(visible(labels[1]), fontsize=_SMALL, parse_math=False)
-    right.set_ylabel(visible(labels[0]), fontsize=_SMALL, parse_math=False)
+    right.set_xlabel(visible(labels[1]), fontsize=FONT, parse_math=False)
+    right.set_ylabel(visible(labels[0]), fontsize=FONT, parse_math=False)
     right.margins(0.2)
     right.locator_params(axis="x", nbins=5)
     for axes in (left, right):
-        axes.tick_params(labelsize=_SMALL)
+        axes.tick_params(labelsize=FONT)
         axes.grid(alpha=0.3)
     save_figure(figure, path)
 
@@ -177,7 +172,7 @@ def cka_figure(
       path: The PNG file.
     """
     count = len(names)
-    side = min(2.3, (_WIDEST - 1.5) / count)
+    side = min(2.3, (PAGE - 1.5) / count)
     figure, *panels = new_figure(1.5 + side * count, 0.5 + side * count, count * count, count)
     ends = np.cumsum([0, *map(len, layers)])
     parts = [slice(*pair) for pair in itertools.pairwise(ends)]
@@ -196,12 +191,12 @@ def cka_figure(
         mark_blocks(axes, _as_leaves(layers[row]), sideways=True, least=_NARROW)
         axes.tick_params(labelbottom=row == count - 1, labelleft=column == 0)
         if column == 0:
-            axes.set_ylabel(visible(names[row]), fontsize=_SMALL, parse_math=False)
+            axes.set_ylabel(visible(names[row]), fontsize=FONT, parse_math=False)
         if row == count - 1:
-            axes.set_xlabel(visible(names[column]), fontsize=_SMALL, parse_math=False)
+            axes.set_xlabel(visible(names[column]), fontsize=FONT, parse_math=False)
     bar = figure.colorbar(image, ax=panels, fraction=0.05, pad=0.02, shrink=0.8)
-    bar.set_label("linear CKA", fontsize=_SMALL)
-    bar.ax.tick_params(labelsize=_SMALL)
+    bar.set_label("linear CKA", fontsize=FONT)
+    bar.ax.tick_params(labelsize=FONT)
     save_figure(figure, path)
 
 

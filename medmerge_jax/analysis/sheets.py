@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medmerge_jax.analysis.figures import new_figure, save_figure
+from medmerge_jax.analysis.drawing import FONT, PAGE, new_figure, save_figure
 from medmerge_jax.runtime.inert import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_SMALL = 8
-_WIDEST = 7.2
-"""Inches, of a page."""
 
 _CELL = 1.15
 """Inches: so wide are pictures, if all of a row fit."""
@@ -62,7 +58,7 @@ def contact_sheet(
     """
     columns = max(map(len, rows))
     beside = 0.4 if row_names else 0.0
-    cell = min(_CELL, (_WIDEST - beside) / columns - 0.05)
+    cell = min(_CELL, (PAGE - beside) / columns - 0.05)
     titles = [[_wrapped(one.title, cell) for one in row] for row in rows]
     lines = [max(title.count("\n") + 1 if title else 0 for title in row) for row in titles]
     height = sum(cell + 2 * _GAP + 0.15 * count for count in lines)
@@ -77,7 +73,7 @@ def contact_sheet(
         _draw(axes, rows[row][column], titles[row][column])
         if column == 0 and row_names:
             name = _wrapped(row_names[row], cell)
-            axes.set_ylabel(name, fontsize=_SMALL, parse_math=False)
+            axes.set_ylabel(name, fontsize=FONT, parse_math=False)
     save_figure(figure, path)
 
 
@@ -99,7 +95,7 @@ def _draw(axes: "Axes", cell: Cell, title: str) -> None:
         )  # fmt: skip
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(title, fontsize=_SMALL, parse_math=False)
+    axes.set_title(title, fontsize=FONT, parse_math=False)
 
 
 def _wrapped(text: str, width: float) -> str:

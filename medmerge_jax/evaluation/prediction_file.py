@@ -20,7 +20,6 @@ from medmerge_jax.runtime.inert import on_terminal
 from medmerge_jax.runtime.progress import Bar
 from medmerge_jax.storage.atomic import write_atomically
 from medmerge_jax.storage.csv_cells import csv_line
-from medmerge_jax.storage.csv_cells import inert as inert
 from medmerge_jax.storage.locks import InUseError, held
 from medmerge_jax.weights import Model, model_fingerprint
 
