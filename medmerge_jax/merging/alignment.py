@@ -12,7 +12,8 @@ linear assignment problem. Wang et al. 2020 (FedMA, arXiv 2002.06440) go through
 instead, and match units by the weights that produce them.
 
 Permutations are dicts by the names of spaces (see `spaces.find_spaces`), `p[i]` being the unit of
-the given model that becomes unit i.
+the given model that becomes unit i. The heads of an attention are exchanged whole: of two heads the
+best orders of their units are found first, and what these gain says which head goes where.
 """
 
 import functools
@@ -24,7 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.merging.averages import weighted_average
-from medmerge_jax.merging.spaces import Place, Space, Tree, find_spaces
+from medmerge_jax.merging.spaces import (
+    Place,
+    Space,
+    Tree,
+    exchanged_together,
+    find_spaces,
+    refuse_heads,
+)
 from medmerge_jax.merging.trees import (
     array_module,
     as_jax,
@@ -56,7 +64,19 @@ def identity_permutations(spaces: Sequence[Space]) -> Permutations:
 def random_permutations(spaces: Sequence[Space], seed: int) -> Permutations:
     """A uniformly random order for every space; the same seed and spaces give the same orders."""
     rng = np.random.default_rng(seed)
-    return {space.name: rng.permutation(space.size) for space in spaces}
+    permutations: Permutations = {}
+    for group in exchanged_together(spaces):
+        heads = rng.permutation(group[0].heads) if group[0].heads > 1 else np.arange(1)
+        for space in group:
+            within = [rng.permutation(space.size // space.heads) for _ in heads]
+            permutations[space.name] = _of_heads(heads, within)
+    return permutations
+
+
+def _of_heads(heads: np.ndarray, within: Iterable[np.ndarray]) -> np.ndarray:
+    """The order of all units: head i is head `heads[i]`, its units ordered by `within[i]`."""
+    orders = np.stack(list(within))
+    return (heads[:, None] * orders.shape[1] + orders).ravel()
 
 
 def invert_permutations(permutations: Mapping[str, np.ndarray]) -> Permutations:
@@ -162,37 +182,53 @@ def weight_matching(
     return matching.permutations
 
 
-def activation_matching(correlations: Mapping[str, np.ndarray]) -> Permutations:
+def activation_matching(
+    correlations: Mapping[str, np.ndarray], spaces: Sequence[Space] | None = None
+) -> Permutations:
     """Permutations of a model that make its activations agree best with those of a reference.
 
     Args:
       correlations: By the names of spaces, (size, size): Pearson correlation of each of the
         reference's units with each of the model's. 0 for units that are constant.
+      spaces: Of the models. They are wanted where units lie in heads.
 
     Returns:
-      Per space the order with the largest sum of correlations; the order as it is if no other
-      has a larger sum.
+      Per space the order with the largest sum of correlations, of an attention over its spaces; the
+      order as it is if no other has a larger sum.
 
     Raises:
-      ValueError: A matrix is not square, or holds NaN.
+      ValueError: A matrix is not square, or holds NaN; or spaces have none.
     """
-    permutations = {}
-    for name, matrix in correlations.items():
-        gains = np.asarray(matrix, np.float64)
-        if gains.ndim != 2 or gains.shape[0] != gains.shape[1]:
-            raise ValueError(
-                f"correlations of {name}: shape {gains.shape}; (size, size), the reference's "
-                "units by the model's, is wanted"
-            )
-        if not np.isfinite(gains).all():
-            raise ValueError(
-                f"correlations of {name} hold NaN or infinity; a constant unit's are to be 0"
-            )
-        order, now = _assignment(gains), np.diag(gains)
-        gain = float(np.sum(gains[np.arange(len(gains)), order] - now))
+    if spaces is None:
+        spaces = [Space(name, len(matrix), (), ()) for name, matrix in correlations.items()]
+    permutations: Permutations = {}
+    for group in exchanged_together(spaces):
+        gains = [_checked_correlations(space.name, correlations) for space in group]
+        orders = _assignments(gains, group[0].heads)
+        now = np.concatenate([np.diag(one) for one in gains])
+        pairs = zip(gains, orders, strict=True)
+        then = np.concatenate([one[np.arange(len(one)), order] for one, order in pairs])
         # Exchanging equal units gains nothing, but seems to by the rounding of correlations.
-        permutations[name] = order if gain > 1e-6 * np.abs(now).sum() else np.arange(len(gains))
+        if float(np.sum(then - now)) <= 1e-6 * np.abs(now).sum():
+            orders = [np.arange(len(one)) for one in gains]
+        permutations |= {space.name: order for space, order in zip(group, orders, strict=True)}
     return permutations
+
+
+def _checked_correlations(name: str, correlations: Mapping[str, np.ndarray]) -> np.ndarray:
+    if name not in correlations:
+        raise ValueError(f"correlations of {name} are absent")
+    gains = np.asarray(correlations[name], np.float64)
+    if gains.ndim != 2 or gains.shape[0] != gains.shape[1]:
+        raise ValueError(
+            f"correlations of {name}: shape {gains.shape}; (size, size), the reference's "
+            "units by the model's, is wanted"
+        )
+    if not np.isfinite(gains).all():
+        raise ValueError(
+            f"correlations of {name} hold NaN or infinity; a constant unit's are to be 0"
+        )
+    return gains
 
 
 def align_to_mean(
@@ -259,7 +295,7 @@ def matched_averaging(
     matched yet do not count.
 
     Unlike FedMA, the number of units stays (theirs may grow, by a Bayesian nonparametric model),
-    and nothing is trained between the layers.
+    and nothing is trained between the layers. It takes units one by one: none may lie in heads.
 
     Args:
       parents: n ≥ 1 of `{"params": ..., ...}`, with equal heads or none.
@@ -271,7 +307,8 @@ def matched_averaging(
       at least float32, and returned in the parents' dtype.
 
     Raises:
-      ValueError: As for `weight_matching`, for all collections; or the weights do not fit.
+      ValueError: As for `weight_matching`, for all collections; or the weights do not fit, or units
+        lie in heads.
     """
     weighted_average([{}] * len(parents), weights)  # before the long part, to refuse what is wrong
     if weights is not None:
@@ -279,6 +316,7 @@ def matched_averaging(
     shares = [1.0] * len(parents) if weights is None else [float(weight) for weight in weights]
     models = [_copied(model) for model in _parameters(parents)]
     spaces = find_spaces(parents[0]) if spaces is None else spaces
+    refuse_heads(spaces)
     orders: list[Permutations] = [{} for _ in models]
     matched: set[str] = set()
     for space, places in zip(spaces, _matched_places(spaces), strict=True):
@@ -302,8 +340,10 @@ class _Matching:
         self.model = _copied(model)
         self.permutations = identity_permutations(spaces)
         self._reference = reference
-        self._names = [space.name for space in spaces]
-        self._places = dict(zip(self._names, _matched_places(spaces), strict=True))
+        self._groups = exchanged_together(spaces)
+        names = [space.name for space in spaces]
+        self._places = dict(zip(names, _matched_places(spaces), strict=True))
+        self._group_of = {space.name: i for i, group in enumerate(self._groups) for space in group}
         # Products at a place, kept while nothing on the other axes of its array moves.
         self._products: dict[Place, np.ndarray] = {}
         self._at: dict[str, list[Place]] = {}
@@ -314,42 +354,62 @@ class _Matching:
     def forward_sweep(self) -> None:
         """Spaces in network order, by the places whose other axes are in their final order."""
         matched: set[str] = set()
-        for name in self._names:
-            self._improve(name, [p for p, others in self._places[name] if others <= matched])
-            matched.add(name)
+        for group in self._groups:
+            self._improve(group, lambda others: others <= matched)
+            matched.update(space.name for space in group)
 
     def ascend(self, rng: np.random.Generator, tolerance: float, max_sweeps: int) -> bool:
         """Spaces in random order, by all places, until none gains. Whether any has gained."""
-        changed, waiting = False, set(self._names)
+        changed, waiting = False, set(range(len(self._groups)))
         for _ in range(max_sweeps):
-            for name in (self._names[i] for i in rng.permutation(len(self._names))):
-                if name not in waiting:
+            for index in rng.permutation(len(self._groups)).tolist():
+                if index not in waiting:
                     continue
                 # Its best order depends on its neighbours' alone: no need to look at it again
                 # before one of them changes.
-                waiting.remove(name)
-                if self._improve(name, [place for place, _ in self._places[name]], tolerance):
-                    waiting.update(*(others for _, others in self._places[name]))
+                waiting.remove(index)
+                group = self._groups[index]
+                if self._improve(group, lambda others: True, tolerance):
+                    neighbours = [self._places[space.name] for space in group]
+                    names = (
+                        name for places in neighbours for _, others in places for name in others
+                    )
+                    waiting.update(self._group_of[name] for name in names)
                     changed = True
             if not waiting:
                 break
         return changed
 
-    def _improve(self, name: str, places: Sequence[Place], tolerance: float = 0.0) -> bool:
-        """Gives one space its best order by some of its places. Whether that is a new one."""
-        order = _better_order(places, self._reference, self.model, tolerance, self._products)
-        if order is None:
+    def _improve(
+        self,
+        group: Sequence[Space],
+        counts: Callable[[frozenset[str]], bool],
+        tolerance: float = 0.0,
+    ) -> bool:
+        """Gives one group of spaces its best orders. Whether those are new ones.
+
+        A place counts by the spaces on the other axes of its array.
+        """
+        all_places = [[place for place, _ in self._places[space.name]] for space in group]
+        by_some = [[p for p, o in self._places[space.name] if counts(o)] for space in group]
+        orders = _better_orders(
+            *(by_some, self._reference, self.model, group[0].heads, tolerance, self._products)
+        )
+        if orders is None:
             return False
-        moved = [place for place, _ in self._places[name]]
-        _reorder(self.model, moved, order)
+        for space, places, order in zip(group, all_places, orders, strict=True):
+            self._reorder(space.name, places, order)
+        return True
+
+    def _reorder(self, name: str, places: Sequence[Place], order: np.ndarray) -> None:
+        _reorder(self.model, places, order)
         self.permutations[name] = self.permutations[name][order]
-        for place in moved:
+        for place in places:
             if place in self._products:
                 self._products[place] = self._products[place][:, order]
             for other in self._at[place.path]:
                 if other.axis != place.axis:
                     self._products.pop(other, None)
-        return True
 
 
 def _match_jointly(
@@ -363,11 +423,11 @@ def _match_jointly(
     def improve(i: int, others: Sequence[int]) -> bool:
         # Not divided by the sum of the shares, which changes no order.
         average = {path: _sum([shares[j] * models[j][path] for j in others]) for path in paths}
-        order = _better_order(places, average, models[i])
-        if order is None:
+        better = _better_orders([places], average, models[i])
+        if better is None:
             return False
-        _reorder(models[i], places, order)
-        orders[i] = orders[i][order]
+        _reorder(models[i], places, better[0])
+        orders[i] = orders[i][better[0]]
         return True
 
     _in_turn(len(models), improve, range)
@@ -391,21 +451,37 @@ def _in_turn(
             break
 
 
-def _better_order(
+def _better_orders(
+    places: Sequence[Sequence[Place]],
+    reference: _Model,
+    model: _Model,
+    heads: int = 1,
+    tolerance: float = 0.0,
+    products: dict[Place, np.ndarray] | None = None,
+) -> list[np.ndarray] | None:
+    """The orders of the model's units that agree best with the reference's, if better than now.
+
+    Those of one space, or of several whose heads are exchanged together, each by its places. Better
+    is what adds more than `tolerance` to the inner product at the given places. What `products`
+    lacks of those of single places is added to it.
+    """
+    if not all(places):
+        return None
+    products = {} if products is None else products
+    gains = [_products_sum(of_space, reference, model, products) for of_space in places]
+    orders = _assignments(gains, heads)
+    pairs = zip(places, orders, strict=True)
+    gain = sum(_gain(of_space, reference, model, order) for of_space, order in pairs)
+    return orders if gain > tolerance else None
+
+
+def _products_sum(
     places: Sequence[Place],
     reference: _Model,
     model: _Model,
-    tolerance: float = 0.0,
-    products: dict[Place, np.ndarray] | None = None,
-) -> np.ndarray | None:
-    """The order of the model's units that agrees best with the reference's, if better than now.
-
-    That is if it adds more than `tolerance` to their inner product at the given places. What
-    `products` lacks of those of single places is added to it.
-    """
-    if not places:
-        return None
-    products = {} if products is None else products
+    products: dict[Place, np.ndarray],
+) -> np.ndarray:
+    """(size, size): inner products of the reference's units with the model's, over all places."""
     total = np.zeros((len(places[0].positions),) * 2)
     vectors = [place for place in places if model[place.path].ndim == 1]
     for place in places:
@@ -416,8 +492,28 @@ def _better_order(
     if vectors:
         a, b = (np.stack([x[v.path][v.positions] for v in vectors]) for x in (reference, model))
         total += a.T @ b
-    order = _assignment(total)
-    return order if _gain(places, reference, model, order) > tolerance else None
+    return total
+
+
+def _assignments(gains: Sequence[np.ndarray], heads: int) -> list[np.ndarray]:
+    """For each row of each matrix its column, with the largest sum of the numbers there.
+
+    The units of all matrices lie in so many heads, which are exchanged in all of them alike. That
+    is solved exactly: what two heads gain together is the sum over their units' best orders.
+    """
+    if heads == 1:
+        return [_assignment(matrix) for matrix in gains]
+    within, between = zip(*(_orders_within(matrix, heads) for matrix in gains), strict=True)
+    of_heads = _assignment(_sum(between))
+    return [_of_heads(of_heads, orders[np.arange(heads), of_heads]) for orders in within]
+
+
+def _orders_within(matrix: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each head of the rows with each of the columns: the order of units, and what it gains."""
+    size = len(matrix) // heads
+    blocks = matrix.reshape(heads, size, heads, size).transpose(0, 2, 1, 3)
+    orders = np.array([[_assignment(block) for block in row] for row in blocks])
+    return orders, np.take_along_axis(blocks, orders[..., None], axis=3).sum(axis=(2, 3))
 
 
 def _assignment(gains: np.ndarray) -> np.ndarray:
@@ -532,6 +628,29 @@ def _check_permutations(permutations: Mapping[str, Any], spaces: Sequence[Space]
         if not np.array_equal(np.sort(order), np.arange(sizes[name])):
             raise ValueError(
                 f"the permutation of {name} is not an order of the numbers 0 to {sizes[name] - 1}"
+            )
+    for group in exchanged_together(spaces):
+        if group[0].heads > 1:
+            _check_heads(permutations, group)
+
+
+def _check_heads(permutations: Mapping[str, Any], group: Sequence[Space]) -> None:
+    """Refuses orders that take heads apart, or exchange others in one space than in the next."""
+    first, heads = group[0].name, np.arange(group[0].heads)
+    for space in group:
+        order = permutations.get(space.name, np.arange(space.size))
+        if isinstance(order, jax.core.Tracer):
+            return
+        of_units = np.asarray(order).reshape(space.heads, -1) // (space.size // space.heads)
+        if np.ptp(of_units, axis=1).any():
+            raise ValueError(
+                f"the permutation of {space.name} takes units of its {space.heads} heads apart"
+            )
+        if space.name == first:
+            heads = of_units[:, 0]
+        elif not np.array_equal(heads, of_units[:, 0]):
+            raise ValueError(
+                f"the permutations of {first} and {space.name} exchange different heads"
             )
 
 

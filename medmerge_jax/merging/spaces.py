@@ -52,12 +52,13 @@ class Tap:
 
     Attributes:
       module: Path of the module whose output is observed, "layer1/0/bn1".
-      relu: A ReLU is to be applied to that output, as the network does next.
+      activation: What is to be applied to that output, as the network does next: "relu", "gelu" or
+        "" for nothing.
       positions: (size,) of int: unit i is channel `positions[i]` of the output's last axis.
     """
 
     module: str
-    relu: bool
+    activation: str
     positions: np.ndarray
 
 
@@ -70,12 +71,36 @@ class Space:
       size: Number of units.
       places: All of them, in network order, a module's parameters before its statistics.
       taps: At least one, in network order.
+      heads: In how many blocks of equal size the units lie, one after another: an order exchanges
+        whole blocks, and units inside a block.
+      attention: Path of the attention whose spaces exchange the same heads, "" outside of one.
     """
 
     name: str
     size: int
     places: tuple[Place, ...]
     taps: tuple[Tap, ...]
+    heads: int = 1
+    attention: str = ""
+
+
+def exchanged_together(spaces: Iterable[Space]) -> list[tuple[Space, ...]]:
+    """The spaces whose orders depend on each other, in order: those of an attention, or one."""
+    groups: dict[str, list[Space]] = {}
+    for space in spaces:
+        # No attention has the name of a space.
+        groups.setdefault(space.attention or space.name, []).append(space)
+    return [tuple(group) for group in groups.values()]
+
+
+def refuse_heads(spaces: Iterable[Space]) -> None:
+    """A ValueError if units lie in heads, for methods that take units one by one."""
+    for space in spaces:
+        if space.heads > 1:
+            raise ValueError(
+                f"the units of {space.attention} lie in {space.heads} heads, which can only be "
+                "exchanged whole, and this method takes units one by one"
+            )
 
 
 def find_spaces(variables: Tree) -> tuple[Space, ...]:
@@ -99,8 +124,9 @@ def find_spaces(variables: Tree) -> tuple[Space, ...]:
     if "layer1/0/conv1/kernel" in paths or not paths:
         return residual_spaces(variables)
     raise ValueError(
-        f"hidden units are known for {FAMILIES}; found neither layer1/0/conv1 nor features/conv0 "
-        f"in params, but {', '.join(list(paths)[:3])}"
+        f"hidden units are known for {FAMILIES} by their paths; found neither layer1/0/conv1 nor "
+        f"features/conv0 in params, but {', '.join(list(paths)[:3])}; give those of another "
+        "registered architecture, spaces=get_spec(NAME).spaces(variables)"
     )
 
 
@@ -109,7 +135,7 @@ def residual_spaces(variables: Tree) -> tuple[Space, ...]:
     network = Walk(variables)
     stream = network.convolution("conv1", None)
     network.norm("bn1", stream)
-    network.tap("bn1", stream, relu=True)
+    network.tap("bn1", stream, "relu")
     for stage in network.children("", "layer"):
         for block in network.children(stage):
             stream = _residual_block(network, block, stream)
@@ -122,7 +148,7 @@ def dense_spaces(variables: Tree) -> tuple[Space, ...]:
     network = Walk(variables)
     stream = network.convolution("features/conv0", None)
     network.norm("features/norm0", stream)
-    network.tap("features/norm0", stream, relu=True)
+    network.tap("features/norm0", stream, "relu")
     blocks = network.children("features", "denseblock")
     for block in blocks:
         for layer in network.children(block, "denselayer"):
@@ -131,7 +157,7 @@ def dense_spaces(variables: Tree) -> tuple[Space, ...]:
             transition = block.replace("denseblock", "transition")
             network.norm(f"{transition}/norm", stream)
             stream = network.convolution(f"{transition}/conv", stream)
-            network.tap(transition, stream, relu=False)
+            network.tap(transition, stream)
     network.norm("features/norm5", stream)
     network.head(stream)
     return network.spaces()
@@ -158,7 +184,7 @@ class Walk:
         }
         self.shapes = {path: tuple(np.shape(leaf)) for path, leaf in flat.items()}
         self._unknown = dict.fromkeys(self.shapes)
-        self._found: list[tuple[str, int, list[Place], list[Tap]]] = []
+        self._spaces: list[Space] = []
 
     def children(self, module: str, prefix: str = "") -> list[str]:
         """Paths of the modules named `prefix` and digits in a module, in network order."""
@@ -172,10 +198,10 @@ class Walk:
         start = f"params/{module}/"
         return any(path.startswith(start) for path in self.shapes)
 
-    def new_units(self, module: str, size: int) -> Stream:
+    def new_units(self, module: str, size: int, *, heads: int = 1, attention: str = "") -> Stream:
         """A space of its own."""
-        self._found.append((module, size, [], []))
-        return np.stack([np.full(size, len(self._found) - 1), np.arange(size)], axis=1)
+        self._spaces.append(Space(module, size, (), (), heads, attention))
+        return np.stack([np.full(size, len(self._spaces) - 1), np.arange(size)], axis=1)
 
     def features(self, module: str) -> int:
         """Output channels of a convolution."""
@@ -192,28 +218,42 @@ class Walk:
         """Notes a convolution; its outputs are new units unless they are given."""
         features, path = self.features(module), f"params/{module}/kernel"
         if inputs is not None:
-            self._note(path, 2, inputs, "in")
+            self.note(path, 2, "in", inputs)
         outputs = self.new_units(module, features) if outputs is None else outputs
-        self._note(path, 3, outputs, "out")
+        self.note(path, 3, "out", outputs)
         return outputs
 
+    def linear(self, module: str, inputs: Stream | None, *outputs: Stream) -> None:
+        """Notes a linear layer with a bias, whose outputs are streams one after another.
+
+        Without inputs these are no hidden units.
+        """
+        path = f"params/{module}/kernel"
+        last = len(self._shape(path)) - 1
+        if inputs is not None:
+            self.note(path, last - 1, "in", inputs)
+        self.note(path, last, "out", *outputs)
+        self.note(f"params/{module}/bias", 0, "out", *outputs)
+
     def norm(self, module: str, stream: Stream) -> None:
-        """Notes a batch norm on a stream."""
+        """Notes a batch norm, or a layer norm, on a stream."""
         for name in ("scale", "bias"):
-            self._note(f"params/{module}/{name}", 0, stream, "scale")
+            self.note(f"params/{module}/{name}", 0, "scale", stream)
         if self.has_statistics:
             for name in ("mean", "var"):
-                self._note(f"batch_stats/{module}/{name}", 0, stream, "scale")
+                self.note(f"batch_stats/{module}/{name}", 0, "scale", stream)
 
-    def tap(self, module: str, stream: Stream, *, relu: bool) -> None:
-        """Notes that a module's output is a stream."""
+    def tap(self, module: str, stream: Stream, activation: str = "", *, start: int = 0) -> None:
+        """Notes that a module's output is a stream, from channel `start` on."""
         for space, positions in self._parts(stream):
-            self._found[space][3].append(Tap(module, relu, positions))
+            found = self._spaces[space]
+            tap = Tap(module, activation, start + positions)
+            self._spaces[space] = dataclasses.replace(found, taps=(*found.taps, tap))
 
     def head(self, stream: Stream) -> None:
         """Notes the head's rows, if there is a head."""
         if self.has("head"):
-            self._note("params/head/kernel", 0, stream, "in")
+            self.note("params/head/kernel", 0, "in", stream)
             self._unknown.pop("params/head/bias", None)
 
     def spaces(self) -> tuple[Space, ...]:
@@ -223,20 +263,22 @@ class Walk:
                 f"{next(iter(self._unknown))} has no part in the networks whose hidden units are "
                 f"known, {FAMILIES}"
             )
-        return tuple(
-            Space(name, size, tuple(places), tuple(taps))
-            for name, size, places, taps in self._found
-        )
+        return tuple(self._spaces)
 
-    def _note(self, path: str, axis: int, stream: Stream, role: str) -> None:
-        shape = self._shape(path)
-        if axis >= len(shape) or shape[axis] != len(stream):
+    def note(self, path: str, axis: int, role: str, *streams: Stream) -> None:
+        """Notes that streams lie one after another on an axis of an array, see `Place`."""
+        shape, size = self._shape(path), sum(map(len, streams))
+        if axis >= len(shape) or shape[axis] != size:
             raise ValueError(
-                f"{path}: shape {shape}, but {len(stream)} channels were expected on axis {axis}"
+                f"{path}: shape {shape}, but {size} channels were expected on axis {axis}"
             )
         self._unknown.pop(path, None)
-        for space, positions in self._parts(stream):
-            self._found[space][2].append(Place(path, axis, positions, role))
+        start = 0
+        for stream in streams:
+            for space, positions in self._parts(stream):
+                found, place = self._spaces[space], Place(path, axis, start + positions, role)
+                self._spaces[space] = dataclasses.replace(found, places=(*found.places, place))
+            start += len(stream)
 
     def _shape(self, path: str) -> tuple[int, ...]:
         if path not in self.shapes:
@@ -247,7 +289,7 @@ class Walk:
         """The spaces in a stream, each with its units' positions."""
         for space in dict.fromkeys(stream[:, 0].tolist()):
             channels = np.flatnonzero(stream[:, 0] == space)
-            positions = np.empty(self._found[space][1], int)
+            positions = np.empty(self._spaces[space].size, int)
             positions[stream[channels, 1]] = channels
             yield space, positions
 
@@ -265,7 +307,7 @@ def _residual_block(network: Walk, block: str, inputs: Stream) -> Stream:
         stream = network.convolution(convolution, stream)
         norm = convolution.replace("conv", "bn")
         network.norm(norm, stream)
-        network.tap(norm, stream, relu=True)
+        network.tap(norm, stream, "relu")
     downsample = f"{block}/downsample"
     if network.has(downsample):
         outputs = network.convolution(last, stream)
@@ -280,7 +322,7 @@ def _residual_block(network: Walk, block: str, inputs: Stream) -> Stream:
             outputs = np.concatenate([padding[: more // 2], inputs, padding[more // 2 :]])
         network.convolution(last, stream, outputs)
     network.norm(last.replace("conv", "bn"), outputs)
-    network.tap(block, outputs, relu=False)
+    network.tap(block, outputs)
     return outputs
 
 
@@ -288,8 +330,8 @@ def _dense_layer(network: Walk, layer: str, inputs: Stream) -> Stream:
     network.norm(f"{layer}/norm1", inputs)
     inner = network.convolution(f"{layer}/conv1", inputs)
     network.norm(f"{layer}/norm2", inner)
-    network.tap(f"{layer}/norm2", inner, relu=True)
+    network.tap(f"{layer}/norm2", inner, "relu")
     outputs = network.convolution(f"{layer}/conv2", inner)
     # No ReLU: each of the layers that read these channels has a batch norm of its own first.
-    network.tap(f"{layer}/conv2", outputs, relu=False)
+    network.tap(f"{layer}/conv2", outputs)
     return outputs

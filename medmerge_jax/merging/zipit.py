@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from medmerge_jax.merging.spaces import Space, find_spaces
+from medmerge_jax.merging.spaces import Space, find_spaces, refuse_heads
 from medmerge_jax.merging.trees import (
     check_finite,
     check_parents,
@@ -114,8 +114,8 @@ def zipit(
 
     Raises:
       ValueError: A path or shape that parents do not share, numbers that are not finite or no
-        floating-point ones; a space without correlation, or one of a wrong shape; alpha or beta
-        outside of [0, 1].
+        floating-point ones; a space without correlation, or one of a wrong shape, or of units that
+        lie in heads; alpha or beta outside of [0, 1].
     """
     flats = flatten_parents(parents)
     spaces = find_spaces(parents[0]) if spaces is None else spaces
@@ -226,6 +226,7 @@ def _axes(
     beta: float,
 ) -> dict[str, dict[int, _Axis]]:
     """What happens to the axes of arrays with units of these spaces, by path and axis."""
+    refuse_heads(spaces)
     axes: dict[str, dict[int, _Axis]] = {}
     for space in spaces:
         labels, name = np.arange(space.size)[None], f"the correlation of the space {space.name!r}"

@@ -51,7 +51,7 @@ def list_feature_maps(architecture: str, size: int) -> list[FeatureMap]:
     with nn.intercept_methods(note):
         variables = jax.eval_shape(module.init, jax.random.key(0), images)
     spaces = spec.spaces(variables) if spec.spaces else ()
-    relu = {tap.module: tap.relu for space in spaces for tap in space.taps}
+    relu = {tap.module: tap.activation == "relu" for space in spaces for tap in space.taps}
     return [
         FeatureMap(path, shape, relu.get(path, False), path in relu)
         for path, shape in found.items()

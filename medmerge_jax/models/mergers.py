@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax import merging
+from medmerge_jax.merging.spaces import refuse_heads
 from medmerge_jax.merging.trees import (
     check_choice,
     check_finite,
@@ -77,7 +78,7 @@ class Task:
         """The hidden units of what is to be merged."""
         find = get_spec(self.architecture).spaces
         if find is None:
-            raise ValueError(unknown_units(self.architecture))
+            raise ValueError(unknown_units(self.architecture, "units"))
         return find(self.to_merge()[0])
 
     def batches(self) -> Iterator[np.ndarray]:
@@ -87,14 +88,23 @@ class Task:
         yield from even_batches(self.images, self.batch_size)
 
 
-def unknown_units(architecture: str) -> str:
-    """Why nothing can be aligned; "" if it can."""
-    if get_spec(architecture).spaces is not None:
+@functools.cache
+def unknown_units(architecture: str, permutes: str) -> str:
+    """Why a merger cannot put units in another order; "" if it can, or does not, see `Merger`."""
+    spec = get_spec(architecture)
+    if not permutes:
         return ""
-    return (
-        f"the hidden units of {architecture} are not known, its ModelSpec has no `spaces`; take a "
-        "merger that does not permute units"
-    )
+    if spec.spaces is None:
+        return (
+            f"the hidden units of {architecture} are not known, its ModelSpec has no `spaces`; "
+            "take a merger that does not permute units"
+        )
+    if permutes == "units":
+        try:
+            refuse_heads(spec.spaces(spec.shapes()))
+        except ValueError as error:
+            return f"{error}; take weight_matching or activation_matching"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +116,8 @@ class Merger:
         in `FROM_PARENTS` is filled in by those who load the parents.
       needs_images: Whether it looks at activations or gradients.
       needs_heads: Whether every parent must have been trained.
-      permutes: Whether it puts hidden units in another order, so that `ModelSpec.spaces` is wanted.
+      permutes: What it puts in another order, so that `ModelSpec.spaces` is wanted: "units" one by
+        one, also "heads" of transformers, each as a whole; or "", nothing.
       check: Called before there are parents, with stand-ins for them, {"x": a number}, and the
         options. It raises a ValueError if no parents can be merged so.
     """
@@ -114,7 +125,7 @@ class Merger:
     function: Callable[..., Variables]
     needs_images: bool = False
     needs_heads: bool = False
-    permutes: bool = False
+    permutes: str = ""
     check: Callable[..., object] | None = None
 
 
@@ -174,6 +185,8 @@ def merge(
     entry = _merger(method, options)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; at least 1 is wanted")
+    if why := unknown_units(architecture, entry.permutes):
+        raise ValueError(why)
     task = Task(
         architecture,
         _checked_parents(architecture, parents, heads),
@@ -370,7 +383,7 @@ def fisher(
     return merging.fisher_average(task.to_merge(), fishers, coefficients, floor=floor)
 
 
-@merger(permutes=True, check=_check_weights)
+@merger(permutes="heads", check=_check_weights)
 def weight_matching(
     task: Task, *, weights: Sequence[float] | None = None, seed: int = 0
 ) -> Variables:
@@ -382,13 +395,13 @@ def weight_matching(
     return _average_of_permuted(task, permutations, weights)
 
 
-@merger(needs_images=True, permutes=True, check=_check_weights)
+@merger(needs_images=True, permutes="heads", check=_check_weights)
 def activation_matching(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
     """Likewise, until their activations fit those of the first parent (Ainsworth et al., 2022)."""
     return _average_of_permuted(task, _match_to_first(task), weights)
 
 
-@merger(needs_images=True, permutes=True, check=_check_zipit)
+@merger(needs_images=True, permutes="units", check=_check_zipit)
 def zipit(task: Task, *, alpha: float = ALPHA, beta: float = BETA) -> Variables:
     """Hidden units merged across and within models (Stoica et al., 2023)."""
     parents, spaces = task.to_merge(), task.spaces()
@@ -400,7 +413,7 @@ def _check_shares(parents: Sequence[Tree], weights: Any = None) -> None:
         check_shares(weights, len(parents))
 
 
-@merger(permutes=True, check=_check_shares)
+@merger(permutes="units", check=_check_shares)
 def matched_averaging(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
     """Layer by layer matched and averaged, as FedMA (Wang et al., 2020)."""
     return merging.matched_averaging(task.to_merge(), weights, spaces=task.spaces())
@@ -453,7 +466,7 @@ def _match_to_first(task: Task) -> list[dict[str, np.ndarray]]:
         for name, matrix in correlations.items():
             size = len(matrix) // len(task.parents)
             blocks[name] = matrix[:size, index * size : (index + 1) * size]
-        permutations.append(merging.activation_matching(blocks))
+        permutations.append(merging.activation_matching(blocks, task.spaces()))
     return permutations
 
 

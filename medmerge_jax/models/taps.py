@@ -1,7 +1,7 @@
 """The activations of hidden units in several models, as moments for matching."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,12 @@ from medmerge_jax.merging.trees import flatten, without_head
 from medmerge_jax.models.registry import create_model
 
 Tree = Mapping[str, Any]
+
+_ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "": lambda x: x,
+    "relu": nn.relu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+}
 
 
 def collect_moments(
@@ -66,7 +72,7 @@ def collect_moments(
                 whole = np.array_equal(tap.positions, np.arange(maps[0].shape[-1]))
                 positions = None if whole else tap.positions
                 moments[space.name] = _update(
-                    moments[space.name], maps, positions, index, valid, relu=tap.relu
+                    moments[space.name], maps, positions, index, valid, activation=tap.activation
                 )
     return moments
 
@@ -88,12 +94,11 @@ def outputs_of(
 
 
 # One space and tap at a time: compiled once for all of the same shapes.
-@functools.partial(jax.jit, static_argnames="relu", donate_argnums=0)
+@functools.partial(jax.jit, static_argnames="activation", donate_argnums=0)
 def _update(
-    moments: Moments, maps: Sequence[Any], positions: Any, tap: Any, valid: Any, *, relu: bool
+    moments: Moments, maps: Sequence[Any], positions: Any, tap: Any, valid: Any, *, activation: str
 ) -> Moments:
-    if relu:
-        maps = [nn.relu(x) for x in maps]
+    maps = [_ACTIVATIONS[activation](x) for x in maps]
     if positions is not None:
         maps = [x[..., positions] for x in maps]
     return update_moments(moments, maps, tap=tap, valid=valid)

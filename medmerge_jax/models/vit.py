@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax.errors import UserError
+from medmerge_jax.merging.spaces import Space, Walk
 from medmerge_jax.merging.trees import at_least_float32
 from medmerge_jax.models.layers import dense_head
 from medmerge_jax.models.preprocessing import Preprocessing
@@ -258,6 +259,41 @@ def tie(heads: int, path: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray 
     return owner, np.tile(np.repeat(np.arange(heads), each), 3)
 
 
+def spaces(heads: int, variables: Any) -> tuple[Space, ...]:
+    """The hidden units that can be put in another order, see `merging.spaces`.
+
+    The residual stream is one space: layer norms take mean and variance over all of it. The hidden
+    units of each perceptron are a space, and an attention has two, see there.
+    """
+    network = Walk(variables)
+    projection, width = "patch_embed/proj", network.shapes.get("params/cls_token", (0,))[-1]
+    stream = network.new_units(projection, width)
+    network.linear(projection, None, stream)
+    for token in ("cls_token", "pos_embed"):
+        network.note(f"params/{token}", 2, "out", stream)
+    for block in network.children("blocks"):
+        attention, mlp = f"{block}/attn", f"{block}/mlp"
+        network.norm(f"{block}/norm1", stream)
+        scores, values = (
+            network.new_units(f"{attention}/{name}", width, heads=heads, attention=attention)
+            for name in ("qk", "v")
+        )
+        qkv = (scores, scores, values)
+        network.linear(f"{attention}/qkv", stream, *qkv)
+        for number, units in enumerate(qkv):
+            network.tap(f"{attention}/qkv", units, start=number * width)
+        network.linear(f"{attention}/proj", values, stream)
+        network.norm(f"{block}/norm2", stream)
+        hidden = network.new_units(f"{mlp}/fc1", 4 * width)
+        network.linear(f"{mlp}/fc1", stream, hidden)
+        network.tap(f"{mlp}/fc1", hidden, "gelu")
+        network.linear(f"{mlp}/fc2", hidden, stream)
+        network.tap(block, stream)
+    network.norm("norm", stream)
+    network.head(stream)
+    return network.spaces()
+
+
 _NAMES = (
     ("conv_proj.", "patch_embed.proj."),
     ("class_token", "cls_token"),
@@ -345,6 +381,7 @@ for _family, _weights, _own in (
                 patch=PATCH,
                 role=role,
                 tie=functools.partial(tie, _heads),
+                spaces=functools.partial(spaces, _heads),
                 leaf_names=_LEAF_NAMES,
                 stem="patch_embed.proj",
                 usual_name=_timm_name,

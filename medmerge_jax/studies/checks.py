@@ -238,13 +238,16 @@ def _init_mistakes(config: Config) -> Iterator[str]:
 
 
 def _unit_mistakes(config: Config) -> Iterator[str]:
-    """Of what permutes hidden units, where the architecture does not say what these are."""
-    if config.architecture not in MODELS or not (why := unknown_units(config.architecture)):
+    """Of what permutes hidden units that the architecture does not know, or has in heads."""
+    if config.architecture not in MODELS:
         return
-    if any(one.recipe == "medmerge_aligned" for one in _runs(config)):
+    why = unknown_units(config.architecture, "heads")
+    if why and any(one.recipe == "medmerge_aligned" for one in _runs(config)):
         yield f"recipe medmerge_aligned: {why.partition('; ')[0]}; take medmerge"
     for method in used_mergers(config):
-        if method in MERGERS and MERGERS[method].permutes:
+        if method not in MERGERS:
+            continue
+        if why := unknown_units(config.architecture, MERGERS[method].permutes):
             yield f"merge_ft.method = {method!r}: {why}"
 
 

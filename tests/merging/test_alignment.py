@@ -284,7 +284,7 @@ def activations(name, variables, images):
         for tap in space.taps:
             (output,) = outputs[f"{tap.module}/__call__"]
             output = np.asarray(output, np.float64)[..., tap.positions].reshape(-1, space.size)
-            samples.append(np.maximum(output, 0) if tap.relu else output)
+            samples.append(np.maximum(output, 0) if tap.activation else output)
         found[space.name] = np.concatenate(samples)
     return found
 

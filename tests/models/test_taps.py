@@ -67,7 +67,7 @@ def test_equals_activations_of_pytorch(torch, torchvision, images, name):
             maps = [out[tap.module].numpy().transpose(0, 2, 3, 1) for out in outputs]
             units = [m[..., tap.positions].reshape(-1, space.size) for m in maps]
             samples = np.concatenate(units, axis=-1).astype(np.float64)
-            samples = np.maximum(samples, 0) if tap.relu else samples
+            samples = np.maximum(samples, 0) if tap.activation else samples
             within = within + len(samples) * np.cov(samples.T, bias=True)
             total += len(samples)
         error = np.linalg.norm(covariance(found[space.name]) - within / total)

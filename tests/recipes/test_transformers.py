@@ -25,9 +25,13 @@ def architecture():
     register(
         dataclasses.replace(
             MODELS["deit_tiny_patch16_224"],
-            name=NAME, build=build, num_features=WIDTH, tie=functools.partial(vit.tie, HEADS),
+            name=NAME,
+            build=build,
+            num_features=WIDTH,
+            tie=functools.partial(vit.tie, HEADS),
+            spaces=functools.partial(vit.spaces, HEADS),
         )
-    )  # fmt: skip
+    )
     yield
     del MODELS._entries[NAME]
 
@@ -67,11 +71,19 @@ def test_there_is_nothing_to_recalibrate(tmp_path, capsys):
     assert f"{NAME} has no batch norms" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_heads_are_aligned_before_they_are_merged(tmp_path):
+    config = config_of("medmerge_aligned")
+    assert set(run(config, tmp_path / "medmerge")) >= {"val", "test"}
+    config.recipe, config.merge_ft.method = "merge_ft", "activation_matching"
+    assert set(run(config, tmp_path / "merge_ft")) >= {"val", "test"}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"recipe": "medmerge_aligned"}, "recipe medmerge_aligned: the hidden units of vit_of_two"),
-        ({"merge_ft.method": "zipit"}, "merge_ft.method = 'zipit': the hidden units"),
+        ({"merge_ft.method": "zipit"}, "'zipit': the units of blocks/0/attn lie in 3 heads"),
+        ({"merge_ft.method": "matched_averaging"}, "averaging': .* take weight_matching or"),
         (
             {"image_size": 40, "recipe": "medmerge"},
             "config.image_size = 40: .* a multiple of 16 pixels",
