@@ -34,7 +34,7 @@ import medmerge_jax as mm
 from medmerge_jax.weights import variables_to_torch
 
 QUESTION = "How long does a gradient take beside PyTorch's, without an optimizer?"
-CASES = ("densenet121:4", "resnet50:4", "resnet18:8", "resnet18:4")
+CASES = ("densenet121:4", "resnet50:4", "resnet18:8", "resnet18:4", "deit_small_patch16_224:8")
 
 
 def main() -> None:
@@ -132,9 +132,8 @@ def jax_gradient(case: Case, path: Path, images: np.ndarray) -> Gradient:
         return losses.mean(), updated
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    arguments = jax.device_put(
-        (variables["params"], variables["batch_stats"], images, case.labels())
-    )
+    statistics = variables.get("batch_stats", {})
+    arguments = jax.device_put((variables["params"], statistics, images, case.labels()))
     last: list[Any] = [None]
 
     def step() -> None:
@@ -142,7 +141,7 @@ def jax_gradient(case: Case, path: Path, images: np.ndarray) -> Gradient:
         last[0] = gradient(*arguments)
 
     def named() -> dict[str, Any]:
-        tree = {"params": last[0][1], "batch_stats": variables["batch_stats"]}
+        tree = {"params": last[0][1], "batch_stats": statistics}
         tensors = variables_to_torch(case.architecture, jax.tree.map(jnp.asarray, tree))
         return {name: np.asarray(tensor) for name, tensor in tensors.items()}
 
@@ -150,7 +149,7 @@ def jax_gradient(case: Case, path: Path, images: np.ndarray) -> Gradient:
 
 
 def torch_gradient(case: Case, path: Path, images: np.ndarray) -> Gradient:
-    """Of torchvision's network, channels last."""
+    """Of the network of torchvision or timm, channels last."""
     network = pytorch_recipe.load_network(case.architecture, path)
     network = network.to(memory_format=torch.channels_last).train()
     inputs = torch.from_numpy(images).permute(0, 3, 1, 2)  # NHWC in memory: channels last

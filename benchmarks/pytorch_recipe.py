@@ -144,13 +144,21 @@ class Settings:
             torch.cuda.synchronize()
 
 
+HEADS = ("fc", "classifier", "head")
+"""Names of the last layer in torchvision's ResNets and DenseNets, and in timm's transformers."""
+
+
 def new_network(architecture: str, num_classes: int, seed: int) -> nn.Module:
     """A network of torchvision with random weights, residual branches damped as trained ones are.
 
-    Undamped, fifty blocks of random weights multiply rounding errors beyond any use.
+    Undamped, fifty blocks of random weights multiply rounding errors beyond any use. Transformers
+    are timm's, whose attention is PyTorch's fused one.
     """
     torch.manual_seed(seed)
     models = import_torchvision().models
+    if architecture.startswith(("deit_", "vit_")):
+        timm: Any = importlib.import_module("timm")
+        return timm.create_model(architecture, num_classes=num_classes)  # type: ignore[no-any-return]
     network = getattr(models, architecture)(weights=None, num_classes=num_classes)
     for block in network.modules():
         if "BasicBlock" in type(block).__name__:
@@ -161,9 +169,9 @@ def new_network(architecture: str, num_classes: int, seed: int) -> nn.Module:
 
 
 def load_network(architecture: str, path: Path) -> nn.Module:
-    """A network of torchvision with the weights of a file."""
+    """A network of `new_network` with the weights of a file."""
     state = load_file(path)
-    bias = state.get("fc.bias", state.get("classifier.bias"))
+    (bias,) = (state[f"{name}.bias"] for name in HEADS if f"{name}.bias" in state)
     network = new_network(architecture, len(bias), seed=0)
     network.load_state_dict(state)
     return network
@@ -175,8 +183,9 @@ def save_network(network: nn.Module, path: Path) -> None:
 
 
 def head_of(network: nn.Module) -> nn.Linear:
-    """The last layer of torchvision's networks."""
-    return network.fc if hasattr(network, "fc") else network.classifier
+    """The last layer."""
+    (head,) = (getattr(network, name) for name in HEADS if hasattr(network, name))
+    return head  # type: ignore[no-any-return]
 
 
 def replace_head(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
