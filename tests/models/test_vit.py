@@ -119,17 +119,17 @@ def test_each_of_torchvisions_names_is_known(torch, torchvision):
     assert [spec.elsewhere["torchvision"].rename(spec.usual_name(name)) for name in names] == names
 
 
-def small_networks(torch, timm, count=1):
+def small_networks(torch, timm, count=1, width=WIDTH, depth=DEPTH, grid=GRID):
     make = functools.partial(
         timm.models.vision_transformer.VisionTransformer,
-        img_size=16 * GRID, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, num_classes=CLASSES,
+        img_size=16 * grid, embed_dim=width, depth=depth, num_heads=HEADS, num_classes=CLASSES,
     )  # fmt: skip
     return [shaken(torch, make(), seed).double() for seed in range(count)]
 
 
-def small_model(num_classes=CLASSES, **options):
+def small_model(num_classes=CLASSES, width=WIDTH, depth=DEPTH, grid=GRID, **options):
     dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
-    return vit.VisionTransformer(WIDTH, DEPTH, HEADS, num_classes, dtype, grid=GRID, **options)
+    return vit.VisionTransformer(width, depth, HEADS, num_classes, dtype, grid=grid, **options)
 
 
 def small_variables(network):
@@ -265,13 +265,20 @@ def test_attention_is_blended_by_head(rng):
         np.testing.assert_allclose(merged[path], (b[path] + c[path]) / 2, rtol=1e-6)
 
 
-def test_the_merge_linear_probe_is_an_independent_one_in_pytorch(torch, timm, rng, float64):
-    networks = small_networks(torch, timm, 2)
+@pytest.mark.parametrize(
+    ("width", "depth", "grid"),
+    [(WIDTH, DEPTH, GRID), pytest.param(192, 12, 14, id="DeiT-Tiny", marks=pytest.mark.slow)],
+)
+def test_the_merge_linear_probe_is_an_independent_one_in_pytorch(
+    torch, timm, rng, float64, width, depth, grid
+):
+    sizes = {"width": width, "depth": depth, "grid": grid}
+    networks = small_networks(torch, timm, 2, **sizes)
     parents = [small_variables(network) for network in networks]
-    head = {"kernel": rng.normal(0, 0.1, (WIDTH, CLASSES)), "bias": rng.normal(0, 0.1, CLASSES)}
+    head = {"kernel": rng.normal(0, 0.1, (width, CLASSES)), "bias": rng.normal(0, 0.1, CLASSES)}
     batches = [
         {
-            "inputs": rng.normal(size=(4, 32, 32, 3)),
+            "inputs": rng.normal(size=(4, 16 * grid, 16 * grid, 3)),
             "labels": rng.integers(0, CLASSES, 4).astype(np.int32),
         }
         for _ in range(8)
@@ -283,7 +290,7 @@ def test_the_merge_linear_probe_is_an_independent_one_in_pytorch(torch, timm, rn
         part: jax.tree.map(np.float64, getattr(start, part)) for part in ("trainable", "frozen")
     }
     start = dataclasses.replace(start, **exact)
-    losses, coefficients = our_probe(start, batches, 1e-2)
+    losses, coefficients = our_probe(small_model(**sizes), start, batches, 1e-2)
     wanted, expected = torch_probe(torch, networks, head, batches, 1e-2)
     np.testing.assert_allclose(losses, wanted, rtol=1e-9)
     assert set(coefficients) == set(expected)
@@ -293,13 +300,9 @@ def test_the_merge_linear_probe_is_an_independent_one_in_pytorch(torch, timm, rn
     assert np.abs(moved).mean() > 0.01
 
 
-def our_probe(start, batches, rate):
-    task = Task(
-        Network(small_model(), Preprocessing(size=32)),
-        start.assemble,
-        start.train_batch_norm,
-        False,
-    )
+def our_probe(model, start, batches, rate):
+    network = Network(model, Preprocessing(size=16 * model.grid))
+    task = Task(network, start.assemble, start.train_batch_norm, False)
     train_state, losses = init_state(start)._replace(loss_sum=jnp.zeros(())), []
     numbers = jax.tree.map(np.float64, [dict.fromkeys(start.trainable, rate), 1e-2])
     for batch in batches:
@@ -334,7 +337,7 @@ def torch_probe(torch, networks, head, batches, rate):
         for name in blended:
             w = rows[name.rpartition(".")[0]]
             if "qkv" in name:
-                w = w[None, :, None].expand(3, HEADS, WIDTH // HEADS).reshape(-1)
+                w = w[None, :, None].expand(3, HEADS, len(b[name]) // 3 // HEADS).reshape(-1)
             w = w.reshape(-1, *[1] * (b[name].ndim - 1))
             params[name] = w * b[name] + (1 - w) * c[name]
         scores = torch.func.functional_call(networks[0], params, to_torch(torch, batch["inputs"]))
