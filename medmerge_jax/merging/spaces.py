@@ -250,10 +250,10 @@ class Walk:
             tap = Tap(module, activation, start + positions)
             self._spaces[space] = dataclasses.replace(found, taps=(*found.taps, tap))
 
-    def head(self, stream: Stream) -> None:
-        """Notes the head's rows, if there is a head."""
+    def head(self, *streams: Stream) -> None:
+        """Notes the head's rows, if there is a head, which reads streams one after another."""
         if self.has("head"):
-            self.note("params/head/kernel", 0, "in", stream)
+            self.note("params/head/kernel", 0, "in", *streams)
             self._unknown.pop("params/head/bias", None)
 
     def spaces(self) -> tuple[Space, ...]:

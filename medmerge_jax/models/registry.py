@@ -70,6 +70,8 @@ class ModelSpec:
       num_features: Width of the pooled features.
       preprocessing: Of the images that published weights were trained on.
       torch_head: Name of the head in PyTorch state dicts.
+      further_heads: Names of others there, if the model has the mean of several heads, each on an
+        equal part of the features, the first on the first part.
       licence: Of the published weights.
       hub_id: Repository of the ImageNet-1k weights on the Hugging Face hub, if there is one.
       torch_file: Name of the ImageNet-1k file in PyTorch's cache, torchvision's or its authors';
@@ -96,6 +98,7 @@ class ModelSpec:
     num_features: int
     preprocessing: Preprocessing
     torch_head: str
+    further_heads: tuple[str, ...] = ()
     licence: str = "unknown"
     hub_id: str | None = None
     torch_file: str | None = None

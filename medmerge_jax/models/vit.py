@@ -25,6 +25,7 @@ from medmerge_jax.models.registry import LEAF_NAMES, Elsewhere, ModelSpec, leaf_
 Array = jax.Array
 
 PATCH = 16
+TOKENS = ("cls_token", "dist_token")
 GRID = 14
 """Patches in each direction of the images, of 224 pixels, that positions are embedded for."""
 EPSILON = 1e-6
@@ -170,6 +171,9 @@ class VisionTransformer(nn.Module):
       dtype: Compute dtype.
       drop_path: Of the last block, see `Block`; it draws from the random stream "drop_path".
       grid: Patches in each direction of the images that positions are embedded for.
+      distilled: Whether there is a second token, which DeiT's authors trained to agree with a
+        teacher. A head of its own reads it, and the logits are the mean of the two heads': here
+        that is one head on the states of both tokens, one after another, (n, 2 width).
     """
 
     width: int
@@ -179,6 +183,7 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     drop_path: float = 0.0
     grid: int = GRID
+    distilled: bool = False
 
     @nn.compact
     def __call__(
@@ -188,39 +193,44 @@ class VisionTransformer(nn.Module):
         del use_running_average  # there are no batch norms
         x = PatchEmbed(self.width, self.dtype, name="patch_embed")(x)
         n, height, width, _ = x.shape
-        cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
-        pos_embed = self.param("pos_embed", _SMALL, (1, 1 + self.grid**2, self.width))
-        first = jnp.broadcast_to(cls_token.astype(self.dtype), (n, 1, self.width))
-        x = jnp.concatenate([first, x.reshape(n, height * width, self.width)], axis=1)
-        x = x + resized_positions(pos_embed, height, width).astype(self.dtype)
+        names = TOKENS if self.distilled else TOKENS[:1]
+        shape, init = (1, 1, self.width), nn.initializers.normal(1e-6)
+        tokens = [self.param(name, init, shape).astype(self.dtype) for name in names]
+        count = len(tokens)
+        pos_embed = self.param("pos_embed", _SMALL, (1, count + self.grid**2, self.width))
+        first = [jnp.broadcast_to(token, (n, 1, self.width)) for token in tokens]
+        x = jnp.concatenate([*first, x.reshape(n, height * width, self.width)], axis=1)
+        x = x + resized_positions(pos_embed, height, width, count).astype(self.dtype)
         x = Blocks(self.depth, self.heads, self.drop_path, self.dtype, name="blocks")(x, train)
-        # Only the class token is read: the last norm is of each token by itself.
-        x = at_least_float32(_norm("norm", self.dtype)(x[:, 0]))
-        return dense_head(self.width, self.num_classes)(x) if self.num_classes else x
+        # No patch is read: the last norm is of each token by itself.
+        x = _norm("norm", self.dtype)(x[:, :count])
+        x = at_least_float32(x.reshape(n, count * self.width))
+        return dense_head(x.shape[1], self.num_classes)(x) if self.num_classes else x
 
 
-def resized_positions(pos_embed: Array, height: int, width: int) -> Array:
+def resized_positions(pos_embed: Array, height: int, width: int, tokens: int = 1) -> Array:
     """Position embeddings for another number of patches, as timm has them.
 
     Bicubic (a = -0.5) with antialiasing; torchvision's own helper aligns corners and has none.
 
     Args:
-      pos_embed: (1, 1 + g², width): the class token's, then those of g x g patches by rows.
+      pos_embed: (1, t + g², width): the tokens', then those of g x g patches by rows.
       height: Patches from top to bottom.
       width: Patches from left to right.
+      tokens: t, those that are no patches.
 
     Returns:
-      (1, 1 + height · width, width).
+      (1, t + height · width, width).
     """
-    grid = round((pos_embed.shape[1] - 1) ** 0.5)
+    grid = round((pos_embed.shape[1] - tokens) ** 0.5)
     if (height, width) == (grid, grid):
         return pos_embed
-    of_token, of_patches = pos_embed[:, :1], pos_embed[:, 1:]
+    of_tokens, of_patches = pos_embed[:, :tokens], pos_embed[:, tokens:]
     size = pos_embed.shape[2]
     of_patches = jax.image.resize(
         of_patches.reshape(1, grid, grid, size), (1, height, width, size), "cubic"
     )
-    return jnp.concatenate([of_token, of_patches.reshape(1, height * width, size)], axis=1)
+    return jnp.concatenate([of_tokens, of_patches.reshape(1, height * width, size)], axis=1)
 
 
 def _dense(features: int, dtype: Any, name: str) -> nn.Dense:
@@ -269,8 +279,9 @@ def spaces(heads: int, variables: Any) -> tuple[Space, ...]:
     projection, width = "patch_embed/proj", network.shapes.get("params/cls_token", (0,))[-1]
     stream = network.new_units(projection, width)
     network.linear(projection, None, stream)
-    for token in ("cls_token", "pos_embed"):
-        network.note(f"params/{token}", 2, "out", stream)
+    tokens = [name for name in TOKENS if f"params/{name}" in network.shapes]
+    for name in (*tokens, "pos_embed"):
+        network.note(f"params/{name}", 2, "out", stream)
     for block in network.children("blocks"):
         attention, mlp = f"{block}/attn", f"{block}/mlp"
         network.norm(f"{block}/norm1", stream)
@@ -290,7 +301,7 @@ def spaces(heads: int, variables: Any) -> tuple[Space, ...]:
         network.linear(f"{mlp}/fc2", hidden, stream)
         network.tap(block, stream)
     network.norm("norm", stream)
-    network.head(stream)
+    network.head(*[stream] * len(tokens))
     return network.spaces()
 
 
@@ -330,39 +341,47 @@ def _renamed(parts: Sequence[tuple[str, str]], name: str) -> str:
     return name
 
 
-def _other_network(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _other_network(tokens: int, shapes: Mapping[str, tuple[int, ...]]) -> str:
     patch = shapes.get("patch_embed.proj.weight", ())
     positions = shapes.get("pos_embed", ())
-    if "dist_token" in shapes:
+    if tokens == 1 and "dist_token" in shapes:
         return "a distilled DeiT, with a second token and a second head"
     if any(name.endswith(".ls1.gamma") for name in shapes):
         return "a vision transformer with LayerScale (DeiT III, DINOv2)"
     if len(patch) == 4 and patch[2:] != (PATCH, PATCH):
         return f"a vision transformer with patches of {patch[2]} x {patch[3]} pixels"
-    if len(positions) == 3 and positions[1] != 1 + GRID**2:
-        return f"a vision transformer with {positions[1]} positions; {1 + GRID**2} are wanted"
+    if len(positions) == 3 and positions[1] != tokens + GRID**2:
+        return f"a vision transformer with {positions[1]} positions; {tokens + GRID**2} are wanted"
     return ""
 
 
 _LEAF_NAMES = {
     **LEAF_NAMES,
-    ("params", "cls_token"): "cls_token",
-    ("params", "pos_embed"): "pos_embed",
+    **{("params", name): name for name in (*TOKENS, "pos_embed")},
 }
 
-_FILES = {"tiny": "a1311bcf", "small": "cd65a155", "base": "b5f2ef4d"}
+_FILES = {
+    "deit_tiny_patch16_224": "a1311bcf",
+    "deit_small_patch16_224": "cd65a155",
+    "deit_base_patch16_224": "b5f2ef4d",
+    "deit_tiny_distilled_patch16_224": "b40b3cf7",
+    "deit_small_distilled_patch16_224": "649709d9",
+    "deit_base_distilled_patch16_224": "df68dfff",
+}
 """Digits of the files that DeiT's authors publish."""
 
-for _family, _weights, _own in (
-    ("vit", "augreg_in21k_ft_in1k", Preprocessing(224, "crop", (0.5,) * 3, (0.5,) * 3)),
-    ("deit", "fb_in1k", Preprocessing(224, "crop")),
+for _family, _kind, _weights, _own in (
+    ("vit", "", "augreg_in21k_ft_in1k", Preprocessing(224, "crop", (0.5,) * 3, (0.5,) * 3)),
+    ("deit", "", "fb_in1k", Preprocessing(224, "crop")),
+    ("deit", "_distilled", "fb_in1k", Preprocessing(224, "crop")),
 ):
     for _size, _width, _heads in (("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12)):
-        _name = f"{_family}_{_size}_patch16_224"
+        _name = f"{_family}_{_size}{_kind}_patch16_224"
+        _tokens = TOKENS if _kind else TOKENS[:1]
         _elsewhere = {
             "timm": Elsewhere(f"timm.create_model('{_name}', num_classes={{classes}})"),
         }
-        if _size == "base":
+        if _size == "base" and not _kind:
             _elsewhere["torchvision"] = Elsewhere(
                 "torchvision.models.vit_b_16(num_classes={classes})",
                 _torchvision_name,
@@ -370,13 +389,16 @@ for _family, _weights, _own in (
         register(
             ModelSpec(
                 name=_name,
-                build=functools.partial(VisionTransformer, _width, 12, _heads),
-                num_features=_width,
+                build=functools.partial(
+                    VisionTransformer, _width, 12, _heads, distilled=bool(_kind)
+                ),
+                num_features=len(_tokens) * _width,
                 preprocessing=_own,
                 torch_head="head",
+                further_heads=("head_dist",) if _kind else (),
                 licence="Apache-2.0",
                 hub_id=f"timm/{_name}.{_weights}",
-                torch_file=f"{_name}-{_FILES[_size]}.pth" if _family == "deit" else None,
+                torch_file=f"{_name}-{_FILES[_name]}.pth" if _name in _FILES else None,
                 min_size=PATCH,
                 patch=PATCH,
                 role=role,
@@ -385,7 +407,7 @@ for _family, _weights, _own in (
                 leaf_names=_LEAF_NAMES,
                 stem="patch_embed.proj",
                 usual_name=_timm_name,
-                other_network=_other_network,
+                other_network=functools.partial(_other_network, len(_tokens)),
                 elsewhere=_elsewhere,
             )
         )

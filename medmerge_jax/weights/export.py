@@ -141,7 +141,9 @@ def _timm(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
             "crop_pct": 1.0,
             "crop_mode": next(mode for mode, ours in RESIZES.items() if ours == look.resize),
             "first_conv": spec.stem,
-            "classifier": spec.torch_head,
+            "classifier": [spec.torch_head, *spec.further_heads]
+            if spec.further_heads
+            else spec.torch_head,
             **({"label_names": list(model.classes)} if model.classes else {}),
         },
     }

@@ -5,7 +5,8 @@ Paths agree but for "." and "/", the head's name and the last part:
 | torchvision                       | Flax                              | layout                |
 |-----------------------------------|-----------------------------------|-----------------------|
 | `weight` of a convolution         | `params`, `kernel`                | OIHW <-> HWIO         |
-| `weight` of the head              | `params`, `head/kernel`           | transposed            |
+| `weight` of the head              | `params`, `head/kernel`           | transposed; several   |
+|                                   |                                   | heads: see `heads`    |
 | `weight`, `bias` of a batch norm  | `params`, `scale`, `bias`         |                       |
 | `running_mean`, `running_var`     | `batch_stats`, `mean`, `var`      |                       |
 | `num_batches_tracked`             | none                              | int64 0 when writing  |
@@ -33,6 +34,7 @@ from medmerge_jax.weights.fit import (
     spread_stem,
     without_statistics,
 )
+from medmerge_jax.weights.heads import joined, separated
 from medmerge_jax.weights.lazy import LazyArray, read_all
 
 Variables = dict[str, Any]
@@ -95,6 +97,7 @@ def variables_and_notes(
       UserError: As of `variables_from_torch`; or several fit and none is chosen.
     """
     spec = get_spec(architecture)
+    state_dicts = {where: joined(spec, tensors) for where, tensors in state_dicts.items()}
     backbone = _backbone(architecture)
     if lacking and not fits(spec, backbone, state_dicts):
         fewer = without_statistics(backbone)
@@ -181,12 +184,13 @@ def variables_to_torch(
         complete[name] = tensors[name]
         if name.endswith(".running_var"):
             complete[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
-    return complete
+    return separated(spec, complete)
 
 
 def _fits(architecture: str, state_dicts: StateDicts, lacking: bool) -> bool:
     """Tracing a model takes a second, which a look at stem and head mostly spares."""
     spec = get_spec(architecture)
+    state_dicts = {where: joined(spec, tensors) for where, tensors in state_dicts.items()}
     stem, width = f"{spec.stem}.weight", spec.num_features
     names = [name for tensors in state_dicts.values() for name in tensors]
     ends = (stem, "0.weight") if spec.stem else ("",)  # by name, or by number

@@ -18,6 +18,7 @@ from medmerge_jax.training import parameterization
 from medmerge_jax.training.step import Task, init_state, train_step
 from medmerge_jax.weights import read_tensors, variables_from_torch, variables_to_torch
 from medmerge_jax.weights.fit import MisfitError
+from medmerge_jax.weights.heads import joined, separated
 from medmerge_jax.weights.normalisation import fold_normalisation
 
 CLASSES = 5
@@ -25,7 +26,8 @@ TINY = "deit_tiny_patch16_224"
 WIDTH, DEPTH, HEADS, GRID = 24, 2, 3, 2
 """Of a transformer that is small enough for float64."""
 NETWORKS = [
-    f"{family}_{size}_patch16_224" for family in ("vit", "deit") for size in ("tiny", "small")
+    *(f"{family}_{size}_patch16_224" for family in ("vit", "deit") for size in ("tiny", "small")),
+    "deit_tiny_distilled_patch16_224",
 ]
 
 
@@ -78,10 +80,41 @@ def test_logits_and_files_are_timms(torch, timm, rng, tmp_path, name):
     mm.save_weights(tmp_path / "model.safetensors", name, variables)
     written = read_tensors(tmp_path / "model.safetensors")
     assert set(written) == set(tensors)
+    if "head_dist.bias" in tensors:  # both heads are read as one, see `weights.heads`
+        mean = (tensors["head.bias"] + tensors["head_dist.bias"]) / 2
+        tensors |= {"head.bias": mean, "head_dist.bias": mean}
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(written[key], tensor)
     fresh = timm.create_model(name, num_classes=CLASSES)
     fresh.load_state_dict({k: torch.from_numpy(v) for k, v in written.items()}, strict=True)
+    assert relative_error(found, logits_of(torch, fresh, images)) <= 1e-5
+
+
+def test_the_heads_of_a_distilled_transformer_are_one(rng):
+    """Behind any prefix; what has no second head that fits is left as it is."""
+    spec = get_spec("deit_tiny_distilled_patch16_224")
+    heads = {
+        f"module.{head}.{part}": rng.normal(size=shape).astype(np.float32)
+        for head in ("head", "head_dist")
+        for part, shape in (("weight", (CLASSES, 192)), ("bias", (CLASSES,)))
+    }
+    features = rng.normal(size=(2, 192)).astype(np.float32)
+    wanted = np.mean(
+        [
+            heads[f"module.{head}.weight"] @ x + heads[f"module.{head}.bias"]
+            for head, x in zip(("head", "head_dist"), features, strict=True)
+        ],
+        axis=0,
+    )
+    one = {name: np.asarray(x) for name, x in joined(spec, heads).items()}
+    assert set(one) == {"module.head.weight", "module.head.bias"}
+    logits = one["module.head.weight"] @ features.ravel() + one["module.head.bias"]
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5)
+    again = separated(spec, {name.removeprefix("module."): x for name, x in one.items()})
+    np.testing.assert_array_equal(again["head_dist.weight"], heads["module.head_dist.weight"])
+    alone = {name: x for name, x in heads.items() if "dist.bias" not in name}
+    assert joined(spec, alone) == alone
+    assert joined(get_spec(TINY), heads) == heads
 
 
 @pytest.mark.parametrize("size", [96, pytest.param(384, marks=pytest.mark.slow)])

@@ -65,11 +65,14 @@ def planted(spaces, kind):
     return orders
 
 
-def test_every_axis_of_hidden_units_is_in_one_space(variables, spaces):
+@pytest.mark.parametrize("distilled", [False, True])
+def test_every_axis_of_hidden_units_is_in_one_space(images, distilled):
+    network = vit.VisionTransformer(WIDTH, DEPTH, HEADS, 5, grid=2, distilled=distilled)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
     counts = {
-        path: [np.zeros(n, int) for n in leaf.shape] for path, leaf in flatten(variables).items()
+        path: [np.zeros(n, int) for n in leaf.shape] for path, leaf in flatten(shapes).items()
     }
-    for space in spaces:
+    for space in vit.spaces(HEADS, shapes):
         assert len(space.taps) >= 1
         for place in space.places:
             np.add.at(counts[place.path][place.axis], place.positions, 1)
