@@ -17,10 +17,14 @@ MODULES = [
     for module in pkgutil.walk_packages(medmerge_jax.__path__, "medmerge_jax.")
     if module.name not in PROGRAMS
 ]
+COMPILING = ("medmerge_jax.evaluation.images",)
+"""Whose examples run a network."""
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in COMPILING else n for n in MODULES]
+)
 def test_examples(name):
     runner, globs = doctest.DocTestRunner(optionflags=OPTIONS), {"np": np, "jax": jax, "jnp": jnp}
     module = importlib.import_module(name)

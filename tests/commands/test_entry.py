@@ -138,7 +138,9 @@ entry.start("told", [])
     assert result.stderr.startswith(f"error: {words.format(path)}")
 
 
-@pytest.mark.parametrize("call", ["start('fields', [])", "main()"])
+@pytest.mark.parametrize(
+    "call", ["main()", pytest.param("start('fields', [])", marks=pytest.mark.slow)]
+)
 def test_a_closed_pipe_is_no_error(call):
     code = (
         "import sys; sys.argv = ['medmerge']; "

@@ -31,7 +31,9 @@ from medmerge_jax.images.augment import (
 from medmerge_jax.studies.checks import CHOICES
 
 DRAWS = 20_000
-MEDIUM = POLICIES["medium"]
+SLOW = pytest.mark.slow
+MINIMAL_AND_SLOW = ["minimal", *(pytest.param(name, marks=SLOW) for name in ("medium", "heavy"))]
+MINIMAL, MEDIUM = POLICIES["minimal"], POLICIES["medium"]
 OPERATE = jax.jit(rand_augment_operation, static_argnums=3)
 BRIGHT = Policy(crop_scale=(0.5, 1.0), brightness=1.3, contrast=0.4, saturation=0.2)
 
@@ -103,7 +105,7 @@ SHAPES = [(224, 224), (200, 224), (224, 170)]
 SCALES = [policy.crop_scale for policy in POLICIES.values()]
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", SCALES)
 def test_crops(torchvisions_crops, shape, scale):
@@ -160,7 +162,7 @@ def test_flips(rng):
         assert found.mean() == pytest.approx(probability, abs=4 * math.sqrt(0.25 / DRAWS))
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("policy", [MEDIUM, BRIGHT])
 def test_jitter(v2, policy):
     order, factors = jax.jit(jax.vmap(functools.partial(draw_jitter, policy)))(keys())
@@ -205,7 +207,7 @@ def ranks(permutations):
     return np.unique(permutations, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-@pytest.mark.slow
+@SLOW
 def test_operations_and_signs(torch, v2):
     operations, signs = map(np.asarray, jax.jit(jax.vmap(draw_operation))(keys()))
     drawn = []
@@ -243,7 +245,7 @@ def test_the_two_operations_of_an_image_are_independent():
     assert stats.chi2_contingency(counts).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ["medium", "heavy", pytest.param("minimal", marks=SLOW)])
 def test_the_policies_are_what_is_drawn_one_after_another(images, name):
     """`augment_image` does what the draws of its key say, in the order of the policy."""
     policy, together = POLICIES[name], jax.jit(augment_image, static_argnums=0)
@@ -277,10 +279,8 @@ def test_the_names_are_the_configs():
 augmented = jax.jit(augment, static_argnums=0)
 
 
-@pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize(
-    "size", [4, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))]
-)
+@pytest.mark.parametrize("name", MINIMAL_AND_SLOW)
+@pytest.mark.parametrize("size", [4, *(pytest.param(n, marks=SLOW) for n in (1, 5, 12))])
 def test_the_batch_does_not_matter(images, name, size):
     """Whatever is beside an image, and wherever it is, the same becomes of it."""
     policy, key = POLICIES[name], epoch_key(3, 1)
@@ -293,7 +293,7 @@ def test_the_batch_does_not_matter(images, name, size):
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", MINIMAL_AND_SLOW)
 def test_side_by_side_is_one_after_another(images, name):
     """What runs on an accelerator, on this processor: the same but for fused roundings."""
     policy, key = POLICIES[name], epoch_key(3, 1)
@@ -307,22 +307,22 @@ def test_side_by_side_is_one_after_another(images, name):
 
 
 def test_seed_epoch_and_example_matter(images):
-    same = np.repeat(images[:1], 6, axis=0)
+    same = np.repeat(images[:1], 12, axis=0)  # as many as the tests before have compiled for
     results = [
-        augmented(MEDIUM, same, jnp.arange(6), epoch_key(seed, epoch))
+        augmented(MINIMAL, same, jnp.arange(12), epoch_key(seed, epoch))
         for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))
     ]
     distinct = {np.asarray(image).tobytes() for batch in results for image in batch}
-    assert len(distinct) == 24
-    again = augmented(MEDIUM, same, jnp.arange(6), epoch_key(0, 1))
+    assert len(distinct) == 48
+    again = augmented(MINIMAL, same, jnp.arange(12), epoch_key(0, 1))
     np.testing.assert_array_equal(again, results[1])
 
 
 def test_an_epoch_does_not_compile_anew(images):
-    augmented(MEDIUM, images, jnp.arange(12), epoch_key(0, 0))
+    augmented(MINIMAL, images, jnp.arange(12), epoch_key(0, 0))
     compiled = augmented._cache_size()
     for epoch in range(1, 4):
-        augmented(MEDIUM, images, jnp.arange(12), epoch_key(0, epoch))
+        augmented(MINIMAL, images, jnp.arange(12), epoch_key(0, epoch))
     assert augmented._cache_size() == compiled
 
 
@@ -346,7 +346,7 @@ print(jax.device_count())
 """
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("devices", [1, 4])
 def test_neither_the_process_nor_the_devices_matter(images, tmp_path, devices):
     np.save(tmp_path / "images.npy", images)

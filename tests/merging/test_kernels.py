@@ -19,6 +19,7 @@ from medmerge_jax.merging import (
 from medmerge_jax.models import get_spec, list_models
 
 SHAPES = {"kernel": (4,), "layer": (), "slice": (3, 4), "parameter": (3, 3, 3, 4), "row": (4,)}
+ONE_OF_EACH_KIND = ("resnet20", "resnet50", "densenet121", "vit_tiny_patch16_224")
 # No subnormal numbers, nor such products: XLA flushes them to zero, NumPy does not.
 magnitudes = st.floats(2.0**-20, 10, width=32)
 floats = st.just(0.0) | magnitudes | magnitudes.map(lambda value: -value)
@@ -78,7 +79,13 @@ def test_two_parents_are_the_pair_formula(b, c, weights):
     np.testing.assert_array_equal(merged, weights * b + (np.float32(1) - weights) * c)
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize(
+    "granularity",
+    [
+        one if one in ("kernel", "slice") else pytest.param(one, marks=pytest.mark.slow)
+        for one in GRANULARITIES
+    ],
+)
 def test_gradient_is_the_inner_product_with_the_parents_difference(granularity):
     b, c = parent(0), parent(1)
     start = init_coefficients(b, granularity=granularity)
@@ -506,7 +513,13 @@ def test_shapes_that_may_be_flaxs_are_not_refused(shape):
     )
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize(
+    "name",
+    [
+        one if one in ONE_OF_EACH_KIND else pytest.param(one, marks=pytest.mark.slow)
+        for one in list_models()
+    ],
+)
 def test_no_registered_architecture_is_taken_for_pytorchs(name):
     shapes = get_spec(name).shapes()["params"]
     assert set(init_coefficients(shapes)) == {p for p, x in shapes.items() if x.ndim == 4}

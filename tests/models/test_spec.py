@@ -194,7 +194,13 @@ def test_batch_norms_and_dropout_are_switched_apart(variables):
     assert unchanged(updates(train=False))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet20", "resnet18"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "densenet121")),
+    ],
+)
 def test_every_leaf_has_a_role_and_a_name_in_pytorch(name):
     spec = get_spec(name)
     leaves = spec.shapes(num_classes=2)

@@ -18,7 +18,10 @@ def batch():
     }
 
 
-@pytest.mark.parametrize("policy", ["medium", pytest.param("heavy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "policy",
+    ["minimal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("medium", "heavy"))],
+)
 def test_only_images_change_and_each_by_its_number(batch, policy):
     policy, key = POLICIES[policy], epoch_key(0, 3)
     found = augmented_batch(policy, None, batch, key)
@@ -29,7 +32,7 @@ def test_only_images_change_and_each_by_its_number(batch, policy):
 
 
 def test_parts_of_a_batch_are_augmented_as_the_whole(batch):
-    policy, key = POLICIES["medium"], epoch_key(0, 3)
+    policy, key = POLICIES["minimal"], epoch_key(0, 3)
     parts = [{name: value[rows] for name, value in batch.items()} for rows in ([0, 1], [2, 3])]
     found = augmented_batch(policy, None, tuple(parts), key)
     whole = augmented_batch(policy, None, batch, key)

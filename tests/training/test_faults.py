@@ -112,8 +112,10 @@ def steps(monkeypatch):
     return taken
 
 
-@pytest.mark.parametrize("select", ["best", "last"])
-@pytest.mark.parametrize("at", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "at", [3, 5, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 1, 2, 8))]
+)
 def test_stopped_at_a_step_it_goes_on_with_the_next(
     train, data, tmp_path, signals, steps, at, select
 ):
@@ -151,7 +153,9 @@ def test_stopped_inside_an_epoch_it_draws_what_it_would_have_drawn(train, data, 
     assert_same(train("cut", **drawing), whole)
 
 
-@pytest.mark.parametrize("at", [0, 3, 6, 11])
+@pytest.mark.parametrize(
+    "at", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 6, 11))]
+)
 def test_stopped_while_it_validates_it_trains_no_step_again(
     train, data, tmp_path, signals, steps, at
 ):
@@ -229,8 +233,12 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("at", [4, None])  # inside an epoch, and where the stage was finished
+@pytest.mark.parametrize(
+    "damage",
+    [one if "bit" in one else pytest.param(one, marks=pytest.mark.slow) for one in DAMAGES],
+)
+# Inside an epoch, and where the stage was finished.
+@pytest.mark.parametrize("at", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_and_the_one_before(
     train, data, tmp_path, signals, steps, capfd, damage, at
 ):
