@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_slow
 
 import medmerge_jax
 
@@ -22,9 +23,7 @@ COMPILING = ("medmerge_jax.evaluation.images",)
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in COMPILING else n for n in MODULES]
-)
+@pytest.mark.parametrize("name", some_slow(MODULES, *COMPILING))
 def test_examples(name):
     runner, globs = doctest.DocTestRunner(optionflags=OPTIONS), {"np": np, "jax": jax, "jnp": jnp}
     module = importlib.import_module(name)

@@ -2,6 +2,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.merging import init_coefficients, is_conv_kernel, network_order
 from medmerge_jax.merging.trees import flatten
@@ -9,11 +10,7 @@ from medmerge_jax.models import create_model
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        *("resnet20", "resnet18"),
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "densenet121")),
-    ],
+    "name", some_quick(("resnet20", "resnet18", "resnet50", "densenet121"), "resnet20", "resnet18")
 )
 def test_order_of_the_paths_is_the_order_of_the_calls(name):
     model, images = create_model(name, num_classes=3), jnp.zeros((1, 64, 64, 3))

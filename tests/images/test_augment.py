@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick, some_slow
 from scipy import stats
 
 from medmerge_jax.data.synthetic import draw
@@ -31,8 +32,6 @@ from medmerge_jax.images.augment import (
 from medmerge_jax.studies.checks import CHOICES
 
 DRAWS = 20_000
-SLOW = pytest.mark.slow
-MINIMAL_AND_SLOW = ["minimal", *(pytest.param(name, marks=SLOW) for name in ("medium", "heavy"))]
 MINIMAL, MEDIUM = POLICIES["minimal"], POLICIES["medium"]
 OPERATE = jax.jit(rand_augment_operation, static_argnums=3)
 BRIGHT = Policy(crop_scale=(0.5, 1.0), brightness=1.3, contrast=0.4, saturation=0.2)
@@ -105,7 +104,7 @@ SHAPES = [(224, 224), (200, 224), (224, 170)]
 SCALES = [policy.crop_scale for policy in POLICIES.values()]
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", SCALES)
 def test_crops(torchvisions_crops, shape, scale):
@@ -162,7 +161,7 @@ def test_flips(rng):
         assert found.mean() == pytest.approx(probability, abs=4 * math.sqrt(0.25 / DRAWS))
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [MEDIUM, BRIGHT])
 def test_jitter(v2, policy):
     order, factors = jax.jit(jax.vmap(functools.partial(draw_jitter, policy)))(keys())
@@ -207,7 +206,7 @@ def ranks(permutations):
     return np.unique(permutations, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-@SLOW
+@pytest.mark.slow
 def test_operations_and_signs(torch, v2):
     operations, signs = map(np.asarray, jax.jit(jax.vmap(draw_operation))(keys()))
     drawn = []
@@ -245,7 +244,7 @@ def test_the_two_operations_of_an_image_are_independent():
     assert stats.chi2_contingency(counts).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", ["medium", "heavy", pytest.param("minimal", marks=SLOW)])
+@pytest.mark.parametrize("name", some_slow(POLICIES, "minimal"))
 def test_the_policies_are_what_is_drawn_one_after_another(images, name):
     """`augment_image` does what the draws of its key say, in the order of the policy."""
     policy, together = POLICIES[name], jax.jit(augment_image, static_argnums=0)
@@ -279,8 +278,8 @@ def test_the_names_are_the_configs():
 augmented = jax.jit(augment, static_argnums=0)
 
 
-@pytest.mark.parametrize("name", MINIMAL_AND_SLOW)
-@pytest.mark.parametrize("size", [4, *(pytest.param(n, marks=SLOW) for n in (1, 5, 12))])
+@pytest.mark.parametrize("name", some_quick(POLICIES, "minimal"))
+@pytest.mark.parametrize("size", some_quick((1, 4, 5, 12), 4))
 def test_the_batch_does_not_matter(images, name, size):
     """Whatever is beside an image, and wherever it is, the same becomes of it."""
     policy, key = POLICIES[name], epoch_key(3, 1)
@@ -293,7 +292,7 @@ def test_the_batch_does_not_matter(images, name, size):
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("name", MINIMAL_AND_SLOW)
+@pytest.mark.parametrize("name", some_quick(POLICIES, "minimal"))
 def test_side_by_side_is_one_after_another(images, name):
     """What runs on an accelerator, on this processor: the same but for fused roundings."""
     policy, key = POLICIES[name], epoch_key(3, 1)
@@ -346,7 +345,7 @@ print(jax.device_count())
 """
 
 
-@SLOW
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_neither_the_process_nor_the_devices_matter(images, tmp_path, devices):
     np.save(tmp_path / "images.npy", images)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.merging import (
     GRANULARITIES,
@@ -79,13 +80,7 @@ def test_two_parents_are_the_pair_formula(b, c, weights):
     np.testing.assert_array_equal(merged, weights * b + (np.float32(1) - weights) * c)
 
 
-@pytest.mark.parametrize(
-    "granularity",
-    [
-        one if one in ("kernel", "slice") else pytest.param(one, marks=pytest.mark.slow)
-        for one in GRANULARITIES
-    ],
-)
+@pytest.mark.parametrize("granularity", some_quick(GRANULARITIES, "kernel", "slice"))
 def test_gradient_is_the_inner_product_with_the_parents_difference(granularity):
     b, c = parent(0), parent(1)
     start = init_coefficients(b, granularity=granularity)
@@ -513,13 +508,7 @@ def test_shapes_that_may_be_flaxs_are_not_refused(shape):
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        one if one in ONE_OF_EACH_KIND else pytest.param(one, marks=pytest.mark.slow)
-        for one in list_models()
-    ],
-)
+@pytest.mark.parametrize("name", some_quick(list_models(), *ONE_OF_EACH_KIND))
 def test_no_registered_architecture_is_taken_for_pytorchs(name):
     shapes = get_spec(name).shapes()["params"]
     assert set(init_coefficients(shapes)) == {p for p, x in shapes.items() if x.ndim == 4}

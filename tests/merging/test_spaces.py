@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick, some_slow
 
 from medmerge_jax.merging import flatten, network_order, unflatten
 from medmerge_jax.merging.spaces import find_spaces
@@ -12,11 +13,7 @@ from medmerge_jax.models.densenet import DenseNet
 from medmerge_jax.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
 
 ONE_OF_EACH_KIND = ("resnet18", "resnet50", "densenet121", "resnet20")
-ALL = [
-    n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow)
-    for n in list_models()
-    if get_spec(n).spaces
-]
+ALL = some_quick([n for n in list_models() if get_spec(n).spaces], *ONE_OF_EACH_KIND)
 
 
 @functools.cache
@@ -38,7 +35,7 @@ def places_of(space, path):
     }
 
 
-@pytest.mark.parametrize("num_classes", [3, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_classes", some_slow((3, 0), 0))
 @pytest.mark.parametrize("name", ALL)
 def test_every_hidden_axis_is_some_spaces_exactly_once(name, num_classes):
     variables = shapes(name, num_classes)
@@ -92,13 +89,7 @@ def quickly(function):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *("padded shortcuts", "dense blocks"),
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("basic blocks", "bottlenecks", *ONE_OF_EACH_KIND)
-        ),
-    ],
+    some_quick([*SMALL, *ONE_OF_EACH_KIND], "padded shortcuts", "dense blocks"),
 )
 def test_units_put_in_another_order_are_so_at_their_taps(name, rng):
     model = SMALL[name] if name in SMALL else create_model(name, 0)

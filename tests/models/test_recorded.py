@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 from helpers.torch_reference import reference, relative_error
 
 from medmerge_jax.merging.trees import unflatten
@@ -30,7 +31,6 @@ RECORDED = {
     "densenet121": [[-0.13655733, 0.015578, 0.31115523], [-0.13799821, 0.01672208, 0.31266511]],
 }
 """PyTorch's logits of two images in float64, by model."""
-SLOW = ("resnet18", "resnet50", "densenet121")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,9 +74,7 @@ def images_of(name):
     return numbers((2, side, side, 3), 10**6).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RECORDED]
-)
+@pytest.mark.parametrize("name", some_quick(RECORDED, *SMALL, "resnet20"))
 def test_logits_are_those_that_were_recorded(name):
     variables = variables_from_torch(name, tensors_of(name), "x")
     apply = jax.jit(create_model(name, CLASSES).apply)

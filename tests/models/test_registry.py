@@ -2,19 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import BatchNorm, LinearHead, create_model, get_spec, list_models
 from medmerge_jax.models.resnet import CifarResNet
 
-QUICKLY_TRACED = ("resnet18", "resnet20")
 
-
-@pytest.mark.parametrize(
-    "name",
-    [n if n in QUICKLY_TRACED else pytest.param(n, marks=pytest.mark.slow) for n in list_models()],
-)
+@pytest.mark.parametrize("name", some_quick(list_models(), "resnet18", "resnet20"))
 def test_shapes_follow_the_registry(name):
     spec = get_spec(name)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
@@ -48,10 +44,7 @@ def test_a_name_that_is_like_none_is_told_all():
         create_model("", 5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["resnet20", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet50", "densenet121"))],
-)
+@pytest.mark.parametrize("name", some_quick(("resnet20", "resnet50", "densenet121"), "resnet20"))
 def test_images_down_to_the_smallest(name):
     model, spec = create_model(name, 0), get_spec(name)
     for side in range(spec.min_size, spec.min_size + 4):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 from helpers.torch_reference import reference, state
 
 from medmerge_jax.errors import UserError
@@ -74,7 +75,7 @@ def test_equals_activations_of_pytorch(torch, torchvision, images, name):
         assert error < 1e-4 * np.linalg.norm(within / total), space.name
 
 
-@pytest.mark.parametrize("kind", ["resnet", pytest.param("densenet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", some_quick(MODELS, "resnet"))
 def test_batches_of_any_size_give_the_same(images, kind):
     parents = parents_of(MODELS[kind])[:2]
     spaces = find_spaces(parents[0])
@@ -83,7 +84,7 @@ def test_batches_of_any_size_give_the_same(images, kind):
         moments_equal(collect_moments(MODELS[kind], parents, spaces, images, batch_size), wanted)
 
 
-@pytest.mark.parametrize("kind", ["resnet", pytest.param("densenet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", some_quick(MODELS, "resnet"))
 def test_units_in_another_order_are_so_in_the_correlation(images, kind):
     a = parents_of(MODELS[kind])[0]
     spaces = find_spaces(a)

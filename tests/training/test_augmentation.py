@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.images.augment import POLICIES, augment, epoch_key
 from medmerge_jax.training.augmentation import _augmented, augmented_batch
@@ -18,10 +19,7 @@ def batch():
     }
 
 
-@pytest.mark.parametrize(
-    "policy",
-    ["minimal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("medium", "heavy"))],
-)
+@pytest.mark.parametrize("policy", some_quick(POLICIES, "minimal"))
 def test_only_images_change_and_each_by_its_number(batch, policy):
     policy, key = POLICIES[policy], epoch_key(0, 3)
     found = augmented_batch(policy, None, batch, key)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick, some_slow
 from helpers.tiny_network import TwoLayers
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
@@ -19,22 +20,16 @@ from medmerge_jax.training.stage import Stage
 
 CLASSES, SIZE = 3, 8
 MODEL = TwoLayers(CLASSES)
-ACCUMULATED = "fine-tuning, accumulated"
+MERGED, ACCUMULATED = "merge linear probe", "fine-tuning, accumulated"
 STAGES = {
     "fine-tuning": {},
-    "merge linear probe": {},
+    MERGED: {},
     "linear probe": {},
     "linear probe on features": {},
     "fine-tuning, augmented": {"policy": "medium"},
     ACCUMULATED: {"accumulate": 3},
     "fine-tuning, the last epoch": {"select": "last"},
 }
-
-
-def some_quick(*stages):
-    """One with accumulated gradients and one that merges have all that the others compile."""
-    quick = ("merge linear probe", ACCUMULATED)
-    return [one if one in quick else pytest.param(one, marks=pytest.mark.slow) for one in stages]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def run(parents, tmp_path):
             images = rng.normal(size=(20, 5)).astype(np.float32)
             head = LinearHead(CLASSES).init(jax.random.key(0), images[:1])
             network, start = Network(LinearHead(CLASSES)), parameterization.fine_tune(head)
-        elif stage == "merge linear probe":
+        elif stage == MERGED:
             start = parameterization.merge_linear_probe(parents, parents[0]["params"]["head"])
         elif stage == "linear probe":
             start = parameterization.linear_probe(parents[0])
@@ -111,10 +106,8 @@ def around_epochs(batches, enter):
     return batches
 
 
-@pytest.mark.parametrize(
-    "kind", [ResidentBatches, pytest.param(StreamedBatches, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("stage", some_quick(*STAGES))
+@pytest.mark.parametrize("kind", some_slow((ResidentBatches, StreamedBatches), StreamedBatches))
+@pytest.mark.parametrize("stage", some_quick(STAGES, MERGED, ACCUMULATED))
 def test_nothing_compiles_after_the_first_epoch_and_no_step_waits_for_the_host(
     run, events, stage, kind
 ):
@@ -139,7 +132,7 @@ def test_nothing_compiles_after_the_first_epoch_and_no_step_waits_for_the_host(
     assert guarded == [0, 1, 2]
 
 
-@pytest.mark.parametrize("stage", some_quick("merge linear probe", "fine-tuning", ACCUMULATED))
+@pytest.mark.parametrize("stage", some_slow((MERGED, "fine-tuning", ACCUMULATED), "fine-tuning"))
 def test_all_seeds_rates_decays_and_lengths_share_what_was_compiled(run, events, stage):
     run(stage)
     before = events["compiled"]

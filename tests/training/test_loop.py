@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.parameters import some_quick, some_slow
 from helpers.tiny_network import OneLayer
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
@@ -85,9 +86,7 @@ class Interrupted(ResidentBatches):
             yield batch
 
 
-@pytest.mark.parametrize(
-    "at", [(2, 2), *(pytest.param(at, marks=pytest.mark.slow) for at in ((0, 1), (1, 0), (3, 1)))]
-)
+@pytest.mark.parametrize("at", some_quick([(0, 1), (1, 0), (2, 2), (3, 1)], (2, 2)))
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_what_was_interrupted_ends_as_if_it_had_not_been(train, data, tmp_path, at, select):
     stage = dataclasses.replace(STAGE, select=select)
@@ -274,7 +273,7 @@ PATIENT = dataclasses.replace(AT_ITS_END, epochs=8, metric="loss", patience=2, p
         ("loss", [0.5, 0.6, 0.505, 0.5, 0.505, 0.5, 0.505, 0.5], 8),
     ],
 )
-@pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("select", some_slow(("best", "last"), "last"))
 def test_a_stage_ends_for_want_of_progress(train, monkeypatch, metric, values, epochs, select):
     stage = dataclasses.replace(PATIENT, metric=metric, select=select)
     scripted(monkeypatch, values, metric)
@@ -290,9 +289,7 @@ def test_without_patience_all_epochs_are_trained(train, monkeypatch):
     assert train(dataclasses.replace(PATIENT, patience=0)).summary["epochs"] == 8
 
 
-@pytest.mark.parametrize(
-    "at", [(4, 2), *(pytest.param(at, marks=pytest.mark.slow) for at in ((1, 1), (3, 0)))]
-)
+@pytest.mark.parametrize("at", some_quick([(1, 1), (3, 0), (4, 2)], (4, 2)))
 def test_the_count_of_patience_survives_an_interruption(train, data, monkeypatch, at):
     values = [0.5, 0.6, 0.4, 0.6, 0.5]
     stage = dataclasses.replace(PATIENT, checkpoint_seconds=0.0)
@@ -326,9 +323,7 @@ def test_the_optimizer_is_that_after_the_selected_epoch(train, monkeypatch, sele
     assert train(dataclasses.replace(stage, keep_optimizer=False), "none").opt_state is None
 
 
-@pytest.mark.parametrize(
-    "at", [(2, 0), *(pytest.param(at, marks=pytest.mark.slow) for at in (None, (1, 2), (2, 2)))]
-)
+@pytest.mark.parametrize("at", some_quick([None, (1, 2), (2, 0), (2, 2)], (2, 0)))
 def test_kept_epochs_are_results(train, data, tmp_path, at):
     """Also of a stage that was killed and went on, and of one that was finished before."""
     stage = dataclasses.replace(STAGE, keep=(2, 3, 9), checkpoint_seconds=0.0 if at else 1e9)
@@ -422,7 +417,7 @@ def variables(network):
     return jax.jit(network.model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
 
 
-@pytest.mark.parametrize("policy", [None, pytest.param("medium", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("policy", some_slow((None, "medium"), "medium"))
 def test_streamed_and_resident_images_train_to_the_same_bits(
     train, images, network, variables, policy
 ):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_slow
 from helpers.tiny_network import TwoLayers
 
 from medmerge_jax.evaluation.metrics import METRICS
@@ -129,7 +130,7 @@ def test_the_loss_is_that_of_the_metrics(rng, kind):
         np.testing.assert_array_equal(np.asarray(gradient) == 0, np.isnan(labels))
 
 
-@pytest.mark.parametrize("train_batch_norm", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("train_batch_norm", some_slow((True, False), False))
 def test_a_merge_step_changes_what_is_trained_and_nothing_else(batch, train_batch_norm):
     parents = [parent(0), parent(1, num_classes=7)]
     head = parent(2)["params"]["head"]
@@ -336,7 +337,10 @@ def test_weight_decay_is_a_part_of_the_step(rng):
                                    atol=1e-7)  # fmt: skip
 
 
-@pytest.mark.parametrize("multilabel, row", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    "multilabel, row",
+    [(False, False), (True, True), pytest.param(True, False, marks=pytest.mark.slow)],
+)
 def test_a_batch_in_parts_is_the_whole_batch(rng, multilabel, row):
     """Also where the parts differ in size, weight and unknown labels."""
     inputs = rng.normal(size=(7, 5)).astype(np.float32)

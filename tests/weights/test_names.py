@@ -3,6 +3,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import without_head
@@ -11,14 +12,8 @@ from medmerge_jax.weights import variables_from_torch, variables_to_torch
 from medmerge_jax.weights.names import fitting_architectures, variables_and_notes
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        # Of the others all that have their stem are traced, which takes seconds.
-        n if n == "resnet20" else pytest.param(n, marks=pytest.mark.slow)
-        for n in list_models()
-    ],
-)
+# Of the others all that have their stem are traced, which takes seconds.
+@pytest.mark.parametrize("name", some_quick(list_models(), "resnet20"))
 def test_names_go_there_and_back(name, make_variables, assert_same):
     variables = make_variables(name)
     tensors = variables_to_torch(name, variables)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+from helpers.parameters import some_slow
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.weights.torch_pickle import MAGIC_NUMBER
@@ -456,9 +457,7 @@ COSTLY_BOMBS = ("deep tuples as a key", "copies of a list")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "bomb", [pytest.param(x, marks=pytest.mark.slow) if x in COSTLY_BOMBS else x for x in BOMBS]
-)
+@pytest.mark.parametrize("bomb", some_slow(BOMBS, *COSTLY_BOMBS))
 def test_bombs_are_refused_at_once(tmp_path, bomb, layout):
     path = tmp_path / "x.pth"
     {"zip": zip_of, "stream": stream_of}[layout](b"\x80\x02" + BOMBS[bomb] + b".", path)
