@@ -606,6 +606,7 @@ def hanging(tmp_path, split):
     process.join(60)
 
 
+@pytest.mark.slow
 def test_two_processes_decode_once(tmp_path, split):
     processes = [start(split, tmp_path / "cache", tmp_path / "log") for _ in range(2)]
     for process in processes:
