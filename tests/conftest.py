@@ -14,6 +14,9 @@ import pytest
 from helpers.programs import WarmPrograms
 from PIL import Image
 
+ALL_FORMATS = {}
+"""Of figures, as they were before the first test."""
+
 
 @pytest.fixture(scope="session")
 def compiled_programs(tmp_path_factory):
@@ -49,23 +52,20 @@ def events():
     jax.monitoring.unregister_event_duration_listener(count)
 
 
-@pytest.fixture(autouse=True)
-def figure_formats(request, monkeypatch):
-    """The quick tests draw PNG files alone: SVG and PDF take twice as long again."""
-    drawing = sys.modules.get("medmerge_jax.analysis.drawing")
-    if drawing is not None and request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr(drawing, "FORMATS", drawing.FORMATS[:1])
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """What the quick tests spare; set before their fixtures are made, which run programs too.
 
-
-@pytest.fixture(autouse=True)
-def compiler(request):
-    """The quick tests run programs that XLA's compiler optimised little: most run for a moment.
-
-    The slow tests run what users do, and so do all processes that tests start.
+    XLA's compiler optimises little, as most programs run for a moment, and figures are drawn as PNG
+    files alone: SVG and PDF take twice as long again. The slow tests run what users do, and so do
+    all processes that tests start.
     """
+    quick = item.get_closest_marker("slow") is None
     if "jax" in sys.modules:
-        quick = request.node.get_closest_marker("slow") is None
         sys.modules["jax"].config.update("jax_disable_most_optimizations", quick)
+    if drawing := sys.modules.get("medmerge_jax.analysis.drawing"):
+        formats = ALL_FORMATS.setdefault("figures", drawing.FORMATS)
+        drawing.FORMATS = formats[:1] if quick else formats
 
 
 @pytest.fixture(scope="module", autouse=True)

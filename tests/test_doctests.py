@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_slow
 
 import medmerge_jax
 
@@ -17,10 +18,12 @@ MODULES = [
     for module in pkgutil.walk_packages(medmerge_jax.__path__, "medmerge_jax.")
     if module.name not in PROGRAMS
 ]
+COMPILING = ("medmerge_jax.evaluation.images",)
+"""Whose examples run a network."""
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", some_slow(MODULES, *COMPILING))
 def test_examples(name):
     runner, globs = doctest.DocTestRunner(optionflags=OPTIONS), {"np": np, "jax": jax, "jnp": jnp}
     module = importlib.import_module(name)

@@ -41,7 +41,7 @@ ALL = drawing.FORMATS
 
 
 @pytest.fixture(autouse=True)
-def all_formats(monkeypatch, figure_formats):
+def all_formats(monkeypatch):
     monkeypatch.setattr(drawing, "FORMATS", ALL)
 
 

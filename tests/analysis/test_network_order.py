@@ -2,13 +2,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.merging import init_coefficients, is_conv_kernel, network_order
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import create_model
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "densenet121"])
+@pytest.mark.parametrize(
+    "name", some_quick(("resnet20", "resnet18", "resnet50", "densenet121"), "resnet20", "resnet18")
+)
 def test_order_of_the_paths_is_the_order_of_the_calls(name):
     model, images = create_model(name, num_classes=3), jnp.zeros((1, 64, 64, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), images)

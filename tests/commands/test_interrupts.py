@@ -46,6 +46,7 @@ def test_while_a_program_is_imported_it_ends_without_a_word(program, module):
     assert press(f"import:{module}", program, "--help") == (130, "")
 
 
+@pytest.mark.slow
 def test_while_the_interpreter_ends_all_is_done():
     assert press("exit,exit", "medmerge_jax", "fields", "lp") == (0, "")
 

@@ -96,10 +96,10 @@ def test_a_file_and_its_card(models, capsys):
     assert "a.safetensors: head 64 -> 4" in said
     # What was written can be merged again; another architecture is seen from its tensors.
     again = models / "again"
-    main(["--method", "slerp", "--out", str(again), str(out), str(models / "b")])
+    main(["--method", "uniform", "--out", str(again), str(out), str(models / "b")])
     assert_same(
         weights.load_parent(again, "resnet20")[0],
-        jax.device_get(mm.merge("slerp", "resnet20", [wanted, variables_of(1)])),
+        jax.device_get(mm.merge("uniform", "resnet20", [wanted, variables_of(1)])),
     )
 
 
@@ -270,6 +270,7 @@ def test_what_cannot_be_merged(models, monkeypatch, case):
     assert sorted(models.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_exit_status(models):
     def start(*arguments):
         return subprocess.run(

@@ -2,13 +2,14 @@
 
 import base64
 import csv
+import functools
 import json
 import re
 
 import numpy as np
 import pytest
-from helpers import tiny_config
-from helpers.random_models import variables_of
+from helpers import random_models, tiny_config, tiny_network
+from helpers.tiny_network import ARCHITECTURE
 from PIL import Image
 from scipy.special import expit, softmax
 
@@ -18,11 +19,18 @@ from medmerge_jax.models.preprocessing import Preprocessing
 from medmerge_jax.storage.npz import read_npz
 from medmerge_jax.weights import model_from_card
 
+variables_of = functools.partial(random_models.variables_of, architecture=ARCHITECTURE)
+
 TELLTALE, PATIENT = "ann-telltale", "patient-4711"
 SHARED = (
     *("report.html", "results.json", "data_audit.json"),
     *("model/model.json", "model/README.md", "model/model.safetensors"),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def architecture():
+    tiny_network.register_architecture()
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +52,7 @@ def home(tmp_path_factory):
     grandparent = {"source": f"/home/{TELLTALE}/x", "file": f"/home/{TELLTALE}/x/model.safetensors"}
     parent = {"file": f"/mnt/{TELLTALE}/b.pth", "parents": {"c": grandparent}, "sha256": "beef"}
     card = {"parents": {"b": parent}, "note": f"made in /home/{TELLTALE}/runs, it says"}
-    tiny_config.register_architecture()
-    parent = variables_of(0, architecture=tiny_config.ARCHITECTURE)
-    mm.save_model(home / "parent", model_from_card(tiny_config.ARCHITECTURE, parent, {}))
+    mm.save_model(home / "parent", model_from_card(ARCHITECTURE, variables_of(0), {}))
     written = json.loads((home / "parent" / "model.json").read_text())
     (home / "parent" / "model.json").write_text(json.dumps({**written, **card}))
     return home
@@ -56,7 +62,7 @@ def home(tmp_path_factory):
 def finished(home):
     """The directory of a run."""
     config = tiny_config.get_config()
-    config.recipe, config.start = "lp", "b"
+    config.architecture, config.recipe, config.start = ARCHITECTURE, "lp", "b"
     config.parents.b, config.parents.c = str(home / "parent"), "random"
     config.data.kind, config.data.name, config.data.resize = "table", "animals", "crop"
     config.data.root, config.data.table = str(home / "images"), str(home / "labels.csv")
@@ -108,8 +114,8 @@ def test_a_loaded_model_predicts_what_its_run_did(finished, capsys):
 
 
 def test_several_labels_have_a_sigmoid_each():
-    model = mm.Model("resnet20", variables_of(0), Preprocessing(16), multilabel=True)
-    one = mm.Model("resnet20", variables_of(0), Preprocessing(16))
+    model = mm.Model(ARCHITECTURE, variables_of(0), Preprocessing(16), multilabel=True)
+    one = mm.Model(ARCHITECTURE, variables_of(0), Preprocessing(16))
     images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
     several, single = mm.predict(model, images), mm.predict(one, images)
     odds = np.log(several) - np.log1p(-several)
@@ -119,7 +125,7 @@ def test_several_labels_have_a_sigmoid_each():
 
 
 def test_what_cannot_be_predicted_is_named(tmp_path):
-    model = mm.Model("resnet20", variables_of(0), Preprocessing(16))
+    model = mm.Model(ARCHITECTURE, variables_of(0), Preprocessing(16))
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"broken\.png"):
         mm.predict(model, [tmp_path / "broken.png"])
@@ -131,7 +137,7 @@ def test_what_cannot_be_predicted_is_named(tmp_path):
 
 @pytest.mark.parametrize("shape", [(9, 8), (9, 8, 3)])
 def test_one_array_is_not_taken_for_as_many_images_as_it_has_rows(shape):
-    model = mm.Model("resnet20", variables_of(0), Preprocessing(16))
+    model = mm.Model(ARCHITECTURE, variables_of(0), Preprocessing(16))
     with pytest.raises(UserError, match=r"of shape \(9, 8.*: a list of images is wanted, not one"):
         mm.predict(model, np.zeros(shape, np.uint8))
     assert mm.predict(model, np.zeros((2, 9, 8), np.uint8)).shape[0] == 2

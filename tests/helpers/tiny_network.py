@@ -1,4 +1,4 @@
-"""The smallest network that a run can train."""
+"""The smallest networks that a run can train."""
 
 from typing import Any
 
@@ -12,17 +12,26 @@ from medmerge_jax.models.registry import MODELS, ModelSpec, register
 
 
 class OneLayer(nn.Module):
-    """A convolution with batch norm, and a head."""
+    """A convolution with batch norm, or more of them, and a head."""
 
     num_classes: int
     dtype: Any = jnp.float32
+    layers: int = 1
 
     @nn.compact
     def __call__(self, x, train=False, use_running_average=None):
-        x = Conv(8, 3, 1, self.dtype, name="conv")(x)
-        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, resolve(train, use_running_average)))
+        average = resolve(train, use_running_average)
+        for number in range(self.layers):
+            x = Conv(8, 3, 1, self.dtype, name=f"conv{number or ''}")(x)
+            x = nn.relu(BatchNorm(self.dtype, name=f"norm{number or ''}")(x, average))
         x = global_average(x)
         return dense_head(8, self.num_classes)(x) if self.num_classes else x
+
+
+class TwoLayers(OneLayer):
+    """With paths "conv/kernel" and "conv1/kernel"."""
+
+    layers: int = 2
 
 
 ARCHITECTURE = "one_layer"

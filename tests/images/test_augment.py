@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick, some_slow
 from scipy import stats
 
 from medmerge_jax.data.synthetic import draw
@@ -31,7 +32,7 @@ from medmerge_jax.images.augment import (
 from medmerge_jax.studies.checks import CHOICES
 
 DRAWS = 20_000
-MEDIUM = POLICIES["medium"]
+MINIMAL, MEDIUM = POLICIES["minimal"], POLICIES["medium"]
 OPERATE = jax.jit(rand_augment_operation, static_argnums=3)
 BRIGHT = Policy(crop_scale=(0.5, 1.0), brightness=1.3, contrast=0.4, saturation=0.2)
 
@@ -243,7 +244,7 @@ def test_the_two_operations_of_an_image_are_independent():
     assert stats.chi2_contingency(counts).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", some_slow(POLICIES, "minimal"))
 def test_the_policies_are_what_is_drawn_one_after_another(images, name):
     """`augment_image` does what the draws of its key say, in the order of the policy."""
     policy, together = POLICIES[name], jax.jit(augment_image, static_argnums=0)
@@ -277,10 +278,8 @@ def test_the_names_are_the_configs():
 augmented = jax.jit(augment, static_argnums=0)
 
 
-@pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize(
-    "size", [4, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5))]
-)
+@pytest.mark.parametrize("name", some_quick(POLICIES, "minimal"))
+@pytest.mark.parametrize("size", some_quick((1, 4, 5, 12), 4))
 def test_the_batch_does_not_matter(images, name, size):
     """Whatever is beside an image, and wherever it is, the same becomes of it."""
     policy, key = POLICIES[name], epoch_key(3, 1)
@@ -293,7 +292,7 @@ def test_the_batch_does_not_matter(images, name, size):
     np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", some_quick(POLICIES, "minimal"))
 def test_side_by_side_is_one_after_another(images, name):
     """What runs on an accelerator, on this processor: the same but for fused roundings."""
     policy, key = POLICIES[name], epoch_key(3, 1)
@@ -319,10 +318,10 @@ def test_seed_epoch_and_example_matter(images):
 
 
 def test_an_epoch_does_not_compile_anew(images):
-    augmented(MEDIUM, images, jnp.arange(12), epoch_key(0, 0))
+    augmented(MINIMAL, images, jnp.arange(12), epoch_key(0, 0))
     compiled = augmented._cache_size()
     for epoch in range(1, 4):
-        augmented(MEDIUM, images, jnp.arange(12), epoch_key(0, epoch))
+        augmented(MINIMAL, images, jnp.arange(12), epoch_key(0, epoch))
     assert augmented._cache_size() == compiled
 
 

@@ -606,6 +606,7 @@ def hanging(tmp_path, split):
     process.join(60)
 
 
+@pytest.mark.slow
 def test_two_processes_decode_once(tmp_path, split):
     processes = [start(split, tmp_path / "cache", tmp_path / "log") for _ in range(2)]
     for process in processes:
@@ -614,6 +615,7 @@ def test_two_processes_decode_once(tmp_path, split):
     assert lines(tmp_path / "log") == N
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_gone_on_from(tmp_path, split, uninterrupted, decoded, hanging):
     hanging.kill()
     hanging.join(60)
@@ -624,6 +626,7 @@ def test_a_killed_process_is_gone_on_from(tmp_path, split, uninterrupted, decode
     assert sorted(contents(tmp_path)) == [".json", ".lock", ".npy"]
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_goes_on_when_the_other_is_killed(
     tmp_path, split, uninterrupted, hanging
 ):

@@ -93,16 +93,14 @@ def changed(variables, **leaves):
 
 # The stages of resnet20 and where the first one's 16 channels begin in their streams.
 STREAM = ((1, 0), (2, 8), (3, 24))
-QUICK_MODELS = ("resnet18", "resnet20")
 # With more than ten blocks in a stage, too; the spaces of all models are in test_spaces.py.
-SLOW_MODELS = ("resnet50", "resnet101", "densenet121")
+SLOW_MODELS = ("bottlenecks", "resnet18", "resnet50", "resnet101", "densenet121")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("densenet", "bottlenecks"),
-        *QUICK_MODELS,
+        *("densenet", "resnet20"),
         *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW_MODELS),
     ],
 )
@@ -225,7 +223,7 @@ def test_low_precision_models_are_matched_in_float32():
 
 
 def test_permuting_under_jit_and_by_numpy_is_the_same():
-    variables = network("resnet20", 0)
+    variables = network("densenet", 0)
     spaces = find_spaces(variables)
     permutations = random_permutations(spaces, 1)
     wanted = permute_variables(variables, permutations)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick, some_slow
 
 from medmerge_jax.merging import flatten, network_order, unflatten
 from medmerge_jax.merging.spaces import find_spaces
@@ -12,11 +13,8 @@ from medmerge_jax.models.densenet import DenseNet
 from medmerge_jax.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
 
 ONE_OF_EACH_KIND = ("resnet18", "resnet50", "densenet121", "resnet20")
-ALL = [
-    n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow)
-    for n in list_models()
-    if get_spec(n).spaces and get_spec(n).stem_norm
-]
+CONVOLUTIONAL = [n for n in list_models() if get_spec(n).spaces and get_spec(n).stem_norm]
+ALL = some_quick(CONVOLUTIONAL, *ONE_OF_EACH_KIND)
 
 
 @functools.cache
@@ -38,7 +36,7 @@ def places_of(space, path):
     }
 
 
-@pytest.mark.parametrize("num_classes", [3, 0])
+@pytest.mark.parametrize("num_classes", some_slow((3, 0), 0))
 @pytest.mark.parametrize("name", ALL)
 def test_every_hidden_axis_is_some_spaces_exactly_once(name, num_classes):
     variables = shapes(name, num_classes)
@@ -81,7 +79,7 @@ SMALL = {
     "basic blocks": ResNet(BasicBlock, (2, 1, 1, 1), 0),
     "bottlenecks": ResNet(Bottleneck, (2, 1, 1, 1), 0),
     "padded shortcuts": CifarResNet(1, 0),
-    "dense blocks": DenseNet((2, 3, 2), 12, 24, 0),
+    "dense blocks": DenseNet((1, 2), 12, 24, 0),
 }
 
 
@@ -92,10 +90,7 @@ def quickly(function):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *("basic blocks", "padded shortcuts", "dense blocks"),
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("bottlenecks", *ONE_OF_EACH_KIND)),
-    ],
+    some_quick([*SMALL, *ONE_OF_EACH_KIND], "padded shortcuts", "dense blocks"),
 )
 def test_units_put_in_another_order_are_so_at_their_taps(name, rng):
     model = SMALL[name] if name in SMALL else create_model(name, 0)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.models.layers import Conv, max_pool
 
@@ -27,7 +28,9 @@ def test_max_pool_and_its_gradient_are_those_of_pytorch_also_where_values_are_eq
     np.testing.assert_allclose(gradient, theirs.grad.numpy().transpose(0, 2, 3, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 9, 6, 2), (2, 1, 5, 1)])
+@pytest.mark.parametrize(
+    "shape", some_quick([(2, 8, 8, 3), (1, 9, 6, 2), (2, 1, 5, 1)], (1, 9, 6, 2))
+)
 def test_max_pool_and_its_gradient_are_those_of_windows_of_three(shape):
     """Without PyTorch too: below zero, so that a border of zeros would be the largest."""
     rng = np.random.default_rng(0)
@@ -71,7 +74,13 @@ def test_a_convolution_of_size_one_is_a_convolution(stride, side):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("shape", "size"),
-    [((2, 2), 3), ((1, 1), 3), ((2, 5), 3), ((7, 7), 3), ((4, 5), 5), ((3, 3), 7)],
+    [
+        ((2, 5), 3),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (((2, 2), 3), ((1, 1), 3), ((7, 7), 3), ((4, 5), 5), ((3, 3), 7))
+        ),
+    ],
 )
 def test_a_convolution_of_a_small_map_is_a_convolution(stride, shape, size):
     rng = np.random.default_rng(0)

@@ -42,8 +42,8 @@ def scalar(function):
     "derivative", [jax.grad, jax.jacfwd, pytest.param(jax.hessian, marks=pytest.mark.slow)]
 )
 def test_derivatives_of_first_and_second_order(arguments, derivative):
-    found = derivative(scalar(ours), argnums=(0, 1, 2))(*arguments)
-    wanted = derivative(scalar(as_defined), argnums=(0, 1, 2))(*arguments)
+    found = jax.jit(derivative(scalar(ours), argnums=(0, 1, 2)))(*arguments)
+    wanted = jax.jit(derivative(scalar(as_defined), argnums=(0, 1, 2)))(*arguments)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert one.dtype == np.float64
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10)
@@ -52,8 +52,8 @@ def test_derivatives_of_first_and_second_order(arguments, derivative):
 def test_of_every_example_alone_under_vmap(arguments):
     x, scale, bias = arguments
     each = x[:, None]
-    gradient = jax.grad(scalar(ours))
-    found = jax.vmap(gradient, (0, None, None))(each, scale, bias)
+    gradient = jax.jit(jax.grad(scalar(ours)))
+    found = jax.jit(jax.vmap(gradient, (0, None, None)))(each, scale, bias)
     wanted = [gradient(one, scale, bias) for one in each]
     np.testing.assert_allclose(found, jnp.stack(wanted), rtol=1e-12)
 
@@ -61,8 +61,9 @@ def test_of_every_example_alone_under_vmap(arguments):
 def test_a_dense_block_knows_the_statistics_of_what_it_returns():
     block = DenseBlock(depth=3, growth=4, dtype=jnp.float32)
     x = np.random.default_rng(0).normal(3.0, 2.0, size=(2, 5, 5, 6)).astype(np.float32)
-    variables = block.init(jax.random.key(0), x, True)
-    (y, found), _ = block.apply(variables, x, False, mutable=["batch_stats"])
+    variables = jax.jit(block.init, static_argnums=2)(jax.random.key(0), x, True)
+    apply = jax.jit(block.apply, static_argnums=2, static_argnames="mutable")
+    (y, found), _ = apply(variables, x, False, mutable="batch_stats")
     assert y.shape == (2, 5, 5, 6 + 3 * 4)
     for one, other in zip(found, statistics(y), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)

@@ -2,21 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import BatchNorm, LinearHead, create_model, get_spec, list_models
+from medmerge_jax.models.resnet import CifarResNet
 
-ONE_OF_EACH_KIND = ("resnet18", "resnet50", "densenet121", "resnet20")
 
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow)
-        for n in list_models()
-    ],
-)
+@pytest.mark.parametrize("name", some_quick(list_models(), "resnet18", "resnet20"))
 def test_shapes_follow_the_registry(name):
     spec = get_spec(name)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
@@ -50,7 +44,7 @@ def test_a_name_that_is_like_none_is_told_all():
         create_model("", 5)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet50", "densenet121"])
+@pytest.mark.parametrize("name", some_quick(("resnet20", "resnet50", "densenet121"), "resnet20"))
 def test_images_down_to_the_smallest(name):
     model, spec = create_model(name, 0), get_spec(name)
     for side in range(spec.min_size, spec.min_size + 4):
@@ -71,15 +65,15 @@ def test_negative_number_of_classes_is_refused():
 
 
 def test_bfloat16_keeps_parameters_statistics_and_logits_float32(rng):
-    images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)
-    model = create_model("resnet20", 3, jnp.bfloat16)
+    images = rng.normal(size=(4, 16, 16, 3)).astype(np.float32)
+    model = CifarResNet(1, 3, jnp.bfloat16)
     variables = jax.jit(model.init)(jax.random.key(0), images)
 
     def apply(variables):
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
 
     logits, updated = jax.jit(apply)(variables)
-    exact_model = create_model("resnet20", 3)
+    exact_model = CifarResNet(1, 3)
     exact = jax.jit(lambda v: exact_model.apply(v, images, train=True, mutable=False))(variables)
 
     leaves = jax.tree.leaves((variables, updated, logits))
@@ -116,14 +110,15 @@ def test_large_means_leave_the_variance_exact(rng):
 
 
 def test_linear_head_is_the_head_of_the_models(rng):
-    images = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
-    model = create_model("resnet20", 3)
+    images = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
+    model = CifarResNet(1, 3)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     params = dict(variables["params"])
     head = {"params": {"head": params.pop("head")}}
-    features = create_model("resnet20", 0).apply({**variables, "params": params}, images)
+    backbone = jax.jit(CifarResNet(1, 0).apply)
+    features = backbone({**variables, "params": params}, images)
 
-    wanted = model.apply(variables, images)
+    wanted = jax.jit(model.apply)(variables, images)
     np.testing.assert_allclose(LinearHead(3).apply(head, features), wanted, rtol=1e-6)
     fresh = flatten(LinearHead(3).init(jax.random.key(1), features))
     assert fresh.keys() == {"params/head/kernel", "params/head/bias"}

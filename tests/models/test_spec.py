@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 import medmerge_jax as mm
 from medmerge_jax.errors import UserError
@@ -194,7 +195,9 @@ def test_batch_norms_and_dropout_are_switched_apart(variables):
     assert unchanged(updates(train=False))
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "densenet121"])
+@pytest.mark.parametrize(
+    "name", some_quick(("resnet20", "resnet18", "resnet50", "densenet121"), "resnet20", "resnet18")
+)
 def test_every_leaf_has_a_role_and_a_name_in_pytorch(name):
     spec = get_spec(name)
     leaves = spec.shapes(num_classes=2)

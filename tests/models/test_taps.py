@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 from helpers.torch_reference import reference, state
 
 from medmerge_jax.errors import UserError
@@ -74,7 +75,8 @@ def test_equals_activations_of_pytorch(torch, torchvision, images, name):
         assert error < 1e-4 * np.linalg.norm(within / total), space.name
 
 
-@pytest.mark.parametrize("kind", ["resnet", pytest.param("densenet", marks=pytest.mark.slow)])
+@pytest.mark.slow  # each size compiles
+@pytest.mark.parametrize("kind", MODELS)
 def test_batches_of_any_size_give_the_same(images, kind):
     parents = parents_of(MODELS[kind])[:2]
     spaces = find_spaces(parents[0])
@@ -83,7 +85,7 @@ def test_batches_of_any_size_give_the_same(images, kind):
         moments_equal(collect_moments(MODELS[kind], parents, spaces, images, batch_size), wanted)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", some_quick(MODELS, "resnet"))
 def test_units_in_another_order_are_so_in_the_correlation(images, kind):
     a = parents_of(MODELS[kind])[0]
     spaces = find_spaces(a)
@@ -124,13 +126,13 @@ def test_running_statistics_are_in_use(images):
 
 
 def test_only_the_given_spaces_are_observed(images):
-    model = MODELS["densenet"]
-    parents = parents_of(model)
+    model = MODELS["resnet"]
+    parents = parents_of(model)[:2]
     spaces = find_spaces(parents[0])
     wanted = collect_moments(model, parents, spaces, images)
     found = collect_moments(model, parents, spaces[1:3], images)
     moments_equal(found, {space.name: wanted[space.name] for space in spaces[1:3]})
-    assert found[spaces[1].name].comoment.shape == (3 * spaces[1].size,) * 2
+    assert found[spaces[1].name].comoment.shape == (2 * spaces[1].size,) * 2
 
 
 def test_bad_arguments_are_refused(images):

@@ -207,14 +207,16 @@ def test_gradients_are_timms(torch, timm, rng, float64):
 def test_paths_are_dropped_by_image_and_only_in_training(rng):
     model = small_model(drop_path=0.5)
     images = jnp.repeat(images_of(rng, 32, 1), 64, axis=0)
-    variables = model.init(jax.random.key(0), images[:1])
-    still = model.apply(variables, images)
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    apply = jax.jit(model.apply, static_argnames="train")
+    still = apply(variables, images)
     np.testing.assert_allclose(still, jnp.broadcast_to(still[:1], still.shape), atol=1e-6)
-    np.testing.assert_allclose(still, small_model().apply(variables, images, train=True), atol=1e-6)
+    never = jax.jit(small_model().apply, static_argnames="train")
+    np.testing.assert_allclose(still, never(variables, images, train=True), atol=1e-6)
 
     def trained(seed):
         key = jax.random.key(seed)
-        return model.apply(variables, images, train=True, rngs={"drop_path": key})
+        return apply(variables, images, train=True, rngs={"drop_path": key})
 
     np.testing.assert_array_equal(trained(1), trained(1))
     assert np.abs(trained(1) - trained(2)).max() > 1e-4
@@ -399,6 +401,7 @@ def test_another_normalisation_is_folded_into_the_stem_exactly(rng):
     assert relative_error(other, one) < 1e-5
 
 
+@pytest.mark.slow  # all transformers are traced
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 from absl import flags
-from helpers import tiny_config
+from helpers import tiny_config, tiny_network
 from helpers.random_models import variables_of
 from scipy.special import softmax
 
@@ -34,7 +34,8 @@ MAPPED = {"0": "0", "1": ("1",), "2": ("2", "3")}
 def with_sets():
     """The tiny config, evaluated on its own images again: test, remapped, training, all."""
     config = tiny_config.get_config()
-    config.recipe = "lp"
+    tiny_network.register_architecture()
+    config.architecture, config.recipe = tiny_network.ARCHITECTURE, "lp"
     config.lp.epochs = 1
     sets = {}
     for name in ("again", "mapped", "seen", "clean"):
@@ -154,7 +155,8 @@ def test_a_mapping_on_the_command_line(home, results, command):
 def test_models_keep_their_own_preprocessing(home):
     """A weight file of 32 pixels beside the run of 16, on the run's images."""
     card = {"image_size": 32, "resize": "crop", "num_classes": 4, "data_fingerprint": "x"}
-    weights.save_model(home / "b", weights.model_from_card("resnet20", variables_of(0), card))
+    other = variables_of(0, architecture=tiny_network.ARCHITECTURE)
+    weights.save_model(home / "b", weights.model_from_card(tiny_network.ARCHITECTURE, other, card))
     config = check_config(tiny_config.get_config())
     run_found, found = evaluate_models([str(home / "run"), str(home / "b")], config)["models"]
     assert run_found["notes"] == []

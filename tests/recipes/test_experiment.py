@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import tiny_config, tiny_network
 from helpers.random_models import variables_of
 from helpers.tiny_config import ARCHITECTURE
 
@@ -43,16 +43,16 @@ def first_stage(tmp_path, monkeypatch):
         starts.append(start)
         raise InterruptedError
 
-    def call(recipe, parents, seed=0, **fields):
+    def call(recipe, parents, seed=0, architecture=ARCHITECTURE, **fields):
         config = tiny_config.get_config()
-        config.recipe, config.seed = recipe, seed
+        config.recipe, config.seed, config.architecture = recipe, seed, architecture
         config.update_from_flattened_dict(fields)
         paths = {}
         for name, variables in parents.items():
             paths[name] = variables
             if not isinstance(variables, str):
                 paths[name] = str(tmp_path / f"{name}.safetensors")
-                save_weights(paths[name], ARCHITECTURE, variables)
+                save_weights(paths[name], architecture, variables)
         config.parents = ml_collections.ConfigDict(paths)
         monkeypatch.setattr(experiment, "train_stage", capture)
         with pytest.raises(InterruptedError):
@@ -163,14 +163,18 @@ def test_zeros_are_aligned_to_nothing(first_stage):
 
 def test_statistics_that_a_parent_lacks_are_estimated_on_request(first_stage, tmp_path):
     """On the first training images in the order of the seed, before anything is merged."""
-    tensors = read_tensors(save_parent(tmp_path / "whole.safetensors", random_parent(0)))
+    tiny_network.register_architecture()
+    tiny = tiny_network.ARCHITECTURE
+    whole, other = (variables_of(seed, architecture=tiny) for seed in (0, 1))
+    save_weights(tmp_path / "whole.safetensors", tiny, whole)
+    tensors = read_tensors(tmp_path / "whole.safetensors")
     bare = {name: leaf for name, leaf in tensors.items() if "running" not in name}
     write_safetensors(tmp_path / "bare.safetensors", bare)
-    parents = {"b": str(tmp_path / "bare.safetensors"), "c": random_parent(1)}
+    parents = {"b": str(tmp_path / "bare.safetensors"), "c": other}
     with pytest.raises(UserError, match="estimate_statistics = True"):
-        first_stage("ft", parents)
-    start = first_stage("ft", parents, estimate_statistics=True)
-    wanted = statistics.with_statistics(ARCHITECTURE, random_parent(0), drawn_images(tmp_path))
+        first_stage("ft", parents, architecture=tiny)
+    start = first_stage("ft", parents, architecture=tiny, estimate_statistics=True)
+    wanted = statistics.with_statistics(tiny, whole, drawn_images(tmp_path, tiny))
     for path, leaf in flatten(wanted["batch_stats"]).items():
         np.testing.assert_allclose(flatten(start.batch_stats)[path], leaf, rtol=1e-4, atol=1e-5)
 
@@ -180,9 +184,9 @@ def save_parent(path, variables):
     return path
 
 
-def drawn_images(folder):
+def drawn_images(folder, architecture):
     """All training images of the first run that drew them, normalised."""
-    preprocessing = get_spec(ARCHITECTURE).preprocessing
+    preprocessing = get_spec(architecture).preprocessing
     paths = sorted(next(folder.glob("ft*/data/*/train")).rglob("*.png"))
     pixels = np.stack([read_image(path, 16) for path in paths])
     normalised = (pixels / 255 - preprocessing.mean) / preprocessing.std

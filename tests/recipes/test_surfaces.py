@@ -1,12 +1,13 @@
 """The command surface on models of files and drawn images."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
 import pytest
-from helpers import tiny_config
-from helpers.random_models import variables_of
+from helpers import random_models, tiny_config
+from helpers.tiny_config import ARCHITECTURE
 
 import medmerge_jax as mm
 from medmerge_jax import merging, weights
@@ -17,6 +18,7 @@ from medmerge_jax.recipes.surfaces import Settings, surface
 from medmerge_jax.studies.checks import check_config
 
 ENDS = Settings(points=2)
+variables_of = functools.partial(random_models.variables_of, architecture=ARCHITECTURE)
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def save(tmp_path, config):
     def call(name, variables, **fields):
         count = flatten(variables)["params/head/bias"].shape[0]
         card = {"classes": classes if count == len(classes) else (), "image_size": 16, **fields}
-        model = weights.model_from_card("resnet20", variables, card)
+        model = weights.model_from_card(ARCHITECTURE, variables, card)
         weights.save_model(tmp_path / name, model)
         return str(tmp_path / name)
 

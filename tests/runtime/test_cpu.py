@@ -72,7 +72,11 @@ def test_the_installed_jaxlib_knows_the_flag_and_does_as_it_says(prepared):
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 @pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize(
-    ("megabytes", "blocks", "thread"), [(200, 1, False), (200, 1, True), (20, 5, True)]
+    ("megabytes", "blocks", "thread"),
+    [
+        *((200, 1, False), (20, 5, True)),
+        pytest.param(200, 1, True, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_that_is_allocated_again_has_no_page_faults(prepared, megabytes, blocks, thread):
     """XLA's block of a step, which any thread may allocate, and what its threads need beside it."""

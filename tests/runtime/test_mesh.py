@@ -230,11 +230,14 @@ for name, leaf in ends[0].items():
 """
 
 
-def test_batches_are_split_over_eight_devices_and_steps_are_the_same():
+@pytest.mark.parametrize(
+    "program", [PARTS, pytest.param(PARTS + STEPS, marks=pytest.mark.slow)], ids=["parts", "steps"]
+)
+def test_batches_are_split_over_eight_devices_and_steps_are_the_same(program):
     """13 rows are filled up to 16, which do not count in loss, gradients and statistics."""
     flags = "--xla_force_host_platform_device_count=8"
     found = subprocess.run(
-        [sys.executable, "-c", PARTS + STEPS],
+        [sys.executable, "-c", program],
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,

@@ -135,6 +135,7 @@ def test_a_study_that_is_finished_is_not_run_again(folder, make_config, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_one_more_learning_rate_trains_one_more_member(folder, make_config, tmp_path):
     config = make_config("fission_fusion")
     config.grid.learning_rates = (1e-1, 1e-2, 1e-3)

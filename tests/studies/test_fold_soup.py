@@ -9,6 +9,8 @@ import medmerge_jax as mm
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.studies import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(make_config, tmp_path_factory):

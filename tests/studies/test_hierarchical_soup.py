@@ -5,12 +5,16 @@ import json
 import ml_collections
 import numpy as np
 import pytest
+from helpers import tiny_network
+from helpers.random_models import variables_of
+from helpers.tiny_network import ARCHITECTURE
 
 import medmerge_jax as mm
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.recipes import inputs
 from medmerge_jax.studies import run
+from medmerge_jax.weights import model_from_card
 
 RATE = "ft.learning_rate"
 
@@ -71,6 +75,7 @@ def test_it_is_the_soups_of_the_study_that_made_the_members(grid, members, make_
             np.testing.assert_array_equal(ours[path], leaf)
 
 
+@pytest.mark.slow
 def test_members_are_read_for_their_averages_only(members, make_soup, tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("a member was loaded")
@@ -81,12 +86,14 @@ def test_members_are_read_for_their_averages_only(members, make_soup, tmp_path, 
     assert set(results["jobs"]) == {"soups/uniform", "soups/greedy"}
 
 
-def test_models_without_a_config_have_no_group(members, make_soup, tmp_path):
-    path = members["all"].replace("*", "lr0.1-none-seed0")
-    alone = tmp_path / "alone" / "model"
-    mm.save_model(alone, mm.load_model(path))
-    config = make_soup({**members, "alone": str(alone)}, RATE)
-    with pytest.raises(UserError, match=r"parents\.alone = .*: no config\.json says how"):
+def test_models_without_a_config_have_no_group(make_soup, tmp_path):
+    tiny_network.register_architecture()
+    one = model_from_card(ARCHITECTURE, variables_of(0, architecture=ARCHITECTURE), {})
+    mm.save_model(tmp_path / "one" / "model", one)
+    mm.save_model(tmp_path / "another" / "model", one)
+    members = {name: str(tmp_path / name / "model") for name in ("one", "another")}
+    config = make_soup(members, RATE)
+    with pytest.raises(UserError, match=r"parents\.\w+ = .*: no config\.json says how"):
         run(config, tmp_path / "run")
     config.soup.group_by = "ft.rate"
     with pytest.raises(UserError, match=r"soup\.group_by = 'ft\.rate': did you mean"):

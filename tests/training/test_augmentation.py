@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.images.augment import POLICIES, augment, epoch_key
 from medmerge_jax.training.augmentation import _augmented, augmented_batch
@@ -18,7 +19,7 @@ def batch():
     }
 
 
-@pytest.mark.parametrize("policy", ["medium", pytest.param("heavy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("policy", some_quick(POLICIES, "minimal"))
 def test_only_images_change_and_each_by_its_number(batch, policy):
     policy, key = POLICIES[policy], epoch_key(0, 3)
     found = augmented_batch(policy, None, batch, key)
@@ -29,7 +30,7 @@ def test_only_images_change_and_each_by_its_number(batch, policy):
 
 
 def test_parts_of_a_batch_are_augmented_as_the_whole(batch):
-    policy, key = POLICIES["medium"], epoch_key(0, 3)
+    policy, key = POLICIES["minimal"], epoch_key(0, 3)
     parts = [{name: value[rows] for name, value in batch.items()} for rows in ([0, 1], [2, 3])]
     found = augmented_batch(policy, None, tuple(parts), key)
     whole = augmented_batch(policy, None, batch, key)

@@ -2,50 +2,39 @@
 
 import contextlib
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick, some_slow
+from helpers.tiny_network import TwoLayers
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
 from medmerge_jax.images.augment import POLICIES
 from medmerge_jax.models import LinearHead, Preprocessing
-from medmerge_jax.models.layers import Conv, dense_head, global_average
 from medmerge_jax.models.network import Network
-from medmerge_jax.models.norm import BatchNorm
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.stage import Stage
 
 CLASSES, SIZE = 3, 8
+MODEL = TwoLayers(CLASSES)
+MERGED, ACCUMULATED = "merge linear probe", "fine-tuning, accumulated"
 STAGES = {
     "fine-tuning": {},
-    "merge linear probe": {},
+    MERGED: {},
     "linear probe": {},
     "linear probe on features": {},
     "fine-tuning, augmented": {"policy": "medium"},
-    "fine-tuning, accumulated": {"accumulate": 3},
+    ACCUMULATED: {"accumulate": 3},
     "fine-tuning, the last epoch": {"select": "last"},
 }
 
 
-class Small(nn.Module):
-    """All that the models are made of."""
-
-    @nn.compact
-    def __call__(self, x, train=False, use_running_average=True):
-        """Maps (n, h, w, 3) to logits."""
-        for number in range(2):
-            x = Conv(4, 3, 2, name=f"conv{number}")(x)
-            x = nn.relu(BatchNorm(name=f"bn{number}")(x, use_running_average))
-        return dense_head(4, CLASSES)(global_average(x))
-
-
 @pytest.fixture(scope="module")
 def parents():
-    init = jax.jit(Small().init)
+    init = jax.jit(MODEL.init)
     return [init(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3))) for seed in (0, 1)]
 
 
@@ -58,12 +47,12 @@ def run(parents, tmp_path):
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
         labels = rng.integers(0, CLASSES, 20, np.int32)
-        network = Network(Small(), Preprocessing(16, mean=(0.5,) * 3, std=(0.25,) * 3))
+        network = Network(MODEL, Preprocessing(16, mean=(0.5,) * 3, std=(0.25,) * 3))
         if stage == "linear probe on features":
             images = rng.normal(size=(20, 5)).astype(np.float32)
             head = LinearHead(CLASSES).init(jax.random.key(0), images[:1])
             network, start = Network(LinearHead(CLASSES)), parameterization.fine_tune(head)
-        elif stage == "merge linear probe":
+        elif stage == MERGED:
             start = parameterization.merge_linear_probe(parents, parents[0]["params"]["head"])
         elif stage == "linear probe":
             start = parameterization.linear_probe(parents[0])
@@ -117,8 +106,8 @@ def around_epochs(batches, enter):
     return batches
 
 
-@pytest.mark.parametrize("kind", [ResidentBatches, StreamedBatches])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", some_slow((ResidentBatches, StreamedBatches), StreamedBatches))
+@pytest.mark.parametrize("stage", some_quick(STAGES, MERGED, ACCUMULATED))
 def test_nothing_compiles_after_the_first_epoch_and_no_step_waits_for_the_host(
     run, events, stage, kind
 ):
@@ -143,7 +132,7 @@ def test_nothing_compiles_after_the_first_epoch_and_no_step_waits_for_the_host(
     assert guarded == [0, 1, 2]
 
 
-@pytest.mark.parametrize("stage", ["fine-tuning", "merge linear probe", "fine-tuning, accumulated"])
+@pytest.mark.parametrize("stage", some_slow((MERGED, "fine-tuning", ACCUMULATED), "fine-tuning"))
 def test_all_seeds_rates_decays_and_lengths_share_what_was_compiled(run, events, stage):
     run(stage)
     before = events["compiled"]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_quick, some_slow
 
 from medmerge_jax.data import ResidentBatches
 from medmerge_jax.errors import DivergedError, OutOfMemoryError, UserError
@@ -112,8 +113,8 @@ def steps(monkeypatch):
     return taken
 
 
-@pytest.mark.parametrize("select", ["best", "last"])
-@pytest.mark.parametrize("at", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("select", some_slow(("best", "last"), "last"))
+@pytest.mark.parametrize("at", some_quick((0, 1, 2, 3, 5, 8), 3, 5))
 def test_stopped_at_a_step_it_goes_on_with_the_next(
     train, data, tmp_path, signals, steps, at, select
 ):
@@ -151,7 +152,7 @@ def test_stopped_inside_an_epoch_it_draws_what_it_would_have_drawn(train, data, 
     assert_same(train("cut", **drawing), whole)
 
 
-@pytest.mark.parametrize("at", [0, 3, 6, 11])
+@pytest.mark.parametrize("at", some_quick((0, 3, 6, 11), 3))
 def test_stopped_while_it_validates_it_trains_no_step_again(
     train, data, tmp_path, signals, steps, at
 ):
@@ -229,8 +230,11 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("at", [4, None])  # inside an epoch, and where the stage was finished
+@pytest.mark.parametrize(
+    "damage", some_quick(DAMAGES, "a bit of the arrays", "a bit of the metadata")
+)
+# Inside an epoch, and where the stage was finished.
+@pytest.mark.parametrize("at", some_slow((4, None), None))
 def test_a_damaged_checkpoint_and_the_one_before(
     train, data, tmp_path, signals, steps, capfd, damage, at
 ):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.parameters import some_quick, some_slow
+from helpers.tiny_network import OneLayer
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
 from medmerge_jax.errors import DivergedError, UserError
@@ -15,7 +17,6 @@ from medmerge_jax.images.augment import POLICIES, epoch_key
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
 from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.models.network import Network
-from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.storage.checkpoints import StageCheckpoints
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import loop, parameterization
@@ -27,6 +28,8 @@ from medmerge_jax.training.step import TrainState, copy_tree
 
 CLASSES, FEATURES = 3, 8
 STAGE = Stage(name="lp", epochs=4, learning_rate=0.05, checkpoint_seconds=0.0)
+AT_ITS_END = dataclasses.replace(STAGE, checkpoint_seconds=1e9)
+"""With a checkpoint at the end alone."""
 MODEL = Network(LinearHead(CLASSES))
 
 
@@ -83,7 +86,7 @@ class Interrupted(ResidentBatches):
             yield batch
 
 
-@pytest.mark.parametrize("at", [(0, 1), (1, 0), (2, 2), (3, 1)])
+@pytest.mark.parametrize("at", some_quick([(0, 1), (1, 0), (2, 2), (3, 1)], (2, 2)))
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_what_was_interrupted_ends_as_if_it_had_not_been(train, data, tmp_path, at, select):
     stage = dataclasses.replace(STAGE, select=select)
@@ -167,7 +170,7 @@ def test_a_finished_stage_keeps_only_what_it_selected(train, tmp_path):
 
 
 def test_the_best_epoch_or_the_last(train, tmp_path):
-    stage = dataclasses.replace(STAGE, epochs=12, learning_rate=0.5, metric="loss")
+    stage = dataclasses.replace(AT_ITS_END, epochs=12, learning_rate=0.5, metric="loss")
     best = train(dataclasses.replace(stage, select="best"), "best")
     last = train(dataclasses.replace(stage, select="last"), "last")
     losses = [record["val_loss"] for record in RunDirectory(tmp_path / "best").records()]
@@ -245,17 +248,17 @@ def scripted(monkeypatch, values, metric="loss"):
 )
 def test_which_epoch_is_the_best(train, monkeypatch, capfd, metric, values, selected):
     scripted(monkeypatch, values, metric)
-    result = train(dataclasses.replace(STAGE, metric=metric))
+    result = train(dataclasses.replace(AT_ITS_END, metric=metric))
     said = "kappa was undefined on the validation images in every epoch, so the last epoch, 4,"
     assert (said in capfd.readouterr().err) == (set(values) == {None})
     assert result.summary["selected_epoch"] == selected
     assert result.summary[f"best_val_{metric}"] == values[selected - 1]
-    shorter = dataclasses.replace(STAGE, epochs=selected, select="last", metric=metric)
+    shorter = dataclasses.replace(AT_ITS_END, epochs=selected, select="last", metric=metric)
     scripted(monkeypatch, values, metric)
     assert_same(train(shorter, "shorter").variables, result.variables)
 
 
-PATIENT = dataclasses.replace(STAGE, epochs=8, metric="loss", patience=2, patience_delta=0.01)
+PATIENT = dataclasses.replace(AT_ITS_END, epochs=8, metric="loss", patience=2, patience_delta=0.01)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ PATIENT = dataclasses.replace(STAGE, epochs=8, metric="loss", patience=2, patien
         ("loss", [0.5, 0.6, 0.505, 0.5, 0.505, 0.5, 0.505, 0.5], 8),
     ],
 )
-@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("select", some_slow(("best", "last"), "last"))
 def test_a_stage_ends_for_want_of_progress(train, monkeypatch, metric, values, epochs, select):
     stage = dataclasses.replace(PATIENT, metric=metric, select=select)
     scripted(monkeypatch, values, metric)
@@ -286,16 +289,17 @@ def test_without_patience_all_epochs_are_trained(train, monkeypatch):
     assert train(dataclasses.replace(PATIENT, patience=0)).summary["epochs"] == 8
 
 
-@pytest.mark.parametrize("at", [(1, 1), (3, 0), (4, 2)])
+@pytest.mark.parametrize("at", some_quick([(1, 1), (3, 0), (4, 2)], (4, 2)))
 def test_the_count_of_patience_survives_an_interruption(train, data, monkeypatch, at):
     values = [0.5, 0.6, 0.4, 0.6, 0.5]
+    stage = dataclasses.replace(PATIENT, checkpoint_seconds=0.0)
     scripted(monkeypatch, values)
-    whole = train(PATIENT, "whole")
+    whole = train(stage, "whole")
     scripted(monkeypatch, values)
     with pytest.raises(Killed):
-        train(PATIENT, "cut", lambda split: Interrupted(*data, 8, at=at))
+        train(stage, "cut", lambda split: Interrupted(*data, 8, at=at))
     scripted(monkeypatch, values[at[0] :])
-    resumed = train(PATIENT, "cut")
+    resumed = train(stage, "cut")
     assert resumed.summary["epochs"] == whole.summary["epochs"] == 5
     assert_same(resumed.variables, whole.variables)
 
@@ -319,7 +323,7 @@ def test_the_optimizer_is_that_after_the_selected_epoch(train, monkeypatch, sele
     assert train(dataclasses.replace(stage, keep_optimizer=False), "none").opt_state is None
 
 
-@pytest.mark.parametrize("at", [None, (1, 2), (2, 0), (2, 2)])
+@pytest.mark.parametrize("at", some_quick([None, (1, 2), (2, 0), (2, 2)], (2, 0)))
 def test_kept_epochs_are_results(train, data, tmp_path, at):
     """Also of a stage that was killed and went on, and of one that was finished before."""
     stage = dataclasses.replace(STAGE, keep=(2, 3, 9), checkpoint_seconds=0.0 if at else 1e9)
@@ -405,7 +409,7 @@ def images(rng):
 
 @pytest.fixture(scope="module")
 def network():
-    return Network(CifarResNet(1, CLASSES), get_spec("resnet20").preprocessing)
+    return Network(OneLayer(CLASSES), get_spec("resnet20").preprocessing)
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +417,7 @@ def variables(network):
     return jax.jit(network.model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
 
 
-@pytest.mark.parametrize("policy", [None, "medium"])
+@pytest.mark.parametrize("policy", some_slow((None, "medium"), "medium"))
 def test_streamed_and_resident_images_train_to_the_same_bits(
     train, images, network, variables, policy
 ):
@@ -431,7 +435,7 @@ def test_streamed_and_resident_images_train_to_the_same_bits(
     assert_same(*(variables for variables, _ in results))
     np.testing.assert_array_equal(*(logits for _, logits in results))
     assert not np.array_equal(
-        results[0][0]["params"]["conv1"]["kernel"], variables["params"]["conv1"]["kernel"]
+        results[0][0]["params"]["conv"]["kernel"], variables["params"]["conv"]["kernel"]
     )
 
 
@@ -451,7 +455,7 @@ def test_augmented_training_goes_on_as_if_it_had_not_been_interrupted(
     assert_same(train(stage, "cut", lambda split: data, start, network).variables, whole.variables)
     plain = dataclasses.replace(stage, augmentation=None)
     others = train(plain, "plain", lambda split: data, start, network)
-    kernels = [result.variables["params"]["conv1"]["kernel"] for result in (whole, others)]
+    kernels = [result.variables["params"]["conv"]["kernel"] for result in (whole, others)]
     assert not np.array_equal(*kernels)
 
 
@@ -477,7 +481,7 @@ def test_the_key_of_an_epoch_is_of_its_seed_and_number(
 
 def test_what_is_evaluated_is_not_augmented(train, images, network, variables, tmp_path):
     data, start = ResidentBatches(*images, 8), parameterization.fine_tune(variables)
-    stage = dataclasses.replace(STAGE, epochs=2, select="last", augmentation=POLICIES["heavy"])
+    stage = dataclasses.replace(STAGE, epochs=2, select="last", augmentation=POLICIES["minimal"])
     result = train(stage, "run", lambda split: data, start, network)
     plain = ResidentBatches(*images, 8)
     wanted = evaluate(network, result.variables, plain, multilabel=False)
@@ -500,7 +504,7 @@ def test_a_probe_on_features_is_the_probe_through_the_frozen_network(
     whole = train(STAGE, "whole", lambda split: pixels, parameterization.linear_probe(variables),
                   network)  # fmt: skip
 
-    extractor = dataclasses.replace(network, model=CifarResNet(1, 0))
+    extractor = dataclasses.replace(network, model=OneLayer(0))
     features = predict(extractor, without_head(variables), pixels)
     head = parameterization.fine_tune({"params": {"head": variables["params"]["head"]}})
     cached = ResidentBatches(features, labels, 8)
@@ -509,7 +513,7 @@ def test_a_probe_on_features_is_the_probe_through_the_frozen_network(
         np.testing.assert_allclose(leaf, flatten(whole.variables["params"])[path], rtol=1e-4,
                                    atol=1e-6)  # fmt: skip
     assert_same(whole.variables["batch_stats"], variables["batch_stats"])
-    kernels = [tree["params"]["conv1"]["kernel"] for tree in (whole.variables, variables)]
+    kernels = [tree["params"]["conv"]["kernel"] for tree in (whole.variables, variables)]
     np.testing.assert_array_equal(*kernels)
 
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.parameters import some_slow
+from helpers.tiny_network import TwoLayers
 
 from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.evaluation.predictions import Predictions
@@ -13,7 +15,6 @@ from medmerge_jax.images.augment import epoch_key
 from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.models import LinearHead, get_spec
 from medmerge_jax.models.network import Network
-from medmerge_jax.models.resnet import CifarResNet
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.accumulation import accumulated_step
 from medmerge_jax.training.loss import weighted_loss
@@ -34,7 +35,7 @@ def batch(rng):
 
 @functools.cache
 def initial(num_classes, seed):
-    init = jax.jit(CifarResNet(1, num_classes).init)
+    init = jax.jit(TwoLayers(num_classes).init)
     return init(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))
 
 
@@ -45,7 +46,7 @@ def parent(seed, num_classes=CLASSES):
 
 
 def task_of(start, dtype=jnp.float32):
-    network = Network(CifarResNet(1, CLASSES, dtype), SPEC.preprocessing)
+    network = Network(TwoLayers(CLASSES, dtype), SPEC.preprocessing)
     return Task(network, start.assemble, start.train_batch_norm, False)
 
 
@@ -129,7 +130,7 @@ def test_the_loss_is_that_of_the_metrics(rng, kind):
         np.testing.assert_array_equal(np.asarray(gradient) == 0, np.isnan(labels))
 
 
-@pytest.mark.parametrize("train_batch_norm", [True, False])
+@pytest.mark.parametrize("train_batch_norm", some_slow((True, False), False))
 def test_a_merge_step_changes_what_is_trained_and_nothing_else(batch, train_batch_norm):
     parents = [parent(0), parent(1, num_classes=7)]
     head = parent(2)["params"]["head"]
@@ -137,7 +138,7 @@ def test_a_merge_step_changes_what_is_trained_and_nothing_else(batch, train_batc
     task = task_of(start)
     state, _ = step(task, init_state(start), start, batch)
     before, after = flatten(start.trainable), flatten(state.trainable)
-    kinds = {path.rsplit("/", 1)[-1] for path in before if path.startswith("params/layer")}
+    kinds = {path.rsplit("/", 1)[-1] for path in before if path.startswith("params/norm")}
     assert kinds == ({"scale", "bias"} if train_batch_norm else set())
     for path in before:
         assert not np.array_equal(before[path], after[path]), path
@@ -184,7 +185,11 @@ def test_a_start_beyond_the_parents_has_variances_that_are_some():
 
 
 @pytest.mark.parametrize(
-    ("decay_to", "parts"), [("zero", 0), ("init", 0), ("none", 0), ("init", 1)]
+    ("decay_to", "parts"),
+    [
+        *(("zero", 0), ("init", 1)),
+        *(pytest.param(to, 0, marks=pytest.mark.slow) for to in ("init", "none")),
+    ],
 )
 def test_coefficients_have_a_rate_and_a_decay_of_their_own(batch, decay_to, parts):
     """Of which nothing else notices; the second step decays from where the first one ended."""
@@ -230,7 +235,7 @@ def test_a_probe_trains_the_head_and_on_request_the_batch_norms():
     head = parameterization.linear_probe(variables)
     assert flatten(head.trainable).keys() == {"params/head/kernel", "params/head/bias"}
     norms = parameterization.linear_probe(variables, norms="train")
-    assert len(flatten(norms.trainable)) == 2 + 2 * 7
+    assert len(flatten(norms.trainable)) == 2 + 2 * 2
     drift = parameterization.linear_probe(variables, norms="drift")  # the statistics alone
     assert flatten(drift.trainable).keys() == flatten(head.trainable).keys()
     assert [one.train_batch_norm for one in (head, drift, norms)] == [False, True, True]
@@ -332,7 +337,10 @@ def test_weight_decay_is_a_part_of_the_step(rng):
                                    atol=1e-7)  # fmt: skip
 
 
-@pytest.mark.parametrize("multilabel, row", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    "multilabel, row",
+    [(False, False), (True, True), pytest.param(True, False, marks=pytest.mark.slow)],
+)
 def test_a_batch_in_parts_is_the_whole_batch(rng, multilabel, row):
     """Also where the parts differ in size, weight and unknown labels."""
     inputs = rng.normal(size=(7, 5)).astype(np.float32)

@@ -32,6 +32,12 @@ def model(request):
 
 
 @pytest.fixture(scope="module")
+def monai():
+    """Asked for first: without it nothing else is made."""
+    return pytest.importorskip("monai")
+
+
+@pytest.fixture(scope="module")
 def images(model):
     """uint8, and the model's logits."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
@@ -67,8 +73,7 @@ def test_timm(model, images, tmp_path, monkeypatch):
     assert made.pretrained_cfg["label_names"] == ["ant", "<b>", "cat"]
 
 
-def test_monai(model, images, tmp_path, monkeypatch):
-    pytest.importorskip("monai")
+def test_monai(monai, model, images, tmp_path, monkeypatch):
     export_model(model, tmp_path / "x", "monai")
     code = code_for(tmp_path / "x", "MONAI")
     assert_has_our_logits(code, tmp_path / "x", images, model, monkeypatch)

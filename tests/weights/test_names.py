@@ -3,6 +3,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.parameters import some_quick
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import without_head
@@ -10,16 +11,9 @@ from medmerge_jax.models import list_models
 from medmerge_jax.weights import variables_from_torch, variables_to_torch
 from medmerge_jax.weights.names import fitting_architectures, variables_and_notes
 
-ONE_OF_EACH_KIND = ("resnet50", "densenet121", "resnet20")
 
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        n if n in ONE_OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow)
-        for n in list_models()
-    ],
-)
+# Of the others all that have their stem are traced, which takes seconds.
+@pytest.mark.parametrize("name", some_quick(list_models(), "resnet20"))
 def test_names_go_there_and_back(name, make_variables, assert_same):
     variables = make_variables(name)
     tensors = variables_to_torch(name, variables)
@@ -31,9 +25,12 @@ def test_names_go_there_and_back(name, make_variables, assert_same):
 @pytest.mark.parametrize(
     ("name", "num_classes"),
     [
-        pytest.param("resnet20", 0, marks=pytest.mark.slow),  # all models are traced
-        *(("resnet20", n) for n in (1, 2, 1000)),
-        *(("densenet121", n) for n in (0, 1, 2, 1000)),
+        *(("resnet20", n) for n in (1, 2)),
+        *(
+            pytest.param(name, n, marks=pytest.mark.slow)  # all models are traced
+            for name, counts in (("resnet20", (0, 1000)), ("densenet121", (0, 1, 2, 1000)))
+            for n in counts
+        ),
     ],
 )
 def test_any_head_or_none(name, num_classes, make_variables, assert_same):
@@ -209,12 +206,12 @@ def test_grey_stems_are_spread_over_three_channels(variables, capsys):
 
 def test_weights_of_torchxrayvision(make_variables, capsys):
     """One channel, and thresholds beside the network."""
-    tensors = variables_to_torch("densenet121", make_variables("densenet121", 18))
+    tensors = variables_to_torch("densenet121", make_variables("densenet121"))
     tensors["features.conv0.weight"] = tensors["features.conv0.weight"][:, :1]
-    tensors["op_threshs"] = np.zeros(18, np.float32)
+    tensors["op_threshs"] = np.zeros(5, np.float32)
     found = variables_from_torch("densenet121", tensors, "x.pth")
     assert found["params"]["features"]["conv0"]["kernel"].shape == (7, 7, 3, 64)
-    assert found["params"]["head"]["bias"].shape == (18,)
+    assert found["params"]["head"]["bias"].shape == (5,)
     said = capsys.readouterr().err
     assert "takes one channel" in said
     assert "1 tensors beside the network are left out: op_threshs" in said
@@ -281,12 +278,17 @@ RADIMAGENET = [
     ("architecture", "spelling", "name"),
     [
         ("densenet121", MONAI, "features.denseblock1.denselayer1.layers.norm1.weight"),
-        ("densenet121", CHEXNET, "module.densenet121.features.transition1.conv.weight"),
-        ("resnet50", RADIMAGENET, "backbone.4.0.conv1.weight"),
-        ("resnet50", [(r"\.downsample\.", ".shortcut.")], "layer1.0.shortcut.0.weight"),
         ("resnet20", [(r"^linear\.", "fc.")], "fc.weight"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                ("densenet121", CHEXNET, "module.densenet121.features.transition1.conv.weight"),
+                ("resnet50", RADIMAGENET, "backbone.4.0.conv1.weight"),
+                ("resnet50", [(r"\.downsample\.", ".shortcut.")], "layer1.0.shortcut.0.weight"),
+            )
+        ),
     ],
-    ids=["MONAI", "CheXNet", "RadImageNet", "shortcut", "fc"],
+    ids=["MONAI", "fc", "CheXNet", "RadImageNet", "shortcut"],
 )  # fmt: skip
 def test_names_of_other_libraries(make_variables, assert_same, architecture, spelling, name):
     variables = make_variables(architecture)

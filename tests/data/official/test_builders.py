@@ -148,6 +148,7 @@ def test_a_folder_that_is_not_given_or_not_there_is_one_error(tmp_path, given):
         builder.download_and_prepare(download_config=config)
 
 
+@pytest.mark.slow
 def test_the_test_case_of_tfds():
     pytest.importorskip("dill")
     command = [sys.executable, "-m", "helpers.tfds_case"]
