@@ -83,6 +83,16 @@ def test_the_configs_that_come_with_the_project(path):
         ({"data.synthetic.counts": (1, 2)}, ["data.synthetic.counts = (1, 2)"]),
         ({"lp.learning_rate": float("nan")}, ["lp.learning_rate = nan"]),
         ({"weight_decay": float("inf")}, ["weight_decay = inf"]),
+        ({"ft.layer_decay": 1.5}, ["ft.layer_decay = 1.5: 0 to 1 is wanted"]),
+        (
+            {"architecture": "resnet20", "ft.blocks": 10},
+            ["ft.blocks = 10: resnet20 has 9 blocks; 0 trains all of them"],
+        ),
+        (
+            {"architecture": "resnet20", "recipe": "grid_search", "grid.axes": ("ft.blocks=1|12",)},
+            ["ft.blocks = 12: resnet20 has 9 blocks"],
+        ),
+        ({"drop_path": 0.1}, ["drop_path = 0.1: densenet121 has no stochastic depth"]),
         ({"seed": 2**40}, ["seed = 1099511627776"]),
         ({"ft.keep": (0, 60)}, ["ft.keep has 0: 1 to ", "ft.keep = (0, 60): [60] come after"]),
         ({"merge.decay_to": "one"}, ["merge.decay_to = 'one'", "one of zero, init, none"]),

@@ -19,7 +19,14 @@ from medmerge_jax.errors import UserError
 from medmerge_jax.merging.trees import at_least_float32
 from medmerge_jax.models.layers import dense_head
 from medmerge_jax.models.preprocessing import Preprocessing
-from medmerge_jax.models.registry import LEAF_NAMES, Elsewhere, ModelSpec, leaf_role, register
+from medmerge_jax.models.registry import (
+    LEAF_NAMES,
+    Elsewhere,
+    ModelSpec,
+    leaf_role,
+    numbered_block,
+    register,
+)
 
 Array = jax.Array
 
@@ -345,6 +352,8 @@ for _family, _weights, _own in (
                 patch=PATCH,
                 role=role,
                 tie=functools.partial(tie, _heads),
+                block=functools.partial(numbered_block, r"blocks/(\d+)/", "norm/|head/"),
+                drop_path=True,
                 leaf_names=_LEAF_NAMES,
                 stem="patch_embed.proj",
                 usual_name=_timm_name,

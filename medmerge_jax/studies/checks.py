@@ -154,6 +154,7 @@ def _own_mistakes(config: Config) -> Iterator[str]:
     if not of_fields:  # or there are no jobs to be looked at
         lines = (line for one in _runs(config) for line in _parent_mistakes(one))
         yield from dict.fromkeys(lines)
+        yield from dict.fromkeys(line for one in _runs(config) for line in _block_mistakes(one))
         yield from _merger_mistakes(config)
 
 
@@ -224,6 +225,23 @@ def _parent_mistakes(config: Config) -> Iterator[str]:
         yield from _init_mistakes(config)
     elif values[config.start] == "zeros":
         yield f"start = {config.start!r}: is a parent of zeros; a trained one is wanted"
+
+
+def _block_mistakes(config: Config) -> Iterator[str]:
+    """Of what the architecture's blocks are asked for, if it is known."""
+    if config.architecture not in MODELS:
+        return
+    name, spec, wanted = config.architecture, MODELS[config.architecture], config.ft.blocks
+    unknown = f"the blocks of {name} are not known, its ModelSpec has no `block`"
+    if config.drop_path and not spec.drop_path:
+        yield f"drop_path = {config.drop_path}: {name} has no stochastic depth; 0 is wanted"
+    if config.ft.layer_decay != 1 and spec.block is None:
+        yield f"ft.layer_decay = {config.ft.layer_decay}: {unknown}; 1 is wanted"
+    if wanted and spec.block is None:
+        yield f"ft.blocks = {wanted}: {unknown}; 0 is wanted"
+    elif wanted and wanted > spec.num_blocks:
+        has = f"{name} has {spec.num_blocks} blocks"
+        yield f"ft.blocks = {wanted}: {has}; 0 trains all of them and the stem"
 
 
 def _init_mistakes(config: Config) -> Iterator[str]:
