@@ -142,6 +142,7 @@ class MergeFt:
     )
     num_images: int = field(512, "training images that the merger looks at", at_least=1)
     recalibrate: bool = field(True, "re-estimate the batch norms' statistics on these images")
+    repair: bool = field(False, "rescale a transformer's layers on these images (REPAIR)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,15 @@ def test_the_configs_that_come_with_the_project(path):
         ({"recipe": "soup"}, ["parents ['c']: a soup wants one or more models"]),
         ({"study.executor": "slurmm"}, ["study.executor = 'slurmm'"]),
         ({"augmentation": "havy"}, ["augmentation = 'havy'", "did you mean 'heavy'"]),
+        (
+            {
+                "recipe": "merge_ft",
+                "merge_ft.method": "uniform",
+                "merge_ft.repair": True,
+                "architecture": "resnet20",
+            },
+            ["merge_ft.repair = True: resnet20 has batch norms"],
+        ),
         ({"merge_ft.method": "zippit"}, ["merge_ft.method = 'zippit'", "did you mean 'zipit'"]),
         ({"compare.mergers": ("fissher",)}, ["compare.mergers has 'fissher'", "'fisher'"]),
         (

@@ -33,7 +33,7 @@ from medmerge_jax.merging.trees import (
 )
 from medmerge_jax.merging.zipit import ALPHA, BETA
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.models.statistics import checked_images, even_batches, recalibrated
+from medmerge_jax.models.statistics import checked_images, even_batches, recalibrated, repaired
 from medmerge_jax.models.taps import collect_moments
 from medmerge_jax.registry import Decorator, Registry, summary
 
@@ -139,6 +139,7 @@ def merge(
     *,
     heads: str = "merge",
     recalibrate: bool = False,
+    repair: bool = False,
     batch_size: int = 32,
     **options: Any,
 ) -> Variables:
@@ -160,6 +161,8 @@ def merge(
       heads: "merge" if all heads are of the same classes, or "drop" them.
       recalibrate: Whether to re-estimate the running statistics of the merged model's batch norms
         on the images, see `merging.recalibrate`. Recommended after every merger.
+      repair: Whether to rescale the linear layers of a transformer on the images so that their
+        outputs vary as the parents' do, see `merging.repair`.
       batch_size: Of images.
       **options: Of the method.
 
@@ -181,13 +184,31 @@ def merge(
         None if images is None else checked_images(images),
         batch_size,
     )
-    if task.images is None and (recalibrate or entry.needs_images):
-        what = "recalibration" if recalibrate else f"the merger {method!r}"
+    if task.images is None and (recalibrate or repair or entry.needs_images):
+        what = f"the merger {method!r}"
+        what = "recalibration" if recalibrate else "REPAIR" if repair else what
         raise ValueError(f"{what} wants images: float (n, h, w, 3), normalised")
+    if repair and (why := repair_refusal(method, architecture)):
+        raise ValueError(why)
     merged = entry.function(task, **options)
-    if not recalibrate:
-        return merged
-    return recalibrated(architecture, merged, task.batches())
+    if recalibrate:
+        merged = recalibrated(architecture, merged, task.batches())
+    if repair:
+        assert task.images is not None
+        weights = options.get("weights")
+        merged = repaired(
+            architecture, merged, task.parents, task.images, weights, batch_size=batch_size
+        )
+    return merged
+
+
+def repair_refusal(method: str, architecture: str) -> str:
+    """Why what a merger makes cannot be repaired; "" if it can."""
+    if "batch_stats" in get_spec(architecture).shapes():
+        return f"{architecture} has batch norms: it is not repaired but recalibrated"
+    if MERGERS[method].permutes:
+        return f"{method} moves units; REPAIR wants them where the parents have theirs"
+    return ""
 
 
 def list_mergers() -> list[str]:

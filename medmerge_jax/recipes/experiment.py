@@ -213,6 +213,7 @@ class Experiment:
                 np.concatenate(list(self._calibration_batches(settings.num_images))),
                 heads="drop",
                 recalibrate=settings.recalibrate,
+                repair=settings.repair,
                 **options,
             )
         except ValueError as error:

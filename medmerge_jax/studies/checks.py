@@ -35,6 +35,7 @@ from medmerge_jax.models.mergers import (
     MERGERS,
     check_options,
     merger_options,
+    repair_refusal,
     unknown_units,
 )
 from medmerge_jax.models.registry import MODELS
@@ -276,6 +277,9 @@ def _merger_mistakes(config: Config) -> Iterator[str]:
     if "zeros" in config.parents.values():
         yield "parents: one is zeros, which only medmerge can merge; merge_ft wants trained ones"
     for method in methods:
+        known = config.merge_ft.repair and config.architecture in MODELS
+        if known and (why := repair_refusal(method, config.architecture)):
+            yield f"merge_ft.repair = True: {why}"
         if MERGERS[method].needs_heads and untrained:
             yield (f"parents {untrained} have no head; the merger {method!r} wants trained parents")
         if "ancestor" in merger_options(method) and ancestor not in config.parents:
