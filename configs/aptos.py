@@ -23,30 +23,36 @@ The paper's split is 2,929 / 366 / 367 images: give a table of it (filename, cla
 
 Variants: `configs/aptos.py:compare` runs the baselines beside it, on three seeds;
 `configs/aptos.py:resnet50` and `configs/aptos.py:resnet50,compare` the other backbone, whose
-parent b is in `runs/eyepacs_resnet50`.
+parent b is in `runs/eyepacs_resnet50`. `configs/aptos.py:deit_base` is not the paper's: DeiT-B with
+the stochastic depth of its authors (arXiv 2012.12877), whose parent b is in
+`runs/eyepacs_deit_base`.
 """
 
 import ml_collections
 
 from medmerge_jax.config import default_config
 
+BACKBONES = {"": "densenet121", "resnet50": "resnet50", "deit_base": "deit_base_patch16_224"}
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """`variant`: empty, or a comma-separated choice of "compare" and "resnet50"."""
+    """`variant`: empty, "compare", "resnet50" or "deit_base", or "compare" and one of these."""
     words = set(filter(None, variant.split(",")))
-    if unknown := words - {"compare", "resnet50"}:
-        raise ValueError(f"configs/aptos.py has no variant {sorted(unknown)}")
+    backbone = ",".join(sorted(words - {"compare"}))
+    if backbone not in BACKBONES:
+        raise ValueError(f"configs/aptos.py has no variant {variant!r}")
     config = default_config()
     config.recipe = "compare" if "compare" in words else "medmerge"
-    config.architecture = "resnet50" if "resnet50" in words else "densenet121"
-    config.parents.b = "runs/eyepacs_resnet50" if "resnet50" in words else "runs/eyepacs"
+    config.architecture = BACKBONES[backbone]
+    config.drop_path = 0.1 if backbone == "deit_base" else 0.0
+    config.parents.b = f"runs/eyepacs_{backbone}" if backbone else "runs/eyepacs"
     config.parents.c = "imagenet"
     config.data.name = "aptos2019"
     config.data.kind = "official"
     config.data.root = "aptos2019"
     config.help = (
         f"parents.b is made by: python -m medmerge_jax.main --config configs/eyepacs.py"
-        f"{':resnet50' if 'resnet50' in words else ''} --workdir {config.parents.b}; or give any "
+        f"{':' if backbone else ''}{backbone} --workdir {config.parents.b}; or give any "
         "weight file or run directory with --config.parents.b=PATH"
     )
     return config

@@ -16,7 +16,8 @@ The paper (arXiv 2403.11646) does not say how its parent was trained, and gives 
 what it is good for is in `configs/aptos.py`. Here: all weights, 20 epochs, AdamW at 1e-4 with
 cosine decay and one epoch of warm-up, the best epoch by quadratic weighted kappa.
 
-Variant: `configs/eyepacs.py:resnet50 --workdir runs/eyepacs_resnet50`.
+Variants: `configs/eyepacs.py:resnet50 --workdir runs/eyepacs_resnet50` and
+`configs/eyepacs.py:deit_base --workdir runs/eyepacs_deit_base`, the latter not the paper's.
 """
 
 import ml_collections
@@ -25,12 +26,14 @@ from medmerge_jax.config import default_config
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """`variant`: empty or "resnet50"."""
-    if variant not in ("", "resnet50"):
+    """`variant`: empty, "resnet50" or "deit_base"."""
+    if variant not in ("", "resnet50", "deit_base"):
         raise ValueError(f"configs/eyepacs.py has no variant {variant!r}")
     config = default_config()
     config.recipe = "ft"
     config.architecture = variant or "densenet121"
+    if variant == "deit_base":
+        config.architecture, config.drop_path = "deit_base_patch16_224", 0.1
     config.parents = ml_collections.ConfigDict({"c": "imagenet"})
     config.start = "c"
     config.ft.epochs = 20

@@ -142,6 +142,7 @@ class MergeFt:
     )
     num_images: int = field(512, "training images that the merger looks at", at_least=1)
     recalibrate: bool = field(True, "re-estimate the batch norms' statistics on these images")
+    repair: bool = field(False, "rescale a transformer's layers on these images (REPAIR)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +156,16 @@ class Stage:
     patience: int = field(0, "worse epochs that end the stage; 0: none do", at_least=0)
     patience_delta: float = field(0.0, "by how much of the metric they are worse", at_least=0)
     keep: tuple[int, ...] = field((), "epochs whose models are results too", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTune(Stage):
+    """What a stage says, and which blocks train at which rate."""
+
+    blocks: int = field(0, "last ones that train, and what follows; 0: all, stem too", at_least=0)
+    layer_decay: float = field(
+        1.0, "of the rate, from each block to the one before", at_least=0, at_most=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +272,9 @@ class Config:
     architecture: str = field(
         "densenet121", "of the model; empty: as its parents say", choices="architecture"
     )
+    drop_path: float = field(
+        0.0, "stochastic depth in training, of transformers: DeiT's is 0.1", at_least=0, at_most=1
+    )
     image_size: int = field(224, "side of the images in pixels", at_least=1)
     seed: int = field(0, "of heads, orders and augmentation", at_least=0)
     parents: dict[str, str] = field({"b": "", "c": "imagenet"}, "models to start from, by name")
@@ -278,7 +292,7 @@ class Config:
     merge: Merge = field(Merge(), "of the merge linear probe")
     merge_ft: MergeFt = field(MergeFt(), "of merging without training")
     lp: Stage = field(Stage(), "the linear probe, and the merge linear probe")
-    ft: Stage = field(Stage(learning_rate=1e-5), "fine-tuning")
+    ft: FineTune = field(FineTune(learning_rate=1e-5), "fine-tuning")
     batch_size: int = field(64, "of all devices together; the paper does not say", at_least=1)
     accumulate: int = field(1, "parts of each batch; batch norms see the parts", at_least=1)
     weight_decay: float = field(1e-2, "of AdamW; the default of the paper's framework", at_least=0)

@@ -60,6 +60,15 @@ def test_the_configs_that_come_with_the_project(path):
         ({"recipe": "soup"}, ["parents ['c']: a soup wants one or more models"]),
         ({"study.executor": "slurmm"}, ["study.executor = 'slurmm'"]),
         ({"augmentation": "havy"}, ["augmentation = 'havy'", "did you mean 'heavy'"]),
+        (
+            {
+                "recipe": "merge_ft",
+                "merge_ft.method": "uniform",
+                "merge_ft.repair": True,
+                "architecture": "resnet20",
+            },
+            ["merge_ft.repair = True: resnet20 has batch norms"],
+        ),
         ({"merge_ft.method": "zippit"}, ["merge_ft.method = 'zippit'", "did you mean 'zipit'"]),
         ({"compare.mergers": ("fissher",)}, ["compare.mergers has 'fissher'", "'fisher'"]),
         (
@@ -83,6 +92,16 @@ def test_the_configs_that_come_with_the_project(path):
         ({"data.synthetic.counts": (1, 2)}, ["data.synthetic.counts = (1, 2)"]),
         ({"lp.learning_rate": float("nan")}, ["lp.learning_rate = nan"]),
         ({"weight_decay": float("inf")}, ["weight_decay = inf"]),
+        ({"ft.layer_decay": 1.5}, ["ft.layer_decay = 1.5: 0 to 1 is wanted"]),
+        (
+            {"architecture": "resnet20", "ft.blocks": 10},
+            ["ft.blocks = 10: resnet20 has 9 blocks; 0 trains all of them"],
+        ),
+        (
+            {"architecture": "resnet20", "recipe": "grid_search", "grid.axes": ("ft.blocks=1|12",)},
+            ["ft.blocks = 12: resnet20 has 9 blocks"],
+        ),
+        ({"drop_path": 0.1}, ["drop_path = 0.1: densenet121 has no stochastic depth"]),
         ({"seed": 2**40}, ["seed = 1099511627776"]),
         ({"ft.keep": (0, 60)}, ["ft.keep has 0: 1 to ", "ft.keep = (0, 60): [60] come after"]),
         ({"merge.decay_to": "one"}, ["merge.decay_to = 'one'", "one of zero, init, none"]),

@@ -51,6 +51,19 @@ def test_parents(parent, architecture):
     assert config.parents.to_dict() == {"c": "imagenet"}
 
 
+def test_aptos_with_a_transformer():
+    for variant, recipe in (("deit_base", "medmerge"), ("deit_base,compare", "compare")):
+        config = load("aptos").get_config(variant)
+        check_config(config)
+        assert (config.recipe, config.architecture) == (recipe, "deit_base_patch16_224")
+        assert (config.drop_path, config.parents.b) == (0.1, "runs/eyepacs_deit_base")
+    command = "configs/eyepacs.py:deit_base --workdir runs/eyepacs_deit_base"
+    assert f"{command};" in config.help and command in load("eyepacs").__doc__
+    source = load("eyepacs").get_config("deit_base")
+    check_config(source)
+    assert (source.architecture, source.drop_path) == (config.architecture, config.drop_path)
+
+
 @pytest.mark.parametrize("name", [*PAIRS, *PAIRS.values()])
 def test_what_to_download_is_said(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -77,6 +77,7 @@ def main(arguments: Sequence[str]) -> None:
             images,
             heads=options.heads,
             recalibrate=options.recalibrate,
+            repair=options.repair,
             batch_size=options.batch_size,
             **given,
             **({"ancestor": models[-1][0]} if options.ancestor else {}),
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     card = {
         **agreed,
         "recipe": f"merge {options.method}",
-        "options": {**given, "recalibrate": options.recalibrate},
+        "options": {**given, "recalibrate": options.recalibrate, "repair": options.repair},
         "parents": _parents(fingerprints, models),
     }
     model = weights.model_from_card(architecture, merged, card)
@@ -123,6 +124,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--architecture", choices=list_models(), metavar="NAME", help="default: as the first says")
     add("--heads", choices=mergers.HEADS, default="merge", help="drop them if classes differ")
     add("--recalibrate", action="store_true", help="batch norms, on the images")
+    add("--repair", action="store_true", help="layers of a transformer, on the images")
     add("--estimate-statistics", action="store_true", help="that parents lack, on the images")
     add("--images", type=Path, metavar="FOLDER", help="to calibrate with")
     add("--num-images", type=_count, default=512, help="of these, at most")
@@ -276,6 +278,8 @@ def _wants_images(options: argparse.Namespace) -> str:
     """Which option or merger does; "" if none."""
     if options.recalibrate:
         return "--recalibrate"
+    if options.repair:
+        return "--repair"
     if options.estimate_statistics:
         return "--estimate-statistics"
     return f"the merger {options.method!r}" if mergers.MERGERS[options.method].needs_images else ""

@@ -6,12 +6,12 @@ Permuted Activations for Interpolation Repair", arXiv 2211.08403). Running stati
 the parents' units, so that a batch norm does not undo it until they are estimated anew.
 
 REPAIR asks for more: every unit's mean and standard deviation shall be the averages of the
-parents' units'. Where a batch norm follows a layer, as in all models of this package's registry,
+parents' units'. Where a batch norm follows a layer, as in this package's convolutional networks,
 or reads its output elsewhere (DenseNet's concatenations), recalibration does that: a unit behind
 a batch norm has the mean `bias` and the standard deviation |`scale`|, and those are averages. The
 two differ
 
-- where no batch norm follows: `repair` rescales such layers;
+- where no batch norm follows, as in transformers: `repair` rescales such layers;
 - where the parents' scales differ in sign: |mean of scales| is less than the mean of |scales|, and
   `repair_scales` makes up for it.
 """

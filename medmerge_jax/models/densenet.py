@@ -24,7 +24,7 @@ from medmerge_jax.models.layers import (
 )
 from medmerge_jax.models.norm import BatchNorm, Statistics, resolve, statistics
 from medmerge_jax.models.preprocessing import Preprocessing
-from medmerge_jax.models.registry import Elsewhere, ModelSpec, register
+from medmerge_jax.models.registry import Block, Elsewhere, ModelSpec, numbered_block, register
 
 Array = jax.Array
 
@@ -150,6 +150,18 @@ class DenseNet(nn.Module):
         return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
 
 
+def block(depths: tuple[int, ...], path: str) -> Block:
+    """The dense layer of a parameter, see `ModelSpec.block`; a transition is of the one before it.
+
+    So timm groups them.
+    """
+    if match := re.match(r"features/transition(\d+)/", path):
+        number = int(match[1])
+        return (number, depths[number - 1])
+    behind = "features/norm5/|head/"
+    return numbered_block(r"features/denseblock(\d+)/denselayer(\d+)/", behind, path)
+
+
 _SPELLINGS = (
     # torchvision's older files, and CheXNet's
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
@@ -198,6 +210,7 @@ for _layers, _digits, _depths, _growth, _init_features, _num_features in (
             hub_id=f"timm/densenet{_layers}.tv_in1k",
             torch_file=f"densenet{_layers}-{_digits}.pth",
             min_size=smallest_image(len(_depths)),
+            block=functools.partial(block, _depths),
             spaces=dense_spaces,
             stem="features.conv0",
             stem_norm="features.norm0",

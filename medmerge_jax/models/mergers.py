@@ -12,7 +12,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from medmerge_jax.merging.trees import (
 )
 from medmerge_jax.merging.zipit import ALPHA, BETA
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.models.statistics import checked_images, even_batches, recalibrated
+from medmerge_jax.models.statistics import checked_images, even_batches, recalibrated, repaired
 from medmerge_jax.models.taps import collect_moments
 from medmerge_jax.registry import Decorator, Registry, summary
 
@@ -107,6 +107,18 @@ def unknown_units(architecture: str, permutes: str) -> str:
     return ""
 
 
+class Aligned(NamedTuple):
+    """What a merger returns that has permuted the parents.
+
+    Attributes:
+      variables: Of the merged model.
+      parents: Variables of the parents in its order of units, which is what REPAIR compares.
+    """
+
+    variables: Variables
+    parents: Sequence[Tree]
+
+
 @dataclasses.dataclass(frozen=True)
 class Merger:
     """A method of `merge`.
@@ -122,7 +134,7 @@ class Merger:
         options. It raises a ValueError if no parents can be merged so.
     """
 
-    function: Callable[..., Variables]
+    function: Callable[..., Variables | Aligned]
     needs_images: bool = False
     needs_heads: bool = False
     permutes: str = ""
@@ -135,10 +147,10 @@ MERGERS: Registry[Merger] = Registry("merger")
 merger = Decorator(MERGERS, Merger)
 """Registers a function under its name as a method of `merge`.
 
-The function takes a `Task` and returns variables. Its keyword-only arguments are the options: of
-type float, int (from 0 on), bool or str, or a `Sequence[float]` with a number for each parent.
-Fields of the config and command-line flags are named after them, and the first line of its
-docstring says what it does. Facts: see `Merger`.
+The function takes a `Task` and returns variables, or `Aligned` if it permutes the parents. Its
+keyword-only arguments are the options: of type float, int (from 0 on), bool or str, or a
+`Sequence[float]` with a number for each parent. Fields of the config and command-line flags are
+named after them, and the first line of its docstring says what it does. Facts: see `Merger`.
 """
 
 
@@ -150,6 +162,7 @@ def merge(
     *,
     heads: str = "merge",
     recalibrate: bool = False,
+    repair: bool = False,
     batch_size: int = 32,
     **options: Any,
 ) -> Variables:
@@ -171,6 +184,8 @@ def merge(
       heads: "merge" if all heads are of the same classes, or "drop" them.
       recalibrate: Whether to re-estimate the running statistics of the merged model's batch norms
         on the images, see `merging.recalibrate`. Recommended after every merger.
+      repair: Whether to rescale the linear layers of a transformer on the images so that their
+        outputs vary as the parents' do, see `merging.repair`.
       batch_size: Of images.
       **options: Of the method.
 
@@ -194,13 +209,32 @@ def merge(
         None if images is None else checked_images(images),
         batch_size,
     )
-    if task.images is None and (recalibrate or entry.needs_images):
-        what = "recalibration" if recalibrate else f"the merger {method!r}"
+    if task.images is None and (recalibrate or repair or entry.needs_images):
+        what = f"the merger {method!r}"
+        what = "recalibration" if recalibrate else "REPAIR" if repair else what
         raise ValueError(f"{what} wants images: float (n, h, w, 3), normalised")
-    merged = entry.function(task, **options)
-    if not recalibrate:
-        return merged
-    return recalibrated(architecture, merged, task.batches())
+    if repair and (why := repair_refusal(method, architecture)):
+        raise ValueError(why)
+    made = entry.function(task, **options)
+    merged, aligned = made if isinstance(made, Aligned) else (made, task.parents)
+    if recalibrate:
+        merged = recalibrated(architecture, merged, task.batches())
+    if repair:
+        assert task.images is not None
+        weights = options.get("weights")
+        merged = repaired(
+            architecture, merged, aligned, task.images, weights, batch_size=batch_size
+        )
+    return merged
+
+
+def repair_refusal(method: str, architecture: str) -> str:
+    """Why what a merger makes cannot be repaired; "" if it can."""
+    if "batch_stats" in get_spec(architecture).shapes():
+        return f"{architecture} has batch norms: it is not repaired but recalibrated"
+    if MERGERS[method].permutes == "units":
+        return f"{method} moves units; REPAIR wants them where the parents have theirs"
+    return ""
 
 
 def list_mergers() -> list[str]:
@@ -386,7 +420,7 @@ def fisher(
 @merger(permutes="heads", check=_check_weights)
 def weight_matching(
     task: Task, *, weights: Sequence[float] | None = None, seed: int = 0
-) -> Variables:
+) -> Aligned:
     """Hidden units permuted until their weights fit, then averaged (Ainsworth et al., 2022).
 
     Of more than two parents each is permuted to the mean of the others; `seed` is of the search.
@@ -396,7 +430,7 @@ def weight_matching(
 
 
 @merger(needs_images=True, permutes="heads", check=_check_weights)
-def activation_matching(task: Task, *, weights: Sequence[float] | None = None) -> Variables:
+def activation_matching(task: Task, *, weights: Sequence[float] | None = None) -> Aligned:
     """Likewise, until their activations fit those of the first parent (Ainsworth et al., 2022)."""
     return _average_of_permuted(task, _match_to_first(task), weights)
 
@@ -441,12 +475,12 @@ def _average_of_permuted(
     task: Task,
     permutations: Sequence[Mapping[str, np.ndarray]],
     weights: Sequence[float] | None,
-) -> Variables:
+) -> Aligned:
     permuted = [
         merging.permute_variables(parent, order, task.spaces())
         for parent, order in zip(task.to_merge(), permutations, strict=True)
     ]
-    return merging.weighted_average(permuted, weights)
+    return Aligned(merging.weighted_average(permuted, weights), permuted)
 
 
 def _correlations(task: Task) -> dict[str, np.ndarray]:

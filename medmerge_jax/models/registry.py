@@ -5,7 +5,10 @@ is of or guesses by the names or shapes of its leaves what they are for: they as
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -47,6 +50,32 @@ def leaf_role(path: str, leaf: Any) -> str:
     return "norm" if path.rpartition("/")[2] in ("scale", "bias") else "other"
 
 
+Block = tuple[float, ...]
+"""Numbers of a block, which sort in network order: (2, 0) of "layer2/0"."""
+
+STEM: Block = ()
+"""What comes before the first block."""
+
+LAST: Block = (math.inf,)
+"""What comes behind the last block: the head, and the norm before it."""
+
+
+def numbered_block(numbers: str, behind: str, path: str) -> Block:
+    r"""The block of a parameter, see `ModelSpec.block`, by patterns of its path.
+
+    >>> numbered_block(r"layer(\d+)/(\d+)/", "head/", "layer2/0/conv1/kernel")
+    (2, 0)
+
+    Args:
+      numbers: Has a group for each number of a block.
+      behind: Of what comes behind the last block.
+      path: "layer2/0/conv1/kernel", without the collection.
+    """
+    if match := re.match(numbers, path):
+        return tuple(map(int, match.groups()))
+    return LAST if re.match(behind, path) else STEM
+
+
 @dataclasses.dataclass(frozen=True)
 class Elsewhere:
     """The same network in a library of PyTorch's.
@@ -80,6 +109,9 @@ class ModelSpec:
       patch: Sides of images are multiples of it, in pixels.
       role: What a parameter is, see `leaf_role`.
       tie: Which kernels share MedMerge's coefficients, see `merging.coefficients.Tie`.
+      block: From a parameter's path to its block, `STEM` or `LAST`, see `numbered_block`; None if
+        these are not known, so that none can be frozen and no rate decays from block to block.
+      drop_path: Whether `build` takes `drop_path` too, see `create_model`.
       spaces: From variables to the hidden units that can be permuted, see `merging.spaces`; None
         if these are not known, so that nothing can be aligned.
       leaf_names: PyTorch's last part of a leaf's name, by collection and the last part of its path.
@@ -106,6 +138,8 @@ class ModelSpec:
     patch: int = 1
     role: Callable[[str, Any], str] = leaf_role
     tie: Tie = untied
+    block: Callable[[str], Block] | None = None
+    drop_path: bool = False
     spaces: Callable[[Any], tuple[Space, ...]] | None = None
     leaf_names: Mapping[tuple[str, str], str] = dataclasses.field(
         default_factory=lambda: LEAF_NAMES
@@ -124,6 +158,26 @@ class ModelSpec:
         if size % self.patch:
             return f"{self.name} takes images whose side is a multiple of {self.patch} pixels"
         return ""
+
+    def depths(self, paths: Iterable[str]) -> dict[str, int]:
+        """Of each parameter: 0 for the stem, then the number of its block, then one more.
+
+        Args:
+          paths: Of all parameters, with the head's or without.
+
+        Returns:
+          By path; none if the blocks are not known.
+        """
+        if self.block is None:
+            return {}
+        blocks = {path: self.block(path) for path in paths}
+        order = sorted({STEM, LAST, *blocks.values()})
+        return {path: order.index(block) for path, block in blocks.items()}
+
+    @functools.cached_property
+    def num_blocks(self) -> int:
+        """How many blocks there are; 0 if they are not known."""
+        return max(self.depths(self.shapes(1)["params"]).values(), default=1) - 1
 
     def torch_name(self, collection: str, path: str) -> str:
         """The name in PyTorch's state dict of a leaf.
@@ -181,7 +235,9 @@ def get_spec(name: str) -> ModelSpec:
     return MODELS[name]
 
 
-def create_model(name: str, num_classes: int, dtype: Any = jnp.float32) -> nn.Module:
+def create_model(
+    name: str, num_classes: int, dtype: Any = jnp.float32, *, drop_path: float = 0.0
+) -> nn.Module:
     """A Flax Linen module, hashable by value.
 
     `model.apply(variables, images, train=False)` maps normalised NHWC images to float32 logits
@@ -195,9 +251,12 @@ def create_model(name: str, num_classes: int, dtype: Any = jnp.float32) -> nn.Mo
       num_classes: Number of logits. 0 leaves the head out: the model returns the pooled
         features, (n, num_features).
       dtype: Of the computation. Parameters, statistics and logits are always float32.
+      drop_path: Stochastic depth: with what probability the last block's branches are left out of
+        an image's training step, and those of the blocks before it less and less often. Above 0
+        training wants the random stream "drop_path".
 
     Raises:
-      UserError: There is no such model, or `num_classes` is negative.
+      UserError: There is no such model, it has no stochastic depth, or `num_classes` is negative.
 
     >>> model = create_model("resnet20", num_classes=5)
     >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -206,4 +265,7 @@ def create_model(name: str, num_classes: int, dtype: Any = jnp.float32) -> nn.Mo
     """
     if num_classes < 0:
         raise UserError(f"num_classes is {num_classes}; wanted a number of classes, or 0")
-    return get_spec(name).build(num_classes=num_classes, dtype=jnp.dtype(dtype))
+    spec, options = get_spec(name), {"drop_path": drop_path} if drop_path else {}
+    if options and not spec.drop_path:
+        raise UserError(f"drop_path is {drop_path}: {name} has no stochastic depth; 0 is wanted")
+    return spec.build(num_classes=num_classes, dtype=jnp.dtype(dtype), **options)

@@ -24,7 +24,7 @@ from medmerge_jax.models.layers import (
 )
 from medmerge_jax.models.norm import BatchNorm, resolve
 from medmerge_jax.models.preprocessing import Preprocessing
-from medmerge_jax.models.registry import Elsewhere, ModelSpec, register
+from medmerge_jax.models.registry import Elsewhere, ModelSpec, numbered_block, register
 
 Array = jax.Array
 
@@ -196,6 +196,8 @@ class CifarResNet(nn.Module):
         return dense_head(x.shape[-1], self.num_classes)(x) if self.num_classes else x
 
 
+_block = functools.partial(numbered_block, r"layer(\d+)/(\d+)/", "head/")
+
 _NUMBERED = {"0": "conv1", "1": "bn1", **{f"{i + 3}": f"layer{i}" for i in range(1, 5)}}
 """Children by their number, as `nn.Sequential(*network.children())` names them (RadImageNet)."""
 
@@ -236,6 +238,7 @@ for _depth in (3, 5, 7, 9):
             preprocessing=Preprocessing(size=32),
             torch_head="linear",
             licence="BSD-2-Clause",
+            block=_block,
             spaces=residual_spaces,
             stem="conv1",
             stem_norm="bn1",
@@ -244,7 +247,7 @@ for _depth in (3, 5, 7, 9):
         )
     )
 
-for _layers, _digits, _block, _depths in (
+for _layers, _digits, _kind, _depths in (
     (18, "f37072fd", BasicBlock, (2, 2, 2, 2)),
     (34, "b627a593", BasicBlock, (3, 4, 6, 3)),
     (50, "0676ba61", Bottleneck, (3, 4, 6, 3)),
@@ -254,13 +257,14 @@ for _layers, _digits, _block, _depths in (
     register(
         ModelSpec(
             name=f"resnet{_layers}",
-            build=functools.partial(ResNet, block=_block, depths=_depths),
-            num_features=512 if _block is BasicBlock else 2048,
+            build=functools.partial(ResNet, block=_kind, depths=_depths),
+            num_features=512 if _kind is BasicBlock else 2048,
             preprocessing=Preprocessing(size=224, resize="crop"),
             torch_head="fc",
             licence="BSD-3-Clause",
             hub_id=f"timm/resnet{_layers}.tv_in1k",
             torch_file=f"resnet{_layers}-{_digits}.pth",
+            block=_block,
             spaces=residual_spaces,
             stem="conv1",
             stem_norm="bn1",

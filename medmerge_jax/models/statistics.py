@@ -1,16 +1,19 @@
-"""Running statistics of registered models' batch norms, estimated on images."""
+"""Statistics of registered models on images: batch norms' running ones, and REPAIR's."""
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from medmerge_jax import merging
-from medmerge_jax.merging.trees import flatten, unflatten
+from medmerge_jax.merging.trees import flatten, network_order, unflatten
 from medmerge_jax.models import create_model, get_spec
-from medmerge_jax.models.norm import batch_statistics
+from medmerge_jax.models.norm import batch_statistics, statistics
+from medmerge_jax.models.taps import outputs_of
 from medmerge_jax.runtime.progress import say
 
 Tree = Mapping[str, Any]
@@ -36,6 +39,63 @@ def recalibrated(
         return dict(variables)
     model = create_model(architecture, num_classes=0, dtype=dtype)
     return merging.recalibrate(functools.partial(batch_statistics, model), variables, batches)
+
+
+def repaired(
+    architecture: str,
+    variables: Tree,
+    parents: Sequence[Tree],
+    images: np.ndarray,
+    weights: Sequence[float] | None = None,
+    *,
+    batch_size: int = 32,
+) -> Variables:
+    """A model whose linear layers' outputs vary as its parents' do, see `merging.repair`.
+
+    It takes a pass over the images for each layer and each parent.
+
+    Args:
+      architecture: One of `list_models()`; its kernels have biases and no batch norms.
+      variables: Of the merged model, with a head or without.
+      parents: Whose hidden units correspond to the merged model's; with heads or without.
+      images: float32 (num_images, h, w, 3), normalised.
+      weights: Of the parents in the merge; they sum to 1. By default all equal.
+      batch_size: Of images.
+    """
+    spec, flat = get_spec(architecture), flatten(variables["params"])
+    kernels = [p for p, x in flat.items() if spec.role(p, x) == "kernel" and p.endswith("/kernel")]
+    layers = tuple(p.removesuffix("/kernel") for p in sorted(kernels, key=network_order))
+    model = create_model(architecture, num_classes=0)
+
+    def measure(params: Tree) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        backbone = {"params": {name: x for name, x in params.items() if name != "head"}}
+        counts = [len(batch) for batch in even_batches(images, batch_size)]
+        batches = [
+            jax.device_get(_layer_moments(model, layers, backbone, batch))
+            for batch in even_batches(images, batch_size)
+        ]
+        return {layer: _joined([one[layer] for one in batches], counts) for layer in layers}
+
+    params = merging.repair(
+        measure, variables["params"], [parent["params"] for parent in parents], weights
+    )
+    return {**variables, "params": params}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _layer_moments(
+    model: nn.Module, layers: tuple[str, ...], variables: Tree, images: Any
+) -> dict[str, Any]:
+    """Mean and variance of each layer's outputs, over images and positions."""
+    outputs = outputs_of(model, layers, variables, images)
+    return {layer: tuple(statistics(outputs[layer])) for layer in layers}
+
+
+def _joined(parts: Sequence[Any], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of all images, of those of batches."""
+    means, variances = (np.asarray([one[i] for one in parts], np.float64) for i in (0, 1))
+    mean = np.average(means, axis=0, weights=counts)
+    return mean, np.average(variances + np.square(means - mean), axis=0, weights=counts)
 
 
 def with_statistics(

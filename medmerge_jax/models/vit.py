@@ -20,7 +20,14 @@ from medmerge_jax.merging.spaces import Space, Walk
 from medmerge_jax.merging.trees import at_least_float32
 from medmerge_jax.models.layers import dense_head
 from medmerge_jax.models.preprocessing import Preprocessing
-from medmerge_jax.models.registry import LEAF_NAMES, Elsewhere, ModelSpec, leaf_role, register
+from medmerge_jax.models.registry import (
+    LEAF_NAMES,
+    Elsewhere,
+    ModelSpec,
+    leaf_role,
+    numbered_block,
+    register,
+)
 
 Array = jax.Array
 
@@ -404,6 +411,8 @@ for _family, _kind, _weights, _own in (
                 role=role,
                 tie=functools.partial(tie, _heads),
                 spaces=functools.partial(spaces, _heads),
+                block=functools.partial(numbered_block, r"blocks/(\d+)/", "norm/|head/"),
+                drop_path=True,
                 leaf_names=_LEAF_NAMES,
                 stem="patch_embed.proj",
                 usual_name=_timm_name,

@@ -114,6 +114,7 @@ class Experiment:
         )
         self._dtype = compute_dtype(config.precision)
         self._augmentation = POLICIES.get(config.augmentation)
+        self._rngs = (*self._spec.rngs, *(["drop_path"] if config.drop_path else []))
 
     def start(self) -> Trained:
         """The parent `config.start`, with a new head or, if `config.head` says so, its own.
@@ -141,24 +142,34 @@ class Experiment:
         return [variables for variables, _ in self.inputs.parents.values()]
 
     def fine_tune(self, model: Trained, *, keep_optimizer: bool = False) -> Trained:
-        """Trains everything."""
-        start = parameterization.fine_tune(model.variables)
+        """Trains everything, or the last blocks, as `config.ft` says."""
+        start = self._fine_tuning(model.variables)
         result = self._train("ft", start, self.config.ft, keep_optimizer=keep_optimizer)
         return model.after(result)
 
     def generate(self, model: Trained) -> Trained:
-        """Trains on, with the optimiser as it is, at rates that fall and rise; keeps the minima.
+        """Trains on what `fine_tune` did, at rates that fall and rise; keeps the minima.
 
-        The model stays what it is; those of the minima are beside it.
+        The optimiser goes on as it is. The model stays too; those of the minima are beside it.
         """
         fgg = self.config.fgg
         settings = StageConfig(
             fgg.learning_rate, fgg.epochs, keep=schedules.minima(fgg.epochs, fgg.cycle)
         )
-        start = parameterization.fine_tune(model.variables, model.opt_state)
+        start = self._fine_tuning(model.variables, model.opt_state)
         cycle: dict[str, Any] = {"cycle": fgg.cycle, "lowest": fgg.lowest, "select": "last"}
         after = model.after(self._train("fgg", start, settings, **cycle))
         return dataclasses.replace(after, variables=model.variables)
+
+    def _fine_tuning(self, variables: Tree, opt_state: Any = None) -> Parameterization:
+        settings, depths = self.config.ft, self._spec.depths(flatten(variables["params"]))
+        return parameterization.fine_tune(
+            variables,
+            opt_state,
+            depths=depths,
+            blocks=settings.blocks,
+            layer_decay=settings.layer_decay,
+        )
 
     def aligned_parents(self) -> list[Tree]:
         """All parents, the units of all but the last in the order that fits the last's best."""
@@ -202,6 +213,7 @@ class Experiment:
                 np.concatenate(list(self._calibration_batches(settings.num_images))),
                 heads="drop",
                 recalibrate=settings.recalibrate,
+                repair=settings.repair,
                 **options,
             )
         except ValueError as error:
@@ -215,7 +227,7 @@ class Experiment:
         a parent's backbone find its features by its name.
         """
         variables = model.variables
-        if norms != "freeze" or self._augmentation is not None or self._spec.rngs:
+        if norms != "freeze" or self._augmentation is not None or self._rngs:
             start = parameterization.linear_probe(variables, norms=norms, role=self._spec.role)
             name = {"freeze": "lp", "drift": "lp_drift", "train": "lp_bn"}[norms]
             return model.after(self._train(name, start, self.config.lp))
@@ -284,7 +296,8 @@ class Experiment:
             "augmentation": self._augmentation,
             "ordinal": self.inputs.dataset.ordered,
         }
-        stage = Stage(name=name, **{**common, **options}, **dataclasses.asdict(settings))
+        of_all = {one.name: getattr(settings, one.name) for one in dataclasses.fields(StageConfig)}
+        stage = Stage(name=name, **{**common, **options}, **of_all)
         return train_stage(
             stage,
             start,
@@ -300,9 +313,12 @@ class Experiment:
         """Of the architecture with a head for the classes, unless something else is given."""
         if model is None:
             classes = self.inputs.dataset.num_classes if num_classes is None else num_classes
-            model = create_model(self.config.architecture, num_classes=classes, dtype=self._dtype)
+            config = self.config
+            model = create_model(
+                config.architecture, classes, self._dtype, drop_path=config.drop_path
+            )
         # A head on features draws no random numbers.
-        rngs = () if isinstance(model, LinearHead) else self._spec.rngs
+        rngs = () if isinstance(model, LinearHead) else self._rngs
         return Network(model, self.preprocessing, self.inputs.mesh, rngs)
 
     def _feature_batches(self, model: Trained, split: str) -> Batches:

@@ -35,6 +35,7 @@ from medmerge_jax.models.mergers import (
     MERGERS,
     check_options,
     merger_options,
+    repair_refusal,
     unknown_units,
 )
 from medmerge_jax.models.registry import MODELS
@@ -154,6 +155,7 @@ def _own_mistakes(config: Config) -> Iterator[str]:
     if not of_fields:  # or there are no jobs to be looked at
         lines = (line for one in _runs(config) for line in _parent_mistakes(one))
         yield from dict.fromkeys(lines)
+        yield from dict.fromkeys(line for one in _runs(config) for line in _block_mistakes(one))
         yield from _merger_mistakes(config)
 
 
@@ -226,6 +228,23 @@ def _parent_mistakes(config: Config) -> Iterator[str]:
         yield f"start = {config.start!r}: is a parent of zeros; a trained one is wanted"
 
 
+def _block_mistakes(config: Config) -> Iterator[str]:
+    """Of what the architecture's blocks are asked for, if it is known."""
+    if config.architecture not in MODELS:
+        return
+    name, spec, wanted = config.architecture, MODELS[config.architecture], config.ft.blocks
+    unknown = f"the blocks of {name} are not known, its ModelSpec has no `block`"
+    if config.drop_path and not spec.drop_path:
+        yield f"drop_path = {config.drop_path}: {name} has no stochastic depth; 0 is wanted"
+    if config.ft.layer_decay != 1 and spec.block is None:
+        yield f"ft.layer_decay = {config.ft.layer_decay}: {unknown}; 1 is wanted"
+    if wanted and spec.block is None:
+        yield f"ft.blocks = {wanted}: {unknown}; 0 is wanted"
+    elif wanted and wanted > spec.num_blocks:
+        has = f"{name} has {spec.num_blocks} blocks"
+        yield f"ft.blocks = {wanted}: {has}; 0 trains all of them and the stem"
+
+
 def _init_mistakes(config: Config) -> Iterator[str]:
     merge = config.merge
     if merge.constraint not in CONSTRAINTS or len(config.parents) < 2:
@@ -261,6 +280,9 @@ def _merger_mistakes(config: Config) -> Iterator[str]:
     if "zeros" in config.parents.values():
         yield "parents: one is zeros, which only medmerge can merge; merge_ft wants trained ones"
     for method in methods:
+        known = config.merge_ft.repair and config.architecture in MODELS
+        if known and (why := repair_refusal(method, config.architecture)):
+            yield f"merge_ft.repair = True: {why}"
         if MERGERS[method].needs_heads and untrained:
             yield (f"parents {untrained} have no head; the merger {method!r} wants trained parents")
         if "ancestor" in merger_options(method) and ancestor not in config.parents:

@@ -58,7 +58,8 @@ def run(
         raise UserError("the workdir is empty; a folder is wanted")
     config, folder = check_config(config), Path(workdir).expanduser()
     check_loggers(config.log_to)
-    config = with_architecture(config, source_order(config))
+    known = with_architecture(config, source_order(config))
+    config = config if known == config else check_config(known)
     jobs, executor = plan(config), EXECUTORS[config.study.executor]
     directory = RunDirectory(folder, free=_free(config))
     with directory.locked(wait=len(jobs) > 1):

@@ -45,8 +45,7 @@ def accumulated_step(
     grads, loss = sums
     # The running averages from before the first part were donated to it.
     state = state._replace(batch_stats=batch_stats)
-    goals = frozen.get("decay_to")
-    return _update(state, grads, loss, learning_rate, weight_decay, goals), loss
+    return _update(state, grads, loss, learning_rate, weight_decay, frozen), loss
 
 
 _update = jax.jit(update, donate_argnames="state")

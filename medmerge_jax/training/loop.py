@@ -51,7 +51,7 @@ def train_stage(
       OutOfMemoryError: The batch is too large.
       Preempted: After a signal, see `preemption`. A checkpoint inside the epoch is on the disk.
     """
-    task = Task(network, start.assemble, start.train_batch_norm, multilabel)
+    task = Task(network, start.assemble, start.train_batch_norm, multilabel, start.still_norms)
     directory.check_there()
     with (
         preemption.deferred(),

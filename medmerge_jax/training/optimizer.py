@@ -50,8 +50,14 @@ def step(
     learning_rate: PerPart,
     weight_decay: PerPart,
     decay_to: Mapping[str, Tree] | None = None,
+    rate_scale: Tree | None = None,
 ) -> tuple[Tree, Any]:
-    """What is trainable, and the optimiser's state, after one step of `adamw`."""
+    """What is trainable, and the optimiser's state, after one step of `adamw`.
+
+    With a `rate_scale`, a number for each array, the learning rate of an array is the product.
+    """
     updates, opt_state = adamw(weight_decay, decay_to).update(grads, opt_state, trainable)
+    if rate_scale is not None:
+        updates = jax.tree.map(jnp.multiply, rate_scale, updates)
     updates = _by_part(lambda rate, update: -rate * update, learning_rate, updates)
     return optax.apply_updates(trainable, updates), opt_state

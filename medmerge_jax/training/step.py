@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from medmerge_jax.merging.trees import unflatten
 from medmerge_jax.models.network import Network
+from medmerge_jax.models.norm import BatchNorm
 from medmerge_jax.runtime.mesh import batch_sharded, replicated
 from medmerge_jax.training import optimizer
 from medmerge_jax.training.loss import weighted_loss
@@ -27,6 +29,7 @@ class Task:
     assemble: Assemble  # see `Parameterization`, as for the next
     train_batch_norm: bool
     multilabel: bool  # binary cross-entropy per label (NaN labels are left out), not softmax
+    still_norms: tuple[str, ...] = ()  # see `Parameterization`
 
 
 class TrainState(NamedTuple):
@@ -95,7 +98,7 @@ def train_step(
         task, state.trainable, state.batch_stats, frozen, batch, class_weights, rngs
     )
     state = state._replace(batch_stats=batch_stats)
-    return update(state, grads, loss, learning_rate, weight_decay, frozen.get("decay_to")), loss
+    return update(state, grads, loss, learning_rate, weight_decay, frozen), loss
 
 
 def gradients(
@@ -121,14 +124,15 @@ def gradients(
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, Tree]:
         params = unflatten(task.assemble(trainable, frozen))
-        logits, updated = task.network.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            task.network.normalise(images),
-            train=True,
-            use_running_average=not task.train_batch_norm,
-            mutable=["batch_stats"],
-            rngs=rngs,
-        )
+        with nn.intercept_methods(_holding(task.still_norms)):
+            logits, updated = task.network.model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                task.network.normalise(images),
+                train=True,
+                use_running_average=not task.train_batch_norm,
+                mutable=["batch_stats"],
+                rngs=rngs,
+            )
         loss = weighted_loss(
             logits, batch["labels"], class_weights, multilabel=task.multilabel, total=total
         )
@@ -138,17 +142,35 @@ def gradients(
     return result if mesh is None else jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
+def _holding(still_norms: tuple[str, ...]) -> Callable[..., Any]:
+    """Has these batch norms use their running statistics, whatever the others do."""
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, BatchNorm) and "/".join(module.path) in still_norms:
+            return call(args[0], use_running_average=True)
+        return call(*args, **kwargs)
+
+    return intercept
+
+
 def update(
     state: TrainState,
     grads: Tree,
     loss: jax.Array,
     learning_rate: PerPart,
     weight_decay: PerPart,
-    decay_to: Mapping[str, Tree] | None = None,
+    frozen: Tree,
 ) -> TrainState:
     """The state after a step with these gradients; its batch statistics are new already."""
     trainable, opt_state = optimizer.step(
-        grads, state.opt_state, state.trainable, learning_rate, weight_decay, decay_to
+        grads,
+        state.opt_state,
+        state.trainable,
+        learning_rate,
+        weight_decay,
+        decay_to=frozen.get("decay_to"),
+        rate_scale=frozen.get("rate_scale"),
     )
     return state._replace(
         step=state.step + 1,

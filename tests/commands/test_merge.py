@@ -88,7 +88,7 @@ def test_a_file_and_its_card(models, capsys):
     assert card["architecture"] == "resnet20"
     assert card["num_classes"] == 4
     assert card["classes"] == ["p", "q", "r", "s"]
-    assert card["options"] == {"weights": [0.25, 0.75], "recalibrate": False}
+    assert card["options"] == {"weights": [0.25, 0.75], "recalibrate": False, "repair": False}
     assert [parent["source"] for parent in card["parents"].values()] == ["a.safetensors", "b"]
     assert str(models) not in json.dumps(card)
     said = capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`mm.merge`: every merger by its name, on one of the registered architectures."""
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from helpers.tiny_config import ARCHITECTURE
 import medmerge_jax as mm
 from medmerge_jax import merging
 from medmerge_jax.merging.trees import flatten, unflatten, without_head
-from medmerge_jax.models import mergers, statistics
+from medmerge_jax.models import mergers, statistics, vit
+from medmerge_jax.models.registry import MODELS, register
 
 # For what is compiled to run a few times.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -412,3 +414,71 @@ def test_options_are_of_the_types_in_the_signature(monkeypatch, options, words):
     else:
         with pytest.raises(ValueError, match=words):
             mergers.check_options("mine", 2, options)
+
+
+@pytest.fixture
+def transformer():
+    """Name of a small one."""
+    name = "vit_of_one_block"
+    build = functools.partial(vit.VisionTransformer, 8, 1, 2, grid=2)
+    own = {"name": name, "build": build, "num_features": 8, "tie": functools.partial(vit.tie, 2)}
+    own["spaces"] = functools.partial(vit.spaces, 2)
+    register(dataclasses.replace(MODELS["deit_tiny_patch16_224"], **own))
+    yield name
+    del MODELS._entries[name]
+
+
+def test_repaired_layers_have_the_parents_moments(transformer, rng):
+    """Over images and tokens, each measured with those before it repaired."""
+    images = rng.normal(size=(6, 32, 32, 3)).astype(np.float32)
+    model = mm.create_model(transformer, 0)
+    both = [random_models.variables_of(seed, 2, transformer) for seed in (0, 1)]
+    options = {"weights": (0.25, 0.75), "heads": "drop", "batch_size": 3}
+    merged = mm.merge("weighted", transformer, both, images, repair=True, **options)
+
+    @jax.jit
+    def outputs(variables):
+        _, state = model.apply(variables, images, capture_intermediates=True)
+        return state["intermediates"]
+
+    b, c, found = (flatten(outputs(one)) for one in (*map(without_head, both), merged))
+    layers = ["patch_embed/proj", *(f"blocks/0/{x}" for x in ("attn/qkv", "attn/proj"))]
+    for layer in (*layers, "blocks/0/mlp/fc1", "blocks/0/mlp/fc2"):
+        moments = []
+        for one in (b, c, found):
+            y = np.asarray(one[f"{layer}/__call__"][0])
+            axes = tuple(range(y.ndim - 1))
+            moments.append((y.mean(axes), y.std(axes)))
+        for of_b, of_c, of_merged in zip(*moments, strict=True):
+            wanted = 0.25 * of_b + 0.75 * of_c
+            np.testing.assert_allclose(of_merged, wanted, rtol=1e-3, atol=1e-4, err_msg=layer)
+
+
+def test_a_permuted_copy_has_nothing_to_repair(transformer, rng):
+    """It would have, were units compared with those of the copy as it was."""
+    images = rng.normal(size=(3, 32, 32, 3)).astype(np.float32)
+    one = random_models.variables_of(0, 2, transformer)
+    one = jax.tree.map(lambda x: x + rng.normal(0, 0.5, x.shape).astype(np.float32), one)
+    spaces = vit.spaces(2, one)
+    orders = merging.alignment.random_permutations(spaces, seed=1)
+    copy = merging.permute_variables(one, orders, spaces)
+    merged = mm.merge("weight_matching", transformer, (one, copy), images, repair=True)
+    for path, leaf in flatten(merged).items():
+        np.testing.assert_allclose(leaf, flatten(one)[path], rtol=1e-3, atol=1e-4, err_msg=path)
+
+
+def test_moments_of_uneven_batches_are_those_of_all_images(rng):
+    values = rng.normal(3, 2, (7, 5))
+    parts = [(part.mean(0), part.var(0)) for part in (values[:4], values[4:])]
+    mean, variance = statistics._joined(parts, [4, 3])
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(variance, values.var(0), rtol=1e-12)
+
+
+def test_repair_is_refused_where_it_makes_no_sense(transformer, parents, images):
+    with pytest.raises(ValueError, match=f"{ARCHITECTURE} has batch norms: it is not repaired but"):
+        mm.merge("uniform", ARCHITECTURE, parents, images, repair=True)
+    with pytest.raises(ValueError, match="REPAIR wants images"):
+        mm.merge("uniform", ARCHITECTURE, parents, repair=True)
+    assert "zipit moves units" in mergers.repair_refusal("zipit", transformer)
+    assert mergers.repair_refusal("uniform", transformer) == ""

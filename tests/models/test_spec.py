@@ -207,3 +207,24 @@ def test_every_leaf_has_a_role_and_a_name_in_pytorch(name):
     assert len(set(names)) == len(names)
     with pytest.raises(UserError, match=f"params has 'conv1/thing', which {name} has not"):
         spec.torch_name("params", "conv1/thing")
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("resnet20", 9), ("deit_tiny_patch16_224", 12)],
+)
+def test_the_stem_the_blocks_and_what_is_behind_them_have_depths(name, blocks):
+    spec = get_spec(name)
+    assert spec.num_blocks == blocks
+    depths = spec.depths(spec.shapes(2)["params"])
+    assert set(depths.values()) == set(range(blocks + 2))
+    assert depths["head/kernel"] == blocks + 1
+    # Nothing but the order of the blocks' own numbers is needed: without a head they are the same.
+    for path, depth in spec.depths(spec.shapes(0)["params"]).items():
+        assert depth == depths[path]
+
+
+def test_a_model_whose_blocks_are_not_said_has_none(plain):
+    assert plain.num_blocks == 0 and plain.depths(["conv1/kernel"]) == {}
+    with pytest.raises(UserError, match=r"drop_path is 0\.1: plain has no stochastic depth"):
+        mm.create_model("plain", CLASSES, drop_path=0.1)

@@ -152,6 +152,25 @@ def test_each_of_torchvisions_names_is_known(torch, torchvision):
     assert [spec.elsewhere["torchvision"].rename(spec.usual_name(name)) for name in names] == names
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", pytest.param("densenet121", marks=pytest.mark.slow), TINY]
+)
+def test_depths_are_those_by_which_timm_scales_rates(torch, timm, name):
+    from timm.optim import param_groups_layer_decay
+
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=2)
+    groups = param_groups_layer_decay(network, layer_decay=0.5)
+    scales = {id(one): group["lr_scale"] for group in groups for one in group["params"]}
+    theirs = {path: scales[id(one)] for path, one in network.named_parameters()}
+    spec = get_spec(name)
+    last = spec.num_blocks + 1
+    depths = spec.depths(spec.shapes(2)["params"])
+    for path, depth in depths.items():
+        if not path.startswith("norm/"):  # timm's is of the last block, BEiT's and ours behind it
+            assert 0.5 ** (last - depth) == theirs[spec.torch_name("params", path)], path
+
+
 def small_networks(torch, timm, count=1, width=WIDTH, depth=DEPTH, grid=GRID):
     make = functools.partial(
         timm.models.vision_transformer.VisionTransformer,
@@ -325,7 +344,8 @@ def test_the_merge_linear_probe_is_an_independent_one_in_pytorch(
         part: jax.tree.map(np.float64, getattr(start, part)) for part in ("trainable", "frozen")
     }
     start = dataclasses.replace(start, **exact)
-    losses, coefficients = our_probe(small_model(**sizes), start, batches, 1e-2)
+    losses, state_after = our_training(start, batches, 1e-2, small_model(**sizes))
+    coefficients = flatten(state_after.trainable["coefficients"])
     wanted, expected = torch_probe(torch, networks, head, batches, 1e-2)
     np.testing.assert_allclose(losses, wanted, rtol=1e-9)
     assert set(coefficients) == set(expected)
@@ -335,7 +355,8 @@ def test_the_merge_linear_probe_is_an_independent_one_in_pytorch(
     assert np.abs(moved).mean() > 0.01
 
 
-def our_probe(model, start, batches, rate):
+def our_training(start, batches, rate, model=None):
+    model = small_model() if model is None else model
     network = Network(model, Preprocessing(size=16 * model.grid))
     task = Task(network, start.assemble, start.train_batch_norm, False)
     train_state, losses = init_state(start)._replace(loss_sum=jnp.zeros(())), []
@@ -345,7 +366,47 @@ def our_probe(model, start, batches, rate):
             task, train_state, start.frozen, batch, *numbers, jnp.ones(CLASSES)
         )
         losses.append(float(loss))
-    return losses, flatten(train_state.trainable["coefficients"])
+    return losses, train_state
+
+
+@pytest.mark.parametrize("blocks", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_fine_tuning_is_an_adamw_with_parameter_groups_in_pytorch(
+    torch, timm, rng, float64, blocks
+):
+    (network,) = small_networks(torch, timm)
+    variables = small_variables(network)
+    depths = get_spec(TINY).depths(flatten(variables["params"]))
+    start = parameterization.fine_tune(variables, depths=depths, blocks=blocks, layer_decay=0.75)
+    start = dataclasses.replace(start, frozen=jax.tree.map(np.float64, start.frozen))
+    batches = [
+        {
+            "inputs": rng.normal(size=(4, 32, 32, 3)),
+            "labels": rng.integers(0, CLASSES, 4).astype(np.int32),
+        }
+        for _ in range(3)
+    ]
+    losses, after = our_training(start, batches, 1e-2)
+    groups, powers = [], {"blocks.0.": 2, "blocks.1.": 1, "norm.": 0, "head.": 0}
+    for name, parameter in network.named_parameters():
+        power = next((n for part, n in powers.items() if name.startswith(part)), 3)
+        parameter.requires_grad_(not blocks or power < 2)
+        if parameter.requires_grad:
+            groups.append({"params": [parameter], "lr": 1e-2 * 0.75**power})
+    optimiser = torch.optim.AdamW(groups, weight_decay=1e-2)
+    network.train()
+    for batch, found in zip(batches, losses, strict=True):
+        scores = network(to_torch(torch, batch["inputs"]))
+        loss = torch.nn.functional.cross_entropy(scores, torch.from_numpy(batch["labels"]).long())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        assert found == pytest.approx(loss.item(), rel=1e-9)
+    wanted = flatten(small_variables(network)["params"])
+    found = start.assemble(after.trainable, start.frozen)
+    assert set(found) == set(wanted)
+    for path, leaf in wanted.items():
+        np.testing.assert_allclose(found[path], leaf, atol=1e-9, err_msg=path)
+    assert set(after.trainable["params"]) == {p for p in wanted if not blocks or depths[p] > 1}
 
 
 def torch_probe(torch, networks, head, batches, rate):

@@ -93,6 +93,15 @@ def test_the_backbone_is_the_parents_of_the_start(first_stage):
             np.testing.assert_array_equal(flatten(found.batch_stats)[path], leaf)
 
 
+def test_fine_tuning_trains_the_blocks_at_the_rates_that_the_config_says(first_stage):
+    start = first_stage("ft", {"b": random_parent(0)}, **{"ft.blocks": 2, "ft.layer_decay": 0.5})
+    scales = start.frozen["rate_scale"]["params"]
+    assert set(scales) == set(start.trainable["params"])
+    by_part = {path.split("/")[0]: float(scale) for path, scale in scales.items()}
+    assert by_part == {"layer2": 0.25, "layer3": 0.5, "head": 1.0}
+    assert start.still_norms == ("bn1", "layer1/0/bn1", "layer1/0/bn2")
+
+
 def test_parents_are_merged_in_the_order_of_their_names(first_stage):
     parents = {name: random_parent(seed) for seed, name in enumerate("dbc")}
     start = first_stage("medmerge", parents)

@@ -11,6 +11,7 @@ from helpers import tiny_config
 
 import medmerge_jax as mm
 from medmerge_jax.errors import UserError
+from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import vit
 from medmerge_jax.models.registry import MODELS, register
 from medmerge_jax.storage.npz import read_npz
@@ -64,6 +65,27 @@ def test_medmerge_learns_a_coefficient_per_head(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_last_block_is_fine_tuned_and_generates_with_stochastic_depth(tmp_path):
+    """The same draws in every run; what is frozen is the parent's to the bit."""
+    variables = mm.create_model(NAME, 2).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    mm.save_weights(tmp_path / "c.safetensors", NAME, variables)
+    ends = []
+    for name, drop_path in (("one", 0.5), ("again", 0.5), ("none", 0.0)):
+        config = config_of("fgg")
+        config.parents, config.start = {"c": str(tmp_path / "c.safetensors")}, "c"
+        config.drop_path, config.ft.blocks, config.ft.layer_decay = drop_path, 1, 0.5
+        config.fgg.epochs, config.fgg.cycle = 4, 2
+        run(config, tmp_path / name)
+        assert len(list((tmp_path / name / "kept").iterdir())) > 0
+        model = mm.load_model(tmp_path / name).variables["params"]
+        ends.append({path: np.asarray(leaf).tobytes() for path, leaf in flatten(model).items()})
+    assert ends[0] == ends[1] != ends[2]
+    for path, leaf in flatten(variables["params"]).items():
+        trained = path.startswith(("blocks/1/", "norm/", "head/"))
+        assert trained == (ends[0][path] != np.asarray(leaf).tobytes()), path
+
+
+@pytest.mark.slow
 def test_there_is_nothing_to_recalibrate(tmp_path, capsys):
     config = config_of("merge_ft")
     config.merge_ft.method = "uniform"
@@ -84,6 +106,7 @@ def test_heads_are_aligned_before_they_are_merged(tmp_path):
     [
         ({"merge_ft.method": "zipit"}, "'zipit': the units of blocks/0/attn lie in 3 heads"),
         ({"merge_ft.method": "matched_averaging"}, "averaging': .* take weight_matching or"),
+        ({"ft.blocks": 3}, "ft.blocks = 3: vit_of_two_blocks has 2 blocks"),
         (
             {"image_size": 40, "recipe": "medmerge"},
             "config.image_size = 40: .* a multiple of 16 pixels",

@@ -11,6 +11,7 @@ from helpers.tiny_network import TwoLayers
 
 from medmerge_jax.data import ResidentBatches, StreamedBatches
 from medmerge_jax.images.augment import POLICIES
+from medmerge_jax.merging.trees import flatten
 from medmerge_jax.models import LinearHead, Preprocessing
 from medmerge_jax.models.network import Network
 from medmerge_jax.storage.run_directory import RunDirectory
@@ -57,7 +58,10 @@ def run(parents, tmp_path):
         elif stage == "linear probe":
             start = parameterization.linear_probe(parents[0])
         else:
-            start = parameterization.fine_tune(parents[0])
+            depths = {path: int("head" in path) for path in flatten(parents[0]["params"])}
+            start = parameterization.fine_tune(
+                parents[0], depths=depths, layer_decay=changes.get("layer_decay", 1.0)
+            )
         options = {"accumulate": changes.get("accumulate", 1)}
         batches = {
             "train": wrap(kind(images, labels, 6, **options)),
@@ -136,7 +140,7 @@ def test_nothing_compiles_after_the_first_epoch_and_no_step_waits_for_the_host(
 def test_all_seeds_rates_decays_and_lengths_share_what_was_compiled(run, events, stage):
     run(stage)
     before = events["compiled"]
-    run(stage, name="another", seed=1, rate=3e-4, decay=0.1, epochs=2)
+    run(stage, name="another", seed=1, rate=3e-4, decay=0.1, layer_decay=0.5, epochs=2)
     assert events["compiled"] == before
 
 
