@@ -12,6 +12,7 @@ from typing import Any
 from medmerge_jax.analysis import evaluation_text
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
+from medmerge_jax.commands.help import HelpFormatter
 from medmerge_jax.data.splits import EVALUATED
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.evaluate import UNMAPPED
@@ -54,10 +55,10 @@ def main(arguments: Sequence[str]) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m medmerge_jax evaluate",
-        usage="%(prog)s MODEL ... --config FILE [--config.FIELD=VALUE ...] [options]",
+        usage="%(prog)s MODEL ... --config FILE\n    [--config.FIELD=VALUE ...] [options]",
         description="Evaluates models on the data set of a config file (its group `data`).",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
