@@ -12,8 +12,7 @@ from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
 from medmerge_jax.commands.help import HelpFormatter
 from medmerge_jax.errors import UserError
-from medmerge_jax.runtime.inert import on_terminal
-from medmerge_jax.runtime.progress import say
+from medmerge_jax.runtime.progress import say, tell
 from medmerge_jax.weights.card import short_names
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     from medmerge_jax.studies.checks import check_config
 
     checked = None if config is None else check_config(config)
-    print(on_terminal(_KINDS[options.kind][1](options, checked)))
+    tell(_KINDS[options.kind][1](options, checked))
     say(f"wrote {options.out}")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medmerge_jax.analysis import evaluation_text
+from medmerge_jax.analysis.terminal import terminal_evaluation
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
 from medmerge_jax.commands.help import HelpFormatter
@@ -17,7 +18,7 @@ from medmerge_jax.data.splits import EVALUATED
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.evaluate import UNMAPPED
 from medmerge_jax.recipes.evaluation import evaluate_models
-from medmerge_jax.runtime.progress import tell
+from medmerge_jax.runtime.progress import columns, tell
 from medmerge_jax.storage import atomic
 from medmerge_jax.studies.checks import check_config
 
@@ -49,7 +50,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     if options.out is not None:
         atomic.write_json(options.out, results)
-    tell(evaluation_text(results, list(dict.fromkeys(options.models))))
+    names, width = list(dict.fromkeys(options.models)), columns()
+    tell(
+        evaluation_text(results, names)
+        if width is None
+        else terminal_evaluation(results, names, width)
+    )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

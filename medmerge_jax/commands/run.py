@@ -6,7 +6,6 @@ resumes what was interrupted and prints the results of what is finished.
 
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def _run(argv: list[str]) -> None:
     entry.work_in(Path(workdir))
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     entry.keep_programs()
-    from medmerge_jax.runtime.progress import tell
+    from medmerge_jax.runtime.progress import columns, tell
     from medmerge_jax.studies import run
 
     file = config_file()
@@ -107,7 +106,6 @@ def _run(argv: list[str]) -> None:
     if not results:
         return
     if processes.is_first():
-        shown = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        tell(results.text(shown))
+        tell(results.text(columns()))
         tell(f"\nreport: {results.workdir / 'report.html'}")
     processes.wait_for_all()  # for as long as the first writes its report
