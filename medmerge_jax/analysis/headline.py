@@ -78,7 +78,9 @@ def facts(
 ) -> list[tuple[str, str]]:
     """What was asked, in few words, and how long it took."""
     found = {name: results.get(name) for name in ("recipe", "start", "architecture", "seed")}
-    if seeds := results.get("seeds"):
+    if members := results.get("members"):  # whose names have their seeds
+        found["members"] = len(members)
+    elif seeds := results.get("seeds"):
         found["seeds"] = ", ".join(map(str, seeds))
     if size := config.get("image_size"):
         found["image size"] = f"{size} px"
