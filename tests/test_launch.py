@@ -338,6 +338,7 @@ def test_apptainer_installs_what_docker_does():
     files = dict(line.split() for line in recipe["files"])
     assert set(files) == set(copied())
     assert all(files[source] == f"/app/{Path(source).name}" for source in files)
+    assert recipe["environment"][-1] == "export PYTHONNOUSERSITE=1"
     assert recipe["runscript"] == ['exec python -m medmerge_jax.main "$@"']
 
 

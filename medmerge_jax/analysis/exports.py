@@ -14,13 +14,13 @@ _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?(%| (±|t
 def numeric(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
     """Of each column but the first, whether its cells are numbers, where they are not undefined.
 
-    >>> numeric(["row", "F1"], [["ft", "0.569 ± 0.033"], ["lp", "-"]])
-    [False, True]
+    >>> numeric(["row", "F1", "kappa"], [["ft", "0.569 ± 0.033", "-"], ["lp", "-", "-"]])
+    [False, True, True]
     """
     found = [False]  # what the row is about
     for column in range(1, len(head)):
         defined = [row[column] for row in rows if row[column] not in (UNDEFINED, "")]
-        found.append(bool(defined) and all(_NUMBER.fullmatch(cell) for cell in defined))
+        found.append(all(_NUMBER.fullmatch(cell) for cell in defined))
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from medmerge_jax.config import Data
 from medmerge_jax.evaluation.metrics import METRICS, titles
 
 
@@ -28,9 +29,11 @@ def headline(results: Mapping[str, Any]) -> str:
     within = f" (95 % interval {interval['low']:.3f} to {interval['high']:.3f})" if interval else ""
     images = results["test"].get("num_examples")
     on = f" on {images} test images" if images else ""
+    named = data.get("name", "")
+    of = f" of {named}" if named not in ("", Data().name) else ""  # images "of images" are any
     return (
         f"{results.get('recipe', '')} from {results.get('start', '')}: "
-        f"{titles().get(name, name)} {value:.3f}{within}{on} of {data.get('name', '')}."
+        f"{titles().get(name, name)} {value:.3f}{within}{on}{of}."
     )
 
 
@@ -75,7 +78,9 @@ def facts(
 ) -> list[tuple[str, str]]:
     """What was asked, in few words, and how long it took."""
     found = {name: results.get(name) for name in ("recipe", "start", "architecture", "seed")}
-    if seeds := results.get("seeds"):
+    if members := results.get("members"):  # whose names have their seeds
+        found["members"] = len(members)
+    elif seeds := results.get("seeds"):
         found["seeds"] = ", ".join(map(str, seeds))
     if size := config.get("image_size"):
         found["image size"] = f"{size} px"

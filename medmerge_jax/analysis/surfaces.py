@@ -288,7 +288,7 @@ def _measure_all(
     known = len(rows)
     if known:
         say(f"{file}: {known} of {len(weights)} points are measured already")
-    with preemption.deferred(), Bar("surface", len(weights), "points") as bar:
+    with preemption.deferred(), Bar("surface", len(weights), "points", "compiling") as bar:
         bar.skip(known)
         saved = time.monotonic()
         try:

@@ -176,15 +176,26 @@ def evaluation_text(results: Mapping[str, Any], names: Sequence[str]) -> str:
       results: The content of its JSON file.
       names: Of the models, in its order.
     """
-    models, data = results["models"], results["data"]
-    lines = [["metric", *names]]
-    for name, title in titles().items():
-        cells = [_with_interval(one["metrics"][name], one["intervals"][name]) for one in models]
-        lines.append([title, *cells])
-    lines.append(["images", *(str(one["metrics"]["num_examples"]) for one in models)])
+    head, rows = evaluation_cells(results, names)
+    return f"{visible(evaluation_title(results))}\n\n{_markdown([head, *rows], left=1)}"
+
+
+def evaluation_title(results: Mapping[str, Any]) -> str:
+    """What the table of `evaluate` shows."""
+    data = results["data"]
     what = f"value [95 % bootstrap interval over {data['resampled']}]"
-    title = visible(f"{data['name']}, {data['split']}: {what}")
-    return f"{title}\n\n{_markdown(lines, left=1)}"
+    return f"{data['name']}, {data['split']}: {what}"
+
+
+def evaluation_cells(results: Mapping[str, Any], names: Sequence[str]) -> Cells:
+    """Column titles, and a row for each metric."""
+    models = results["models"]
+    rows = [
+        [title, *(_with_interval(one["metrics"][name], one["intervals"][name]) for one in models)]
+        for name, title in titles().items()
+    ]
+    rows.append(["images", *(str(one["metrics"]["num_examples"]) for one in models)])
+    return ["metric", *names], rows
 
 
 def _with_interval(value: float | None, interval: Mapping[str, float] | None) -> str:

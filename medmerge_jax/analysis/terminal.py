@@ -10,6 +10,8 @@ from medmerge_jax.analysis.tables import (
     comparison_title,
     differences_cells,
     differences_title,
+    evaluation_cells,
+    evaluation_title,
     metric_cells,
 )
 from medmerge_jax.runtime.inert import visible
@@ -30,11 +32,17 @@ def terminal_text(results: Mapping[str, Any], width: int) -> str:
       results: The content of a results.json.
       width: Of the terminal in columns; names that are longer by themselves go beyond it.
     """
+    return "\n\n".join(_section(*one, width) for one in sections(results))
+
+
+def terminal_evaluation(results: Mapping[str, Any], names: Sequence[str], width: int) -> str:
+    """What `evaluate` prints on a terminal: what `evaluation_text` has, narrower."""
+    return _section(evaluation_title(results), evaluation_cells(results, names), 1, width)
+
+
+def _section(title: str, cells: Cells, named: int, width: int) -> str:
     width = max(width, _LEAST)
-    return "\n\n".join(
-        f"{fitted(visible(title), width)}\n\n{narrow_table(cells, named, width)}"
-        for title, cells, named in sections(results)
-    )
+    return f"{fitted(visible(title), width)}\n\n{narrow_table(cells, named, width)}"
 
 
 def sections(results: Mapping[str, Any]) -> Iterator[tuple[str, Cells, int]]:

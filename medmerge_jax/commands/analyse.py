@@ -10,9 +10,9 @@ import numpy as np
 
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
+from medmerge_jax.commands.help import HelpFormatter
 from medmerge_jax.errors import UserError
-from medmerge_jax.runtime.inert import on_terminal
-from medmerge_jax.runtime.progress import say
+from medmerge_jax.runtime.progress import say, tell
 from medmerge_jax.weights.card import short_names
 
 if TYPE_CHECKING:
@@ -26,14 +26,19 @@ of a config (--config, with --config.FIELD=VALUE as for run). No figure has an i
 which may be a patient's.
 
 examples:
-  python -m medmerge_jax analyse depth runs/aptos runs/isic2019 runs/rsna --out figures/depth
-  python -m medmerge_jax analyse trajectory runs/aptos/medmerge/seed0 --out figures/trajectory
-  python -m medmerge_jax analyse rank runs/aptos runs/isic2019 runs/rsna --out figures/rank
-  python -m medmerge_jax analyse features b=runs/eyepacs c=imagenet merged=runs/merge_lp \\
-      tuned=runs/medmerge --images eye.png --out figures/features
-  python -m medmerge_jax analyse cka runs/ft runs/medmerge --config configs/aptos.py \\
-      --num-images 256 --out figures/cka
-  python -m medmerge_jax analyse grad_cam runs/ft runs/medmerge --images *.png --out figures/cam
+  python -m medmerge_jax analyse depth runs/aptos runs/isic2019 runs/rsna \\
+      --out figures/depth
+  python -m medmerge_jax analyse trajectory runs/aptos/medmerge/seed0 \\
+      --out figures/trajectory
+  python -m medmerge_jax analyse rank runs/aptos runs/isic2019 runs/rsna \\
+      --out figures/rank
+  python -m medmerge_jax analyse features b=runs/eyepacs c=imagenet \\
+      merged=runs/merge_lp tuned=runs/medmerge --images eye.png \\
+      --out figures/features
+  python -m medmerge_jax analyse cka runs/ft runs/medmerge \\
+      --config configs/aptos.py --num-images 256 --out figures/cka
+  python -m medmerge_jax analyse grad_cam runs/ft runs/medmerge --images *.png \\
+      --out figures/cam
   python -m medmerge_jax analyse mistakes runs/medmerge --out figures/mistakes"""
 
 _FEW = 4
@@ -53,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     from medmerge_jax.studies.checks import check_config
 
     checked = None if config is None else check_config(config)
-    print(on_terminal(_KINDS[options.kind][1](options, checked)))
+    tell(_KINDS[options.kind][1](options, checked))
     say(f"wrote {options.out}")
 
 
@@ -157,7 +162,7 @@ _KINDS: dict[str, tuple[str, _Kind]] = {
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     shape: dict[str, Any] = {
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "formatter_class": HelpFormatter,
         "allow_abbrev": False,
         "epilog": _EPILOG,
     }

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from medmerge_jax.analysis import evaluation_text
+from medmerge_jax.analysis.terminal import terminal_evaluation
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
+from medmerge_jax.commands.help import HelpFormatter
 from medmerge_jax.data.splits import EVALUATED
 from medmerge_jax.errors import UserError
 from medmerge_jax.evaluation.evaluate import UNMAPPED
 from medmerge_jax.recipes.evaluation import evaluate_models
-from medmerge_jax.runtime.progress import tell
+from medmerge_jax.runtime.progress import columns, tell
 from medmerge_jax.storage import atomic
 from medmerge_jax.studies.checks import check_config
 
@@ -48,16 +50,21 @@ def main(arguments: Sequence[str]) -> None:
     )
     if options.out is not None:
         atomic.write_json(options.out, results)
-    tell(evaluation_text(results, list(dict.fromkeys(options.models))))
+    names, width = list(dict.fromkeys(options.models)), columns()
+    tell(
+        evaluation_text(results, names)
+        if width is None
+        else terminal_evaluation(results, names, width)
+    )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m medmerge_jax evaluate",
-        usage="%(prog)s MODEL ... --config FILE [--config.FIELD=VALUE ...] [options]",
+        usage="%(prog)s MODEL ... --config FILE\n    [--config.FIELD=VALUE ...] [options]",
         description="Evaluates models on the data set of a config file (its group `data`).",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from medmerge_jax.commands import entry
+from medmerge_jax.commands.help import HelpFormatter
 from medmerge_jax.runtime.progress import say, tell
 from medmerge_jax.weights import Model, load_model
 from medmerge_jax.weights.card import LICENCE
@@ -31,8 +32,10 @@ hub spells it, because a model without one may be used by nobody.
 
 examples:
   python -m medmerge_jax export runs/aptos --to for_timm --format timm
-  python -m medmerge_jax export runs/aptos --to program --format stablehlo --with-preprocessing
-  python -m medmerge_jax export runs/aptos --to aptos --hub clinic/aptos --license cc-by-nc-4.0"""
+  python -m medmerge_jax export runs/aptos --to program --format stablehlo \\
+      --with-preprocessing
+  python -m medmerge_jax export runs/aptos --to aptos --hub clinic/aptos \\
+      --license cc-by-nc-4.0"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -72,7 +75,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         usage="%(prog)s MODEL --to FOLDER [--format NAME] [options]",
         description="Writes a model for other programs.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from medmerge_jax import weights
 from medmerge_jax.commands import entry
+from medmerge_jax.commands.help import HelpFormatter
 from medmerge_jax.data.files import find_images
 from medmerge_jax.data.hashing import find_hashes
 from medmerge_jax.errors import UserError
@@ -43,8 +43,8 @@ methods, and their options:
 {}
 
 example:
-  python -m medmerge_jax.merge --method zipit --images images/train --recalibrate \\
-      --out merged.safetensors a.safetensors b.safetensors"""
+  python -m medmerge_jax.merge --method zipit --images images/train \\
+      --recalibrate --out merged.safetensors a.safetensors b.safetensors"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m medmerge_jax.merge",
         description="Merges weight files, model directories or run directories without training.",
         epilog=_methods(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add(
@@ -147,18 +147,12 @@ def _merger_flags() -> dict[str, list[str]]:
 
 
 def _methods() -> str:
-    width = max(map(len, mergers.list_mergers())) + 2
+    names = mergers.list_mergers()
+    width = max(map(len, names)) + 2
     lines = []
-    for name in mergers.list_mergers():
+    for name in names:
         text, options = mergers.describe_merger(name)
-        lines.append(
-            textwrap.fill(
-                f"{text} ({options})" if options else text,
-                100,
-                initial_indent=f"  {name:{width}}",
-                subsequent_indent=" " * (width + 2),
-            )
-        )
+        lines.append(f"  {name:{width}}{text}{f' ({options})' if options else ''}")
     return _EPILOG.format("\n".join(lines))
 
 

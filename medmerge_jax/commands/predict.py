@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from medmerge_jax.commands import entry
+from medmerge_jax.commands.help import HelpFormatter
 from medmerge_jax.runtime.progress import say, tell
 
 _EPILOG = """\
@@ -13,9 +14,10 @@ command goes on from what was interrupted.
 
 examples:
   python -m medmerge_jax predict runs/aptos new_patients --out probabilities.csv
-  python -m medmerge_jax predict runs/seed0 scans/*.dcm --with runs/seed1 --with runs/seed2 \\
-      --out mean_of_three.csv
-  python -m medmerge_jax predict runs/aptos patients.csv --root images --out probabilities.csv"""
+  python -m medmerge_jax predict runs/seed0 scans/*.dcm --with runs/seed1 \\
+      --with runs/seed2 --out mean_of_three.csv
+  python -m medmerge_jax predict runs/aptos patients.csv --root images \\
+      --out probabilities.csv"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         usage="%(prog)s MODEL IMAGES ... --out FILE [options]",
         description="Predicts the classes of new images.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

@@ -6,8 +6,6 @@ resumes what was interrupted and prints the results of what is finished.
 
 import re
 import shutil
-import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,23 +13,24 @@ from absl import app, flags, logging
 
 from medmerge_jax.commands import entry, packaged
 from medmerge_jax.commands.config_flags import CONFIG, config_file, named_config, parse_flags
+from medmerge_jax.commands.help import filled
 from medmerge_jax.errors import UserError
 from medmerge_jax.runtime import processes
 
 _PROGRAM = "python -m medmerge_jax.main"
 _USAGE = f"{_PROGRAM} --config configs/quickstart.py --workdir runs/quickstart"
-_HELP = f"""{_PROGRAM} --config FILE --workdir FOLDER [options]
-python -m medmerge_jax run CONFIG [--workdir FOLDER] [options]
+_HELP = f"""usage: {_PROGRAM} --config FILE --workdir FOLDER [options]
+       python -m medmerge_jax run CONFIG [--workdir FOLDER] [options]
 
 Runs the experiment of a config: a file, or one that comes with the program and
 by default is run in runs/NAME. The same command resumes what was interrupted,
 and prints the results of what is finished.
 
-Configs that come with the program:
-CONFIGS
+Configs that come with the program: CONFIGS.
 
 Examples:
-  {_USAGE}
+  {_PROGRAM} --config configs/quickstart.py \\
+      --workdir runs/quickstart
   python -m medmerge_jax run quickstart
   python -m medmerge_jax run aptos:resnet50 --config.lp.epochs=5
   {_PROGRAM} --config configs/folder.py --workdir runs/mine \\
@@ -47,7 +46,7 @@ _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Check all that can be checked without training, and end."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, of several; on SLURM none are needed."
+    "coordinator", None, "HOST:PORT of process 0, of several; SLURM needs none."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -58,9 +57,9 @@ def main(arguments: Sequence[str]) -> None:
     if set(entry.HELP) & set(arguments):
         ours = (CONFIG, _WORKDIR, _DRY_RUN, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
         lines = [f"  --{holder.name:16}{flags.FLAGS[holder.name].help}" for holder in ours]
-        configs = textwrap.fill(", ".join(packaged.names()), 76, break_on_hyphens=False)
         text = _HELP.replace("OPTIONS", "\n".join(lines))
-        print(text.replace("CONFIGS", textwrap.indent(configs, "  ")).rstrip())
+        text = text.replace("CONFIGS", ", ".join(packaged.names()))
+        print(filled(text, shutil.get_terminal_size().columns))
     else:
         app.run(_run, ["medmerge_jax", *_explicit(arguments)], flags_parser=parse_flags)
 
@@ -99,7 +98,7 @@ def _run(argv: list[str]) -> None:
     entry.work_in(Path(workdir))
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     entry.keep_programs()
-    from medmerge_jax.runtime.progress import tell
+    from medmerge_jax.runtime.progress import columns, tell
     from medmerge_jax.studies import run
 
     file = config_file()
@@ -107,7 +106,6 @@ def _run(argv: list[str]) -> None:
     if not results:
         return
     if processes.is_first():
-        shown = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        tell(results.text(shown))
+        tell(results.text(columns()))
         tell(f"\nreport: {results.workdir / 'report.html'}")
     processes.wait_for_all()  # for as long as the first writes its report

@@ -10,6 +10,7 @@ from typing import Any
 
 from medmerge_jax.commands import entry
 from medmerge_jax.commands.config_flags import take_config
+from medmerge_jax.commands.help import HelpFormatter
 from medmerge_jax.runtime.progress import say, tell
 
 _EPILOG = """\
@@ -20,8 +21,8 @@ The same command goes on from what was interrupted. FOLDER gets surface.json, su
 points.json, in which every measured point is kept.
 
 example:
-  python -m medmerge_jax surface runs/b runs/c --config configs/quickstart.py --out surfaces/b_c \\
-      --recalibrate --align weight_matching"""
+  python -m medmerge_jax surface runs/b runs/c --out surfaces/b_c \\
+      --config configs/quickstart.py --recalibrate --align weight_matching"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,10 +49,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     usual = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m medmerge_jax surface",
-        usage="%(prog)s A B [C] --config FILE --out FOLDER [options]",
+        usage="%(prog)s A B [C] --config FILE --out FOLDER\n    [options]",
         description=__doc__ and __doc__.splitlines()[2],
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument

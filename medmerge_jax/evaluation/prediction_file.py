@@ -68,7 +68,7 @@ def write_predictions(
     try:
         with held(out.with_name(f".{out.name}.lock")), part.open("a+b") as file:
             resumed = _resume(file, list(models.values()), images)
-            with Bar("predict", len(images.ids), "images") as bar:
+            with Bar("predict", len(images.ids), "images", "compiling") as bar:
                 bar.skip(resumed)
                 for chunk in stream(list(models.values()), images.paths, resumed, batch_size):
                     for row, probabilities in zip(chunk.rows, chunk.probabilities, strict=True):

@@ -145,7 +145,7 @@ def similarity(
         layers.append([one.module for one in wanted])
         network, variables = _backbone(model)
         sources.append(Source(network, variables, wanted, decoded(images, model.preprocessing)))
-    with Bar("cka", len(images), "images") as bar:
+    with Bar("cka", len(images), "images", "compiling") as bar:
 
         def counted(gram: np.ndarray) -> np.ndarray:
             bar.advance(gram.shape[-1])

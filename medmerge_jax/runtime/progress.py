@@ -1,6 +1,7 @@
 """Progress on the terminal: a bar where there is one, lines elsewhere."""
 
 import re
+import shutil
 import sys
 import textwrap
 import time
@@ -52,8 +53,14 @@ def say(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """What was asked for, on stdout."""
-    print(on_terminal(text))
+    """What was asked for, on stdout; on a terminal lines are broken between words."""
+    width = columns()
+    print(on_terminal(text) if width is None else fitted(on_terminal(text), width))
+
+
+def columns() -> int | None:
+    """Of the terminal that stdout is; None if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def say_once(text: str) -> None:

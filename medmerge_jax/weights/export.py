@@ -1,7 +1,8 @@
 """Models for other programs: files of PyTorch's libraries, and a program that any XLA runs."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +188,9 @@ def _onnx(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
         ) from error
     size, dtype = model.preprocessing.size, _input_type(normalised)
     inputs = [jax.ShapeDtypeStruct(("n", size, size, 3), dtype)]
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # It warns of every shape that it infers later.
-    try:
-        with portable():
-            made = jax2onnx.to_onnx(_logits(model), inputs, model_name=model.architecture)
-    finally:
-        logger.setLevel(level)
+    # They warn of shapes that are inferred later, and of plugins for packages that are not here.
+    with portable(), _only_errors("onnx_ir", "jax2onnx"):
+        made = jax2onnx.to_onnx(_logits(model), inputs, model_name=model.architecture)
     data = made.SerializeToString()
     session = onnxruntime.InferenceSession(data)
     noise = np.random.default_rng(0).integers(0, 256, (2, size, size, 3)).astype(dtype)
@@ -214,6 +210,19 @@ def _onnx(model: Model, folder: Path, normalised: bool) -> dict[str, str]:
         f"{_what(model, normalised)}\n"
         "(logits,) = session.run(None, {session.get_inputs()[0].name: images})"
     }
+
+
+@contextlib.contextmanager
+def _only_errors(*packages: str) -> Iterator[None]:
+    """Has packages log errors alone."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, packages)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _logits(model: Model) -> Callable[[jax.Array], Any]:

@@ -82,6 +82,8 @@ def test_the_headline_of_a_run(tmp_path):
     whole["test"] |= {"macro_f1": 0.7, "num_examples": 41}
     said = "medmerge from b+c: macro F1 0.700 on 41 test images of aptos."
     assert headline(tmp_path, **whole) == said
+    unnamed = {**whole, "data": {**whole["data"], "name": "images"}}
+    assert headline(tmp_path, **unnamed).endswith("0.700 on 41 test images.")
     interval = {"low": 0.6, "high": 0.8, "resamples": 1000, "undefined": 0}
     parts = {"per_class": [], "thresholds": [], "by_group": None, "resampled": "images"}
     calibration = {"temperature": None, "before": {"loss": 1.0}, "after": None}

@@ -62,6 +62,16 @@ def test_every_table_can_be_sorted_and_saved(tmp_path):
     assert '<th scope="col"><button type="button">recipe<' in page.source
 
 
+@pytest.mark.parametrize(("members", "broken"), [(3, []), (48, ["Members"])])
+def test_of_a_study_members_are_counted_and_only_long_tables_break_in_print(
+    tmp_path, members, broken
+):
+    finished_study(tmp_path, members=members)
+    page = Page(tmp_path / "report.html")
+    assert re.search(rf"members\s+{members}\s+image size", page.text)
+    assert re.findall(r'class="wide long" [^>]*aria-label="(\w+)"', page.source) == broken
+
+
 def test_what_a_run_has_cost_and_what_differs_from_the_paper(tmp_path):
     finished_run(tmp_path)
     page = Page(tmp_path / "report.html")

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from medmerge_jax.analysis import results_text
-from medmerge_jax.analysis.terminal import narrow_table, terminal_text
-from medmerge_jax.evaluation.metrics import METRICS
+from medmerge_jax.analysis.terminal import narrow_table, terminal_evaluation, terminal_text
+from medmerge_jax.evaluation.metrics import METRICS, titles
 
 NAMES = [name for name, metric in METRICS.items() if metric.compared]
 
@@ -76,6 +76,24 @@ def test_a_single_run():
     assert max(map(len, lines)) <= 80
     assert any(line.split()[:3] == ["accuracy", "0.2500", "0.5000"] for line in lines)
     assert "hospital_8" in "\n".join(lines)
+
+
+def test_an_evaluation_of_several_models():
+    numbers = dict.fromkeys(titles(), -0.54321)
+    interval = {"low": -0.61234, "high": -0.50001}
+    model = {
+        "metrics": {**numbers, "num_examples": 30},
+        "intervals": {**dict.fromkeys(numbers, interval), "accuracy": None},
+    }
+    data = {"name": "images", "split": "test", "resampled": "images"}
+    found = {"data": data, "models": [model] * 3}
+    text = terminal_evaluation(found, ["runs/ft", "runs/medmerge", "hospital"], 80)
+    lines = text.splitlines()
+    assert lines[0] == "images, test: value [95 % bootstrap interval over images]"
+    assert max(map(len, lines)) <= 80
+    assert text.count("macro F1  ") == 2  # in two parts
+    assert text.count("[-0.6123, -0.5000]") == 3 * (len(numbers) - 1)
+    assert {"runs/ft", "runs/medmerge", "hospital", "30"} <= words(text)
 
 
 def test_hostile_names_do_nothing_to_the_terminal():

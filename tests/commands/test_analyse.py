@@ -284,9 +284,10 @@ def test_what_cannot_be_used(call, arguments, words):
 
 
 def test_kinds_are_explained(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     for kind in analyse._KINDS:
         with pytest.raises(SystemExit) as left:
             analyse.main([kind, "--help"])
         assert not left.value.code
-        assert "--out FOLDER" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "--out FOLDER" in printed and max(map(len, printed.splitlines())) <= 80

@@ -86,6 +86,16 @@ def test_lines_have_the_time_of_day_and_the_part_of_the_whole(capsys):
     assert progress.untimed(first) == "ft 1/3: loss 0.5" == progress.untimed("ft 1/3: loss 0.5")
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_was_asked_for_is_broken_between_words_on_a_terminal(is_terminal, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: is_terminal)
+    progress.tell("wrote x: README.md, model.safetensors\nmodel.json")
+    lines = ["wrote x: README.md,", "model.safetensors"]
+    expected = lines if is_terminal else [" ".join(lines)]
+    assert capsys.readouterr().out.splitlines() == [*expected, "model.json"]
+
+
 def test_what_was_said_once_is_not_said_again(capsys):
     for text in ("warning: a", "warning: b", "warning: a", ""):
         progress.say_once(text)
