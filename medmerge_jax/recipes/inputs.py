@@ -356,7 +356,9 @@ def load_parent(config: Config, name: str, folder: Path) -> Parent:
     if value == "zeros":
         return {}, {"source": "zeros"}
     if value == "random":
-        return random_variables(config), {"source": f"random, seed {config.seed}"}
+        number = sorted(n for n, v in config.parents.items() if v == "random").index(name)
+        said = f"random, seed {config.seed}" + (f", number {number + 1}" if number else "")
+        return random_variables(config, number), {"source": said}
     path = location(value, folder)
     lacking = config.estimate_statistics
     variables, card = weights.load_parent(path, config.architecture, lacking=lacking)
@@ -428,14 +430,15 @@ def missing_parents(config: Config, names: list[str], sources: list[str]) -> lis
     return lines
 
 
-def random_variables(config: Config) -> Tree:
-    """A backbone as initialised, from `config.seed`."""
+def random_variables(config: Config, number: int = 0) -> Tree:
+    """A backbone as initialised, from `config.seed`; several have numbers, and are not the same."""
     model = create_model(config.architecture, num_classes=0)
     size = get_spec(config.architecture).preprocessing.size
     images = jnp.zeros((1, size, size, 3))
     # It runs once, so that optimizing it takes longer than it saves.
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    variables: Tree = init(jax.random.key(config.seed), images)
+    key = jax.random.key(config.seed)
+    variables: Tree = init(jax.random.fold_in(key, number) if number else key, images)
     return variables
 
 

@@ -200,7 +200,7 @@ def _fits(architecture: str, state_dicts: StateDicts, lacking: bool) -> bool:
         tensors[name].shape[1:]
         for tensors in state_dicts.values()
         for name in tensors
-        if name.endswith(f"{spec.torch_head}.weight") and tensors[name].ndim == 2
+        if spec.usual_name(name).endswith(f"{spec.torch_head}.weight") and tensors[name].ndim == 2
     ]
     if heads and (width,) not in heads:
         return False

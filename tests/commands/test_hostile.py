@@ -218,6 +218,7 @@ def _failed(error):
 def test_errors_lines_and_bars(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["medmerge", "export", "no\x1b[31m", "--to", "x"])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(entry.preemption, "install", lambda: None)  # it would stay
     with pytest.raises(SystemExit):
         entry.main()
     captured = capsys.readouterr()

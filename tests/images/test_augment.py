@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.parameters import some_quick, some_slow
+from helpers.parameters import some_quick
 from scipy import stats
 
 from medmerge_jax.data.synthetic import draw
@@ -244,7 +244,7 @@ def test_the_two_operations_of_an_image_are_independent():
     assert stats.chi2_contingency(counts).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", some_slow(POLICIES, "minimal"))
+@pytest.mark.parametrize("name", some_quick(POLICIES, "heavy"))
 def test_the_policies_are_what_is_drawn_one_after_another(images, name):
     """`augment_image` does what the draws of its key say, in the order of the policy."""
     policy, together = POLICIES[name], jax.jit(augment_image, static_argnums=0)

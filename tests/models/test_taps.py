@@ -99,6 +99,7 @@ def test_units_in_another_order_are_so_in_the_correlation(images, kind):
         )
 
 
+@pytest.mark.slow
 def test_heads_are_not_used_and_parents_not_changed(images):
     model = MODELS["resnet"]
     a, b, _ = parents_of(model)

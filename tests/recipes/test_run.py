@@ -186,6 +186,18 @@ def test_epochs_that_are_kept_are_models(config, tmp_path):
     assert not np.array_equal(models["ft-1"]["params/conv1/kernel"], final["params/conv1/kernel"])
 
 
+def test_random_parents_are_not_the_same_network(config, tmp_path):
+    config.parents = {"b": "random", "c": "random"}
+    checked = check_config(config)
+    both = [inputs.load_parent(checked, name, tmp_path) for name in "bc"]
+    (b, of_b), (c, of_c) = both
+    assert (of_b["source"], of_c["source"]) == ("random, seed 0", "random, seed 0, number 2")
+    kernels = [flatten(one)["params/conv1/kernel"] for one in (b, c)]
+    assert not np.array_equal(*kernels)
+    alone = flatten(inputs.random_variables(checked))
+    np.testing.assert_array_equal(kernels[0], alone["params/conv1/kernel"])
+
+
 @pytest.mark.slow
 def test_from_python(config, tmp_path):
     """With what a config file returns or what that was parsed to; the workdir may be a text."""

@@ -91,5 +91,5 @@ def test_the_table_of_a_terminal_is_plain(name):
 
 def test_columns_of_numbers_are_known():
     rows = [["ft", "0.569 ± 0.033", "12", "-", "1 of 8", "x", "-1e-05 to +2", "3 (75%)", "0.10.2"]]
-    wanted = [False, True, True, False, True, False, True, True, False]
+    wanted = [False, True, True, True, True, False, True, True, False]
     assert numeric(list("abcdefghi"), rows) == wanted

@@ -66,12 +66,14 @@ def train(data, tmp_path):
 def signals(monkeypatch):
     """Handled as in the program; afterwards as before."""
     before = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+    listener = signal.set_wakeup_fd(-1)
     monkeypatch.setattr(preemption._Noted, "name", "")
     for number in preemption.SIGNALS:
         signal.signal(number, preemption.note)
     yield monkeypatch
     for number, handler in before.items():
         signal.signal(number, handler)
+    signal.set_wakeup_fd(listener)
 
 
 def restarted(signals):
