@@ -90,7 +90,7 @@ def quickly(function):
 
 @pytest.mark.parametrize(
     "name",
-    some_quick([*SMALL, *ONE_OF_EACH_KIND], "padded shortcuts", "dense blocks"),
+    some_quick([*SMALL, *ONE_OF_EACH_KIND], "dense blocks"),
 )
 def test_units_put_in_another_order_are_so_at_their_taps(name, rng):
     model = SMALL[name] if name in SMALL else create_model(name, 0)

@@ -356,6 +356,7 @@ class TestZipit:
                 total += kernel
             np.testing.assert_allclose(found[path], total, atol=1e-6, err_msg=path)
 
+    @pytest.mark.slow
     def test_batch_norms_are_averaged_as_their_units(self, small):
         correlations = small.correlations(small.a, small.c)
         found = flatten(zipit([small.a, small.c], correlations))

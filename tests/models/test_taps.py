@@ -126,6 +126,7 @@ def test_running_statistics_are_in_use(images):
     assert (second.diagonal() < first.diagonal()).all()
 
 
+@pytest.mark.slow
 def test_only_the_given_spaces_are_observed(images):
     model = MODELS["resnet"]
     parents = parents_of(model)[:2]

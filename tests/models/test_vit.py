@@ -281,15 +281,11 @@ def is_kernel(spec):
 def test_attention_is_blended_by_head(rng):
     """Against loops over heads and units."""
     spec_tie = functools.partial(vit.tie, HEADS)
-    models = [
-        small_model(0).init(jax.random.key(seed), images_of(rng, 32, 1))["params"]
-        for seed in (0, 1)
-    ]
-    parents = [flatten(jax.tree.map(np.asarray, one)) for one in models]
-    shake = np.random.default_rng(0)
+    init, shake = small_model(0).init, np.random.default_rng(0)
+    shapes = flatten(jax.eval_shape(init, jax.random.key(0), images_of(rng, 32, 1))["params"])
     parents = [
-        {p: x + shake.normal(size=x.shape).astype(np.float32) for p, x in one.items()}
-        for one in parents
+        {path: shake.normal(size=x.shape).astype(np.float32) for path, x in shapes.items()}
+        for _ in range(2)
     ]
     kernel = lambda path, leaf: vit.role(path, leaf) == "kernel"  # noqa: E731
     start = mm.init_coefficients(unflatten(parents[0]), is_kernel=kernel, tie=spec_tie)

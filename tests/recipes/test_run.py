@@ -79,7 +79,7 @@ def test_compare(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "parents", "shape"),
     [
-        ({**ONE_LAYER, "merge.constraint": "clip", "class_weights": "balanced"}, 3, (2, 8)),
+        ({**ONE_LAYER, "merge.constraint": "clip"}, 2, (8,)),
         *(
             pytest.param(*one, marks=pytest.mark.slow)
             for one in (

@@ -11,6 +11,9 @@ from medmerge_jax.evaluation.metrics import METRICS
 from medmerge_jax.merging.trees import flatten
 from medmerge_jax.studies import run
 
+# Where members are kept and which jobs there are is tested of the schedule and of plans, too.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(make_config, tmp_path_factory):

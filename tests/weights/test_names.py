@@ -57,6 +57,7 @@ def no_hint(monkeypatch):
     monkeypatch.setattr(names, "fitting_architectures", lambda state_dicts: [])
 
 
+@pytest.mark.slow
 def test_old_densenet_names(make_variables, assert_same, no_hint):
     variables = make_variables("densenet121")
     tensors = variables_to_torch("densenet121", variables)
