@@ -108,11 +108,10 @@ def merge_kernels(
     for path in backbones[0]:
         leaves = [backbone[path] for backbone in backbones]
         if path in kernels:
-            shape = np.shape(leaves[0])
-            merged[path] = _blend(
-                leaves,
-                kernel_weights(flat_coefficients, path, shape, len(parents), constraint, tie),
+            weights = kernel_weights(
+                flat_coefficients, path, np.shape(leaves[0]), len(parents), constraint, tie
             )
+            merged[path] = _blend(leaves, weights)
         else:
             merged[path] = mean(leaves)
     return nest_like(merged, parents[0])

@@ -32,6 +32,7 @@ from medmerge_jax.storage import atomic
 from medmerge_jax.storage.npz import read_npz
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization, schedules
+from medmerge_jax.training.blocks import by_block
 from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.parameterization import Parameterization, Tree
 from medmerge_jax.training.stage import Stage, StageResult
@@ -162,14 +163,9 @@ class Experiment:
         return dataclasses.replace(after, variables=model.variables)
 
     def _fine_tuning(self, variables: Tree, opt_state: Any = None) -> Parameterization:
-        settings, depths = self.config.ft, self._spec.depths(flatten(variables["params"]))
-        return parameterization.fine_tune(
-            variables,
-            opt_state,
-            depths=depths,
-            blocks=settings.blocks,
-            layer_decay=settings.layer_decay,
-        )
+        start = parameterization.fine_tune(variables, opt_state)
+        depths, ft = self._spec.depths(start.trainable["params"]), self.config.ft
+        return by_block(start, depths, blocks=ft.blocks, layer_decay=ft.layer_decay)
 
     def aligned_parents(self) -> list[Tree]:
         """All parents, the units of all but the last in the order that fits the last's best."""

@@ -49,15 +49,16 @@ def step(
     trainable: Tree,
     learning_rate: PerPart,
     weight_decay: PerPart,
-    decay_to: Mapping[str, Tree] | None = None,
-    rate_scale: Tree | None = None,
+    frozen: Tree,
 ) -> tuple[Tree, Any]:
     """What is trainable, and the optimiser's state, after one step of `adamw`.
 
-    With a `rate_scale`, a number for each array, the learning rate of an array is the product.
+    Weight decay pulls towards the "decay_to" of what is frozen, and the learning rate of each array
+    is multiplied by its number in "rate_scale", where there are these, see `Parameterization`.
     """
-    updates, opt_state = adamw(weight_decay, decay_to).update(grads, opt_state, trainable)
-    if rate_scale is not None:
-        updates = jax.tree.map(jnp.multiply, rate_scale, updates)
+    decay = adamw(weight_decay, frozen.get("decay_to"))
+    updates, opt_state = decay.update(grads, opt_state, trainable)
+    if "rate_scale" in frozen:
+        updates = jax.tree.map(jnp.multiply, frozen["rate_scale"], updates)
     updates = _by_part(lambda rate, update: -rate * update, learning_rate, updates)
     return optax.apply_updates(trainable, updates), opt_state

@@ -50,8 +50,7 @@ class Parameterization:
     # Whether batch statistics are used and running averages updated; otherwise the batch norms use
     # their running statistics, which stay as they are.
     train_batch_norm: bool
-    # Paths of batch norms whose running statistics are used and stay all the same.
-    still_norms: tuple[str, ...] = ()
+    still_norms: tuple[str, ...] = ()  # paths of batch norms for which it is False all the same
     opt_state: Any = None  # the optimiser's, of an earlier stage to go on from; None: a new one
     # Of parts of `trainable`, as "coefficients", that have another peak learning rate or weight
     # decay than the stage.
@@ -59,45 +58,10 @@ class Parameterization:
     weight_decay: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def fine_tune(
-    variables: Tree,
-    opt_state: Any = None,
-    *,
-    depths: Mapping[str, int] | None = None,
-    blocks: int = 0,
-    layer_decay: float = 1.0,
-) -> Parameterization:
-    """Everything is trained, or the last blocks with all that is behind them.
-
-    What is frozen is as in evaluation: its batch norms use their running statistics, which stay.
-
-    Args:
-      variables: Of the model.
-      opt_state: The optimiser's, of an earlier stage with the same blocks.
-      depths: Of all parameters, see `ModelSpec.depths`; empty: all blocks at one rate.
-      blocks: How many of the last ones are trained; 0: all, and the stem.
-      layer_decay: Factor on the learning rate from each depth to the one before it; what is
-        deepest has the stage's (Bao et al. 2021, "BEiT", arXiv 2106.08254).
-    """
+def fine_tune(variables: Tree, opt_state: Any = None) -> Parameterization:
+    """Everything is trained; see `blocks.by_block` for less, and for rates by block."""
     params, stats = flatten(variables["params"]), variables.get("batch_stats", {})
-    if not depths:
-        start = _probe(params, {}, stats, train_batch_norm=True)
-        return dataclasses.replace(start, opt_state=opt_state)
-    last = max(depths.values())
-    first = last - blocks if blocks else 0
-    trainable = {path: leaf for path, leaf in params.items() if depths[path] >= first}
-    frozen = {path: leaf for path, leaf in params.items() if path not in trainable}
-    scale = {path: np.float32(layer_decay ** (last - depths[path])) for path in trainable}
-    norms = {path.rpartition("/")[0] for path in flatten(stats)}
-    return Parameterization(
-        trainable={"params": trainable},
-        frozen={"params": frozen, "rate_scale": {"params": scale}},
-        assemble=put_together,
-        batch_stats=stats,
-        train_batch_norm=True,
-        still_norms=tuple(sorted(norm for norm in norms if f"{norm}/scale" in frozen)),
-        opt_state=opt_state,
-    )
+    return dataclasses.replace(_probe(params, {}, stats, True), opt_state=opt_state)
 
 
 NORMS = ("freeze", "drift", "train")

@@ -2,20 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from medmerge_jax.merging.trees import unflatten
 from medmerge_jax.models.network import Network
-from medmerge_jax.models.norm import BatchNorm
 from medmerge_jax.runtime.mesh import batch_sharded, replicated
 from medmerge_jax.training import optimizer
+from medmerge_jax.training.blocks import holding
 from medmerge_jax.training.loss import weighted_loss
-from medmerge_jax.training.optimizer import PerPart
 from medmerge_jax.training.parameterization import Assemble, Parameterization, Tree
 
 Batch = dict[str, jax.Array]
@@ -50,9 +47,8 @@ def copy_tree(tree: Any) -> Any:
 
 def init_state(start: Parameterization) -> TrainState:
     """The state before the first step; the arrays of `start` are copied, not aliased."""
-    trainable, batch_stats, opt_state = copy_tree(
-        (start.trainable, start.batch_stats, start.opt_state)
-    )
+    copies = copy_tree((start.trainable, start.batch_stats, start.opt_state))
+    trainable, batch_stats, opt_state = copies
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
@@ -69,8 +65,8 @@ def train_step(
     state: TrainState,
     frozen: Tree,
     batch: Batch,
-    learning_rate: PerPart,
-    weight_decay: PerPart,
+    learning_rate: optimizer.PerPart,
+    weight_decay: optimizer.PerPart,
     class_weights: jax.Array,
     key: jax.Array | None = None,
 ) -> tuple[TrainState, jax.Array]:
@@ -124,7 +120,7 @@ def gradients(
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, Tree]:
         params = unflatten(task.assemble(trainable, frozen))
-        with nn.intercept_methods(_holding(task.still_norms)):
+        with holding(task.still_norms):
             logits, updated = task.network.model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 task.network.normalise(images),
@@ -142,35 +138,17 @@ def gradients(
     return result if mesh is None else jax.lax.with_sharding_constraint(result, replicated(mesh))
 
 
-def _holding(still_norms: tuple[str, ...]) -> Callable[..., Any]:
-    """Has these batch norms use their running statistics, whatever the others do."""
-
-    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if isinstance(module, BatchNorm) and "/".join(module.path) in still_norms:
-            return call(args[0], use_running_average=True)
-        return call(*args, **kwargs)
-
-    return intercept
-
-
 def update(
     state: TrainState,
     grads: Tree,
     loss: jax.Array,
-    learning_rate: PerPart,
-    weight_decay: PerPart,
+    learning_rate: optimizer.PerPart,
+    weight_decay: optimizer.PerPart,
     frozen: Tree,
 ) -> TrainState:
     """The state after a step with these gradients; its batch statistics are new already."""
     trainable, opt_state = optimizer.step(
-        grads,
-        state.opt_state,
-        state.trainable,
-        learning_rate,
-        weight_decay,
-        decay_to=frozen.get("decay_to"),
-        rate_scale=frozen.get("rate_scale"),
+        grads, state.opt_state, state.trainable, learning_rate, weight_decay, frozen
     )
     return state._replace(
         step=state.step + 1,

@@ -15,6 +15,7 @@ from medmerge_jax.merging.trees import flatten, network_order, unflatten
 from medmerge_jax.models import Preprocessing, create_model, get_spec, vit
 from medmerge_jax.models.network import Network
 from medmerge_jax.training import parameterization
+from medmerge_jax.training.blocks import by_block
 from medmerge_jax.training.step import Task, init_state, train_step
 from medmerge_jax.weights import read_tensors, variables_from_torch, variables_to_torch
 from medmerge_jax.weights.fit import MisfitError
@@ -372,7 +373,8 @@ def test_fine_tuning_is_an_adamw_with_parameter_groups_in_pytorch(
     (network,) = small_networks(torch, timm)
     variables = small_variables(network)
     depths = get_spec(TINY).depths(flatten(variables["params"]))
-    start = parameterization.fine_tune(variables, depths=depths, blocks=blocks, layer_decay=0.75)
+    start = parameterization.fine_tune(variables)
+    start = by_block(start, depths, blocks=blocks, layer_decay=0.75)
     start = dataclasses.replace(start, frozen=jax.tree.map(np.float64, start.frozen))
     batches = [
         {

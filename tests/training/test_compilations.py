@@ -16,6 +16,7 @@ from medmerge_jax.models import LinearHead, Preprocessing
 from medmerge_jax.models.network import Network
 from medmerge_jax.storage.run_directory import RunDirectory
 from medmerge_jax.training import parameterization
+from medmerge_jax.training.blocks import by_block
 from medmerge_jax.training.loop import train_stage
 from medmerge_jax.training.stage import Stage
 
@@ -59,8 +60,10 @@ def run(parents, tmp_path):
             start = parameterization.linear_probe(parents[0])
         else:
             depths = {path: int("head" in path) for path in flatten(parents[0]["params"])}
-            start = parameterization.fine_tune(
-                parents[0], depths=depths, layer_decay=changes.get("layer_decay", 1.0)
+            start = by_block(
+                parameterization.fine_tune(parents[0]),
+                depths,
+                layer_decay=changes.get("layer_decay", 1.0),
             )
         options = {"accumulate": changes.get("accumulate", 1)}
         batches = {

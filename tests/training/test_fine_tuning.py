@@ -16,6 +16,7 @@ from medmerge_jax.models.network import Network
 from medmerge_jax.models.norm import BatchNorm
 from medmerge_jax.training import parameterization
 from medmerge_jax.training.accumulation import accumulated_step
+from medmerge_jax.training.blocks import by_block
 from medmerge_jax.training.step import Task, collapse, init_state, train_step
 
 CLASSES = 3
@@ -51,7 +52,7 @@ def initial():
 
 def start_of(**options):
     depths = {path: depth(path) for path in flatten(initial()["params"])}
-    return parameterization.fine_tune(initial(), depths=depths, **options)
+    return by_block(parameterization.fine_tune(initial()), depths, **options)
 
 
 def arguments(start, batch):
@@ -71,9 +72,8 @@ def trained(start, batch, steps=1, take=train_step):
 def rate_scales(name, decay):
     spec = get_spec(name)
     leaves = spec.shapes(CLASSES)["params"]
-    start = parameterization.fine_tune(
-        {"params": leaves}, depths=spec.depths(leaves), layer_decay=decay
-    )
+    whole = parameterization.fine_tune({"params": leaves})
+    start = by_block(whole, spec.depths(leaves), layer_decay=decay)
     scales = start.frozen["rate_scale"]["params"]
     assert set(scales) == set(leaves)
     return scales
@@ -164,5 +164,5 @@ def test_what_is_frozen_has_no_moments_and_its_activations_are_not_kept(batch):
 
 
 def test_without_known_blocks_all_is_trained_at_one_rate():
-    start = parameterization.fine_tune(initial(), depths={}, layer_decay=1.0)
+    start = by_block(parameterization.fine_tune(initial()), {}, layer_decay=1.0)
     assert start.frozen == {"params": {}} and start.still_norms == ()
