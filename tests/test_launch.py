@@ -213,6 +213,19 @@ def test_a_signal_reaches_all_processes(processes, number, launch, stand_in, log
     assert log().count("USR1" if number == signal.SIGUSR1 else "TERM") == processes
 
 
+def test_a_signal_while_processes_are_started_reaches_them(launch, stand_in, log):
+    """The first process sends it. The second may not handle it yet, and then ends by it."""
+    stand_in(
+        "python",
+        """trap 'echo TERM >>"$LOG"; exit 75' TERM
+        [ "${@: -1}" = 0 ] && kill -TERM "$PPID"
+        while :; do sleep 0.1; done""",
+    )
+    job = launch("one_machine.sh", PROCESSES="2")
+    assert job.wait(60) in (preemption.EXIT_STATUS, 128 + signal.SIGTERM)
+    assert log().count("TERM") in (1, 2)
+
+
 @pytest.mark.slow
 def test_two_processes_stop(launch, compiled_programs, monkeypatch, tmp_path):
     """And save; how they resume is in test_chaos.py."""
