@@ -560,7 +560,15 @@ def config(folder):
             raise UserError("no config") from None
         check_config(made)
 
-    return Case(seeds, lambda rng, tree: mutate_tree(rng, tree, values), read)
+    def mutate(rng, tree):
+        if rng.random() < 0.8:
+            return mutate_tree(rng, tree, values)
+        # Nearly all that is strange is refused; another number of epochs is not.
+        group = choice(rng, ("lp", "ft", "fgg"))
+        key = choice(rng, [k for k, v in tree[group].items() if type(v) in (int, float)])
+        return {**tree, group: {**tree[group], key: tree[group][key] + 1}}
+
+    return Case(seeds, mutate, read)
 
 
 def run_directory(folder):
