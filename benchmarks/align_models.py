@@ -30,7 +30,7 @@ from measuring import forget_peak, memory
 from results import RESULTS, by_row, output_option, write_table
 
 import medmerge_jax as mm
-from medmerge_jax.merging import alignment
+from medmerge_jax.merging import alignment, permutations
 from medmerge_jax.merging.spaces import find_spaces
 from medmerge_jax.merging.trees import flatten, unflatten
 
@@ -78,8 +78,8 @@ def planted(name: str, options: argparse.Namespace) -> dict[str, Any]:
     forward, results = None, []
     for seed in range(options.seeds):
         variables = random_network(name, seed)
-        order = alignment.random_permutations(find_spaces(variables), seed + 1000)
-        permuted = alignment.permute_variables(variables, order)
+        order = permutations.random_permutations(find_spaces(variables), seed + 1000)
+        permuted = permutations.permute_variables(variables, order)
         if forward is None:
             lowered = jax.jit(lambda v: model.apply(v, images)).lower(variables)
             forward = lowered.compile(compiler_options=QUICK)
@@ -94,7 +94,7 @@ def planted(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "seconds": time.perf_counter() - begin,
             "recovered": all(
                 np.array_equal(recovered[space], inverse)
-                for space, inverse in alignment.invert_permutations(order).items()
+                for space, inverse in permutations.invert_permutations(order).items()
             ),
             "difference": float(np.abs(same - logits).max() / np.abs(logits).max()),
         }
@@ -157,7 +157,7 @@ def independent(name: str, start: str) -> dict[str, str]:
     order = alignment.weight_matching(*parents, start=start)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     peak = memory("VmHWM") - before
-    matched = alignment.permute_variables(parents[1], order)
+    matched = permutations.permute_variables(parents[1], order)
     return {
         "architecture": name,
         "s": f"{seconds:.1f}",

@@ -2,12 +2,7 @@
 
 from medmerge_jax.merging.alignment import activation_matching as activation_matching
 from medmerge_jax.merging.alignment import align_to_mean as align_to_mean
-from medmerge_jax.merging.alignment import compose_permutations as compose_permutations
-from medmerge_jax.merging.alignment import identity_permutations as identity_permutations
-from medmerge_jax.merging.alignment import invert_permutations as invert_permutations
 from medmerge_jax.merging.alignment import matched_averaging as matched_averaging
-from medmerge_jax.merging.alignment import permute_variables as permute_variables
-from medmerge_jax.merging.alignment import random_permutations as random_permutations
 from medmerge_jax.merging.alignment import weight_matching as weight_matching
 from medmerge_jax.merging.averages import diagonal_fisher as diagonal_fisher
 from medmerge_jax.merging.averages import fisher_average as fisher_average
@@ -30,6 +25,11 @@ from medmerge_jax.merging.correlation import update_moments as update_moments
 from medmerge_jax.merging.kernels import merge_kernels as merge_kernels
 from medmerge_jax.merging.kernels import merge_variables as merge_variables
 from medmerge_jax.merging.kernels import zeros_parent as zeros_parent
+from medmerge_jax.merging.permutations import compose_permutations as compose_permutations
+from medmerge_jax.merging.permutations import identity_permutations as identity_permutations
+from medmerge_jax.merging.permutations import invert_permutations as invert_permutations
+from medmerge_jax.merging.permutations import permute_variables as permute_variables
+from medmerge_jax.merging.permutations import random_permutations as random_permutations
 from medmerge_jax.merging.recalibration import recalibrate as recalibrate
 from medmerge_jax.merging.recalibration import repair as repair
 from medmerge_jax.merging.recalibration import repair_scales as repair_scales

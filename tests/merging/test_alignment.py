@@ -13,13 +13,15 @@ from medmerge_jax.merging.alignment import (
     STARTS,
     activation_matching,
     align_to_mean,
+    matched_averaging,
+    weight_matching,
+)
+from medmerge_jax.merging.permutations import (
     compose_permutations,
     identity_permutations,
     invert_permutations,
-    matched_averaging,
     permute_variables,
     random_permutations,
-    weight_matching,
 )
 from medmerge_jax.merging.spaces import find_spaces
 from medmerge_jax.merging.trees import without_head

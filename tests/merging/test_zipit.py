@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medmerge_jax.merging import flatten, unflatten
-from medmerge_jax.merging.alignment import (
-    activation_matching,
+from medmerge_jax.merging.alignment import activation_matching
+from medmerge_jax.merging.averages import uniform_average
+from medmerge_jax.merging.correlation import correlation
+from medmerge_jax.merging.permutations import (
     permute_variables,
     random_permutations,
 )
-from medmerge_jax.merging.averages import uniform_average
-from medmerge_jax.merging.correlation import correlation
 from medmerge_jax.merging.recalibration import recalibrate
 from medmerge_jax.merging.spaces import find_spaces
 from medmerge_jax.merging.zipit import (

@@ -460,7 +460,7 @@ def test_a_permuted_copy_has_nothing_to_repair(transformer, rng):
     one = random_models.variables_of(0, 2, transformer)
     one = jax.tree.map(lambda x: x + rng.normal(0, 0.5, x.shape).astype(np.float32), one)
     spaces = vit.spaces(2, one)
-    orders = merging.alignment.random_permutations(spaces, seed=1)
+    orders = merging.random_permutations(spaces, seed=1)
     copy = merging.permute_variables(one, orders, spaces)
     merged = mm.merge("weight_matching", transformer, (one, copy), images, repair=True)
     for path, leaf in flatten(merged).items():

@@ -9,8 +9,8 @@ from helpers.torch_reference import reference, state
 
 from medmerge_jax.errors import UserError
 from medmerge_jax.merging import flatten
-from medmerge_jax.merging.alignment import permute_variables, random_permutations
 from medmerge_jax.merging.correlation import correlation, covariance
+from medmerge_jax.merging.permutations import permute_variables, random_permutations
 from medmerge_jax.merging.spaces import find_spaces
 from medmerge_jax.models.densenet import DenseNet
 from medmerge_jax.models.resnet import CifarResNet

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import medmerge_jax as mm
-from medmerge_jax.merging import alignment, correlation
+from medmerge_jax.merging import alignment, correlation, permutations
 from medmerge_jax.merging.spaces import Space
 from medmerge_jax.merging.trees import flatten, unflatten
 from medmerge_jax.models import create_model, get_spec, vit
@@ -50,7 +50,7 @@ def logits(network, images):
 
 def planted(spaces, kind):
     """Random orders of one kind; all others are as they are."""
-    orders = alignment.random_permutations(spaces, seed=3)
+    orders = permutations.random_permutations(spaces, seed=3)
     of_heads = {name: order for name, order in orders.items() if "/attn/" in name}
     units, each = np.arange(WIDTH), WIDTH // HEADS
     match kind:
@@ -102,12 +102,13 @@ def test_orders_of_each_kind_keep_the_function_and_are_found_again(variables, sp
     np.testing.assert_allclose(after, before, atol=1e-5 * scale)
     for start in alignment.STARTS:
         found = alignment.weight_matching(variables, permuted, spaces=spaces, start=start)
-        wanted = alignment.identity_permutations(spaces) | alignment.invert_permutations(orders)
+        inverse = permutations.invert_permutations(orders)
+        wanted = permutations.identity_permutations(spaces) | inverse
         assert all(np.array_equal(found[name], order) for name, order in wanted.items())
 
 
 def test_activations_are_matched_by_head_too(network, variables, spaces, images):
-    orders = alignment.random_permutations(spaces, seed=4)
+    orders = permutations.random_permutations(spaces, seed=4)
     permuted = mm.merging.permute_variables(variables, orders, spaces)
     moments = collect_moments(network, [variables, permuted], spaces, images)
     blocks = {}
@@ -116,7 +117,7 @@ def test_activations_are_matched_by_head_too(network, variables, spaces, images)
         size = len(matrix) // 2
         blocks[name] = matrix[:size, size:]
     found = alignment.activation_matching(blocks, spaces)
-    for name, order in alignment.invert_permutations(orders).items():
+    for name, order in permutations.invert_permutations(orders).items():
         np.testing.assert_array_equal(found[name], order, err_msg=name)
 
 
@@ -144,7 +145,7 @@ def test_heads_and_their_units_are_assigned_together(rng):
 
 
 def test_orders_that_take_heads_apart_are_refused(variables, spaces):
-    orders = alignment.identity_permutations(spaces)
+    orders = permutations.identity_permutations(spaces)
     name, other = "blocks/0/attn/qk", "blocks/0/attn/v"
     apart = np.roll(orders[name], 1)
     with pytest.raises(ValueError, match=f"permutation of {name} takes units of its 3 heads apart"):
@@ -168,7 +169,7 @@ def test_a_deit_merged_with_a_permuted_copy_of_itself_keeps_its_function(rng, me
     variables = jax.jit(model.init)(jax.random.key(0), images)
     spaces = get_spec(TINY).spaces(variables)
     permuted = mm.merging.permute_variables(
-        variables, alignment.random_permutations(spaces, seed=5), spaces
+        variables, permutations.random_permutations(spaces, seed=5), spaces
     )
     logits = jax.jit(lambda variables: model.apply(variables, images))
     before, scale = logits(variables), float(np.abs(logits(variables)).max())
